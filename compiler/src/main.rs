@@ -1,0 +1,2 @@
+//! bpmc
+fn main() {}
