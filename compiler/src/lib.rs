@@ -1,1 +1,6 @@
-//! The bpm compiler.
+//! The bpm compiler: text in, typed model, step IR, adjoint, plan, loops and kernels out.
+
+#![forbid(unsafe_code)]
+
+pub mod ir;
+pub mod model;

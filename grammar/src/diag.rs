@@ -58,12 +58,7 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// An error with its primary place.
-    pub fn error(
-        code: &'static str,
-        message: impl Into<String>,
-        at: Span,
-        label: impl Into<String>,
-    ) -> Self {
+    pub fn error(code: &'static str, message: impl Into<String>, at: Span, label: impl Into<String>) -> Self {
         Self::new(Severity::Error, code, message.into(), at, label.into())
     }
 
@@ -78,46 +73,19 @@ impl Diagnostic {
     }
 
     /// A remark with its primary place.
-    pub fn info(
-        code: &'static str,
-        message: impl Into<String>,
-        at: Span,
-        label: impl Into<String>,
-    ) -> Self {
+    pub fn info(code: &'static str, message: impl Into<String>, at: Span, label: impl Into<String>) -> Self {
         Self::new(Severity::Info, code, message.into(), at, label.into())
     }
 
-    fn new(
-        severity: Severity,
-        code: &'static str,
-        message: String,
-        span: Span,
-        text: String,
-    ) -> Self {
-        let labels = vec![Label {
-            span,
-            text,
-            primary: true,
-        }];
-        Diagnostic {
-            code,
-            severity,
-            message,
-            labels,
-            help: vec![],
-            notes: vec![],
-            fix: None,
-        }
+    fn new(severity: Severity, code: &'static str, message: String, span: Span, text: String) -> Self {
+        let labels = vec![Label { span, text, primary: true }];
+        Diagnostic { code, severity, message, labels, help: vec![], notes: vec![], fix: None }
     }
 
     /// Adds a secondary place.
     #[must_use]
     pub fn label(mut self, span: Span, text: impl Into<String>) -> Self {
-        self.labels.push(Label {
-            span,
-            text: text.into(),
-            primary: false,
-        });
+        self.labels.push(Label { span, text: text.into(), primary: false });
         self
     }
 
@@ -138,10 +106,7 @@ impl Diagnostic {
     /// Adds a mechanical remedy.
     #[must_use]
     pub fn fix(mut self, span: Span, replacement: impl Into<String>) -> Self {
-        self.fix = Some(Fix {
-            span,
-            replacement: replacement.into(),
-        });
+        self.fix = Some(Fix { span, replacement: replacement.into() });
         self
     }
 
@@ -160,10 +125,7 @@ impl Diagnostic {
 ///
 /// The distance is the optimal string alignment distance (insert, delete, replace, swap); a
 /// candidate qualifies up to a third of the length of the name, and at least one.
-pub fn did_you_mean<'a>(
-    name: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (name.chars().count() / 3).max(1);
     candidates
         .into_iter()
@@ -186,9 +148,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
     for i in 1..=a.len() {
         for j in 1..=b.len() {
             let same = usize::from(a[i - 1] != b[j - 1]);
-            d[i][j] = (d[i - 1][j] + 1)
-                .min(d[i][j - 1] + 1)
-                .min(d[i - 1][j - 1] + same);
+            d[i][j] = (d[i - 1][j] + 1).min(d[i][j - 1] + 1).min(d[i - 1][j - 1] + same);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 d[i][j] = d[i][j].min(d[i - 2][j - 2] + 1);
             }
