@@ -5,5 +5,11 @@
 #![forbid(unsafe_code)]
 
 pub mod ast;
+pub mod codes;
 pub mod diag;
+pub mod format;
+pub mod parse;
+pub mod render;
 pub mod span;
+
+pub use parse::{Comment, Parsed, parse};

@@ -1,0 +1,94 @@
+//! Text to syntax tree, collecting all mistakes.
+//!
+//! The grammar in `bpm.pest` accepts every text: what does not belong to the language appears in the
+//! parse as a rule whose name says so. `items` and `expressions` walk the parse, make the tree and
+//! report; `mistakes` words the reports; `layout` knows where tokens and comments are. No meaning is
+//! attached to names here.
+
+mod expressions;
+mod items;
+mod judge;
+pub(crate) mod layout;
+mod mistakes;
+
+use crate::ast::File;
+use crate::diag::Diagnostic;
+use crate::span::Span;
+use items::Builder;
+use layout::Layout;
+use pest::Parser;
+use pest::iterators::Pair;
+
+/// The parser that pest derives from the grammar file.
+mod grammar {
+    #![allow(missing_docs, unreachable_pub)]
+
+    /// The grammar as a type.
+    #[derive(pest_derive::Parser)]
+    #[grammar = "bpm.pest"]
+    pub(crate) struct Grammar;
+}
+pub(crate) use grammar::{Grammar, Rule};
+
+/// A node of the parse.
+pub(crate) type Node<'s> = Pair<'s, Rule>;
+
+/// Brackets inside brackets, at most.
+const MAX_NESTING: usize = 100;
+
+/// A comment and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Comment {
+    /// From the first slash or `#` to the end of the line.
+    pub span: Span,
+    /// The whole text, with its slashes.
+    pub text: String,
+    /// Whether it is documentation (`///`).
+    pub doc: bool,
+    /// Whether nothing but white space stands before it on its line.
+    pub own_line: bool,
+}
+
+/// What a text says, and what is wrong with it.
+#[derive(Clone, Debug, Default)]
+pub struct Parsed {
+    /// The tree. Statements that could not be read are [`crate::ast::StatementKind::Error`].
+    pub file: File,
+    /// All comments in text order, documentation included.
+    pub comments: Vec<Comment>,
+    /// All mistakes, sorted by place.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Parsed {
+    /// Whether the text has at least one error.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(Diagnostic::is_error)
+    }
+}
+
+/// Reads a file. Never panics and never stops at the first mistake.
+///
+/// # Errors
+///
+/// All mistakes are in [`Parsed::diagnostics`], with codes BPM0001 to BPM0099.
+pub fn parse(source: &str) -> Parsed {
+    let layout = Layout::new(source);
+    let comments = layout.comments();
+    if let Some(bracket) = layout.too_deep(MAX_NESTING) {
+        return failed(comments, mistakes::nested_brackets(bracket, MAX_NESTING));
+    }
+    match Grammar::parse(Rule::file, source) {
+        Ok(mut pairs) => {
+            let mut builder = Builder::new(source, &layout);
+            let file = pairs.next().map(|p| builder.file(p)).unwrap_or_default();
+            let diagnostics = builder.finish();
+            Parsed { file, comments, diagnostics }
+        }
+        Err(error) => failed(comments, mistakes::refused(source, &error)),
+    }
+}
+
+fn failed(comments: Vec<Comment>, mistake: Diagnostic) -> Parsed {
+    Parsed { file: File::default(), comments, diagnostics: vec![mistake] }
+}
