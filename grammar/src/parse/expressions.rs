@@ -41,9 +41,7 @@ impl<'s> Builder<'s, '_> {
     fn sized(&mut self, node: Node<'s>) -> Sized {
         let span = self.span(&node);
         match node.as_rule() {
-            Rule::value => {
-                self.only_child(node, span)
-            }
+            Rule::value => self.only_child(node, span),
             Rule::expr => self.chain(node, span),
             Rule::sum | Rule::product | Rule::contraction | Rule::power => self.chain(node, span),
             Rule::unary | Rule::exponent => self.signed(node, span),
@@ -198,7 +196,9 @@ impl<'s> Builder<'s, '_> {
     fn primed(&mut self, mut value: Sized, part: Node<'s>, span: Span) -> Sized {
         let at = self.span(&part);
         match &mut value.expr.kind {
-            ExprKind::Name { primed, .. } if !*primed && !self.source[value.expr.span.range()].starts_with('(') => {
+            ExprKind::Name { primed, .. }
+                if !*primed && !self.source[value.expr.span.range()].starts_with('(') =>
+            {
                 *primed = true;
                 self.check_prime(at, part.as_str());
             }

@@ -3,9 +3,9 @@
 use super::layout::{Layout, Token, TokenKind};
 use super::{Node, Rule, mistakes};
 use crate::ast::{
-    Attribute, AxisDeclaration, BinaryOp, Constraint, Expr, ExprKind, File, Ident, Initial, Item, OutputDeclaration,
-    ParameterDeclaration, ParameterKind, Reset, RuleParameter, Spec, StateDeclaration, StateKind, Statement,
-    StatementKind, Target, Variable,
+    Attribute, AxisDeclaration, BinaryOp, Constraint, Expr, ExprKind, File, Ident, Initial, Item,
+    OutputDeclaration, ParameterDeclaration, ParameterKind, Reset, RuleParameter, Spec, StateDeclaration,
+    StateKind, Statement, StatementKind, Target, Variable,
 };
 use crate::diag::Diagnostic;
 use crate::span::Span;
@@ -184,6 +184,7 @@ impl<'s, 'l> Builder<'s, 'l> {
             }
         }
         let first = statements.first().map(|s| s.span);
+        let no_items = file.items.is_empty();
         let last_spec = file.items.iter_mut().rev().find_map(|item| match item {
             Item::Spec(spec) => Some(spec),
             Item::Rule(_) => None,
@@ -197,7 +198,7 @@ impl<'s, 'l> Builder<'s, 'l> {
             }
             (Some(first), ..) if !self.reported_in(first) => self.report(mistakes::outside(first)),
             (None, Some(close), _) => self.report(mistakes::stray_brace(close)),
-            (None, None, _) if file.items.is_empty() => self.report(mistakes::outside(span)),
+            (None, None, _) if no_items => self.report(mistakes::outside(span)),
             _ => {}
         }
     }
@@ -472,7 +473,8 @@ impl<'s, 'l> Builder<'s, 'l> {
     fn state(&mut self, node: Node<'s>) -> StateDeclaration {
         let span = self.span(&node);
         let clauses = self.clauses(node);
-        if let Some(Constraint::Interval { span, .. } | Constraint::Compare { span, .. }) = clauses.constraint {
+        if let Some(Constraint::Interval { span, .. } | Constraint::Compare { span, .. }) = clauses.constraint
+        {
             let help = "bound a state in its equation, with `clip(…, low, high)`";
             self.report(mistakes::clause(span, "a state has no range", help));
         }
@@ -546,7 +548,8 @@ impl<'s, 'l> Builder<'s, 'l> {
             }
         }
         let brackets = Span::new(open, span.end as usize);
-        let inside = self.source[brackets.range()].trim_start_matches(['(', '[']).trim_end_matches([')', ']']);
+        let inside =
+            self.source[brackets.range()].trim_start_matches(['(', '[']).trim_end_matches([')', ']']);
         if self.source[brackets.range()].contains('[') && !self.reported_in(span) {
             self.report(mistakes::interval_brackets(brackets, inside));
         }
@@ -728,17 +731,19 @@ impl<'s, 'l> Builder<'s, 'l> {
                     let target = self.target(child);
                     if target.primed || target.axes.is_some() {
                         let help = format!("write `{}`", target.name.name);
-                        self.report(mistakes::clause(target.span, "`hold` takes bare names of states", &help));
+                        self.report(mistakes::clause(
+                            target.span,
+                            "`hold` takes bare names of states",
+                            &help,
+                        ));
                     }
                     states.push(target.name);
                 }
                 Rule::missing_name => self.no_name(&child, "a state"),
                 Rule::missing_comma => self.missing_comma(&child),
-                Rule::missing_when => {
-                    if !self.reported_in(span) {
-                        let help = "say when: `hold S when e`";
-                        self.report(mistakes::clause(span, "`hold` without a condition", help));
-                    }
+                Rule::missing_when if !self.reported_in(span) => {
+                    let help = "say when: `hold S when e`";
+                    self.report(mistakes::clause(span, "`hold` without a condition", help));
                 }
                 Rule::value => condition = self.expr(child),
                 _ => {}
@@ -857,9 +862,7 @@ impl<'s, 'l> Builder<'s, 'l> {
         let tokens = self.layout.tokens();
         let count = tokens.partition_point(|t| t.span.start < place);
         let above = tokens[..count].iter().rev().take_while(|t| t.kind == TokenKind::Comment);
-        let mut lines: Vec<String> = above
-            .filter_map(|&token| self.doc_line(token))
-            .collect();
+        let mut lines: Vec<String> = above.filter_map(|&token| self.doc_line(token)).collect();
         lines.reverse();
         lines
     }

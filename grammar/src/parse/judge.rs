@@ -131,7 +131,11 @@ impl<'s> Builder<'s, '_> {
             ")" | "]" => mistakes::unmatched(first.span, token),
             "(" | "[" if before.is_some_and(|b| b.kind == TokenKind::Word) => {
                 let gap = Span::new(before.map_or(0, |b| b.span.end as usize), first.span.start as usize);
-                if gap.start < gap.end { mistakes::spaced_call(gap, token) } else { mistakes::unexpected(at, text) }
+                if gap.start < gap.end {
+                    mistakes::spaced_call(gap, token)
+                } else {
+                    mistakes::unexpected(at, text)
+                }
             }
             "'" => mistakes::prime_on(first.span, "this expression"),
             "|" => mistakes::bars(first.span),

@@ -7,8 +7,21 @@ use crate::span::Span;
 
 /// Words that cannot be names.
 pub(super) const KEYWORDS: &[&str] = &[
-    "axis", "const", "in", "noise", "learn", "fixed", "state", "plastic", "trace", "modulator", "out", "penalty",
-    "hold", "spec", "rule",
+    "axis",
+    "const",
+    "in",
+    "noise",
+    "learn",
+    "fixed",
+    "state",
+    "plastic",
+    "trace",
+    "modulator",
+    "out",
+    "penalty",
+    "hold",
+    "spec",
+    "rule",
 ];
 
 /// Words that follow a declared name.
@@ -72,8 +85,13 @@ pub(super) fn nested_brackets(at: Span, limit: usize) -> Diagnostic {
 }
 
 pub(super) fn deep_expression(at: Span, limit: usize) -> Diagnostic {
-    here(codes::TOO_DEEP, "this expression is too deep", at, format!("more than {limit} operations in each other"))
-        .help("give a part of it a name, in an equation of its own")
+    here(
+        codes::TOO_DEEP,
+        "this expression is too deep",
+        at,
+        format!("more than {limit} operations in each other"),
+    )
+    .help("give a part of it a name, in an equation of its own")
 }
 
 pub(super) fn unclosed(open: Span, bracket: &str, end: Span, close: &str) -> Diagnostic {
@@ -83,9 +101,14 @@ pub(super) fn unclosed(open: Span, bracket: &str, end: Span, close: &str) -> Dia
 }
 
 pub(super) fn wrong_closing(open: Span, at: Span, found: &str, wanted: &str) -> Diagnostic {
-    here(codes::UNMATCHED, format!("`{found}` does not close this bracket"), at, format!("expected `{wanted}`"))
-        .label(open, "opened here")
-        .fix(at, wanted)
+    here(
+        codes::UNMATCHED,
+        format!("`{found}` does not close this bracket"),
+        at,
+        format!("expected `{wanted}`"),
+    )
+    .label(open, "opened here")
+    .fix(at, wanted)
 }
 
 pub(super) fn unmatched(at: Span, bracket: &str) -> Diagnostic {
@@ -152,7 +175,8 @@ pub(super) fn refused(source: &str, error: &pest::error::Error<Rule>) -> Diagnos
 // ---------------------------------------------------------------- statements
 
 pub(super) fn unknown_keyword(at: Span, word: &str, next: &str, meant: Option<&str>) -> Diagnostic {
-    let wrong = here(codes::UNKNOWN_KEYWORD, format!("unknown keyword `{word}`"), at, "no statement begins so");
+    let wrong =
+        here(codes::UNKNOWN_KEYWORD, format!("unknown keyword `{word}`"), at, "no statement begins so");
     match meant {
         Some(meant) => wrong.help(format!("did you mean `{meant}`?")).fix(at, meant),
         None if next.is_empty() => wrong.note(statement_words()),
@@ -168,8 +192,13 @@ fn statement_words() -> String {
 }
 
 pub(super) fn lonely(at: Span, word: &str) -> Diagnostic {
-    here(codes::UNEXPECTED, format!("`{word}` alone is no statement"), at, "expected an equation or a declaration")
-        .help(format!("define it with `{word} = …`, or remove it"))
+    here(
+        codes::UNEXPECTED,
+        format!("`{word}` alone is no statement"),
+        at,
+        "expected an equation or a declaration",
+    )
+    .help(format!("define it with `{word} = …`, or remove it"))
 }
 
 pub(super) fn no_statement(at: Span) -> Diagnostic {
@@ -192,12 +221,14 @@ pub(super) fn same_line(end: u32, second: Span) -> Diagnostic {
 }
 
 pub(super) fn missing_assign(place: Span, after: &str) -> Diagnostic {
-    here(codes::MISSING_ASSIGN, "`=` is missing", place, format!("expected `=` after {after}")).fix(place, " =")
+    here(codes::MISSING_ASSIGN, "`=` is missing", place, format!("expected `=` after {after}"))
+        .fix(place, " =")
 }
 
 pub(super) fn wrong_assign(at: Span, sign: &str) -> Diagnostic {
     let wrong = here(codes::WRONG_ASSIGN, format!("`{sign}` does not define anything"), at, "expected `=`");
-    let wrong = if sign == "==" { wrong.note("`==` compares two values inside an expression") } else { wrong };
+    let wrong =
+        if sign == "==" { wrong.note("`==` compares two values inside an expression") } else { wrong };
     wrong.fix(at, "=")
 }
 
@@ -261,7 +292,8 @@ pub(super) fn reserved(at: Span, name: &str, what: &str) -> Diagnostic {
 
 pub(super) fn name_letters(at: Span, name: &str) -> Diagnostic {
     let plain: String = name.chars().map(|c| spelled(c).unwrap_or_else(|| c.to_string())).collect();
-    let wrong = here(codes::NAME_LETTERS, format!("the name `{name}` has letters outside ASCII"), at, "this name");
+    let wrong =
+        here(codes::NAME_LETTERS, format!("the name `{name}` has letters outside ASCII"), at, "this name");
     if plain.is_ascii() {
         wrong.help(format!("write `{plain}`")).fix(at, plain)
     } else {
@@ -316,7 +348,9 @@ pub(super) fn operator_spelling(at: Span, found: &str, ascii: &str) -> Diagnosti
     let code = if found.is_ascii() { codes::FOREIGN_OPERATOR } else { codes::UNICODE_OPERATOR };
     let wrong = here(code, format!("`{found}` is written `{ascii}`"), at, format!("expected `{ascii}`"));
     let wrong = match found {
-        "·" | "⋅" | "∙" => wrong.help("`.` is the dot product of two vectors, `*` the elementwise product"),
+        "·" | "⋅" | "∙" => {
+            wrong.help("`.` is the dot product of two vectors, `*` the elementwise product")
+        }
         ".*" | "./" | ".^" => wrong.help("`*`, `/` and `^` work elementwise; a matrix product is `@`"),
         _ => wrong,
     };
@@ -336,7 +370,9 @@ pub(super) fn no_such_operator(at: Span, sign: &str) -> Diagnostic {
 }
 
 pub(super) fn plus_sign(at: Span) -> Diagnostic {
-    here(codes::FOREIGN_OPERATOR, "`+` is no sign", at, "no operand on its left").help("remove it").fix(at, "")
+    here(codes::FOREIGN_OPERATOR, "`+` is no sign", at, "no operand on its left")
+        .help("remove it")
+        .fix(at, "")
 }
 
 pub(super) fn comparison_chain(first: Span, second: Span) -> Diagnostic {
@@ -370,7 +406,9 @@ pub(super) fn missing_comma(gap: Span, next: Span, text: &str, meant: Option<&st
         Some(meant) => here(codes::CLAUSE, format!("unknown word `{text}`"), next, "in a declaration")
             .help(format!("did you mean `{meant}`?"))
             .fix(next, meant),
-        None => here(codes::MISSING_COMMA, "a comma is missing", next, "expected `,` before this").fix(gap, ","),
+        None => {
+            here(codes::MISSING_COMMA, "a comma is missing", next, "expected `,` before this").fix(gap, ",")
+        }
     }
 }
 
@@ -382,14 +420,21 @@ pub(super) fn missing_expression(at: Span, found: &str, before: Option<(Span, &s
         "an operand is missing here",
     );
     match before {
-        Some((span, sign)) if "+-*/^@.<>=,~".contains(sign) => wrong.label(span, format!("after this `{sign}`")),
+        Some((span, sign)) if "+-*/^@.<>=,~".contains(sign) => {
+            wrong.label(span, format!("after this `{sign}`"))
+        }
         _ => wrong,
     }
 }
 
 pub(super) fn list_literal(at: Span) -> Diagnostic {
-    here(codes::MISSING_EXPRESSION, "expected an expression, found `[`", at, "a list of values has no meaning here")
-        .help("brackets follow a name directly: `y[j]`; vectors are joined with `concat(a, b)`")
+    here(
+        codes::MISSING_EXPRESSION,
+        "expected an expression, found `[`",
+        at,
+        "a list of values has no meaning here",
+    )
+    .help("brackets follow a name directly: `y[j]`; vectors are joined with `concat(a, b)`")
 }
 
 pub(super) fn named_argument(at: Span, name: &str) -> Diagnostic {
