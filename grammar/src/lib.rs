@@ -12,4 +12,5 @@ pub mod parse;
 pub mod render;
 pub mod span;
 
+pub use format::{expr_text, format};
 pub use parse::{Comment, Parsed, parse};

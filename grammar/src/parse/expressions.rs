@@ -338,12 +338,13 @@ impl<'s> Builder<'s, '_> {
     /// The list between brackets of any kind, with its mistakes.
     fn list(&mut self, node: Node<'s>) -> Vec<Sized> {
         let (open, text) = (node.as_span().start(), node.as_str());
+        let one_value = node.as_rule() == Rule::paren;
         let end = self.span(&node).end;
         let mut parts = vec![];
         let mut wrong: Option<Node<'s>> = None;
         for child in node.into_inner() {
             match child.as_rule() {
-                Rule::arguments => parts = self.arguments(child),
+                Rule::arguments => parts = self.arguments(child, one_value),
                 Rule::wrong_inside => wrong = Some(child),
                 Rule::unclosed => self.unclosed(open, text, end),
                 _ => {}
@@ -357,13 +358,13 @@ impl<'s> Builder<'s, '_> {
         parts
     }
 
-    fn arguments(&mut self, node: Node<'s>) -> Vec<Sized> {
+    fn arguments(&mut self, node: Node<'s>, one_value: bool) -> Vec<Sized> {
         let mut parts: Vec<Sized> = vec![];
         for child in node.into_inner() {
             if child.as_rule() == Rule::missing_comma {
                 let at = child.as_span().start();
                 let before = parts.last().map_or(Span::new(at, at), |p| p.expr.span);
-                self.side_by_side(before, at);
+                self.side_by_side(before, at, one_value);
             } else {
                 let part = self.sized(child);
                 parts.push(part);

@@ -861,7 +861,8 @@ impl<'s, 'l> Builder<'s, 'l> {
         self.documented.push(place);
         let tokens = self.layout.tokens();
         let count = tokens.partition_point(|t| t.span.start < place);
-        let above = tokens[..count].iter().rev().take_while(|t| t.kind == TokenKind::Comment);
+        let is_gap = |t: &&Token| t.kind == TokenKind::Comment || self.layout.text(**t) == ";";
+        let above = tokens[..count].iter().rev().take_while(is_gap);
         let mut lines: Vec<String> = above.filter_map(|&token| self.doc_line(token)).collect();
         lines.reverse();
         lines
@@ -886,7 +887,8 @@ impl<'s, 'l> Builder<'s, 'l> {
             if token.kind != TokenKind::Comment || !text.starts_with("///") || text.starts_with("////") {
                 continue;
             }
-            let next = tokens[at..].iter().find(|t| t.kind != TokenKind::Comment);
+            let is_gap = |t: &&Token| t.kind != TokenKind::Comment && self.layout.text(**t) != ";";
+            let next = tokens[at..].iter().find(is_gap);
             let attached = next.is_some_and(|n| self.documented.binary_search(&n.span.start).is_ok());
             if !attached || self.doc_line(token).is_none() {
                 lost.push(token.span);

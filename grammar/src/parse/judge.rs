@@ -56,6 +56,9 @@ impl<'s> Builder<'s, '_> {
         if mistakes::KEYWORDS.contains(&text) && self.layout.same_line(gap.end, span.start) {
             return self.report(mistakes::reserved(span, text, "an operand"));
         }
+        if is_foreign(text) {
+            return self.report(mistakes::character(span, text));
+        }
         let before = self.layout.previous(place).map(|t| (t.span, self.layout.text(t)));
         self.report(mistakes::missing_expression(span, &found, before));
     }
@@ -82,11 +85,15 @@ impl<'s> Builder<'s, '_> {
         }
     }
 
-    /// Reports two operands side by side in brackets.
-    pub(super) fn side_by_side(&mut self, before: Span, place: usize) {
+    /// Reports two operands side by side in brackets, which hold one value or a list.
+    pub(super) fn side_by_side(&mut self, before: Span, place: usize, one_value: bool) {
         let next = self.layout.next(place).map_or(Span::new(place, place), |t| t.span);
         let gap = Span::new(before.end as usize, before.end as usize);
-        self.report(mistakes::operator_or_comma(before, next, gap));
+        self.report(if one_value {
+            mistakes::missing_operator(before, next, gap)
+        } else {
+            mistakes::operator_or_comma(before, next, gap)
+        });
     }
 
     /// Reports a comma that is not there, or a word that does not belong to the list.

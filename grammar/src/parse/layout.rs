@@ -114,7 +114,8 @@ impl<'s> Layout<'s> {
         comments.map(|&token| self.comment(token)).collect()
     }
 
-    fn comment(&self, token: Token) -> Comment {
+    /// A token as a comment.
+    pub(crate) fn comment(&self, token: Token) -> Comment {
         let text = self.text(token).trim_end();
         let start = token.span.start as usize;
         let before = self.source[..start].rsplit('\n').next().unwrap_or_default();

@@ -395,10 +395,15 @@ pub(super) fn missing_operator(left: Span, right: Span, gap: Span) -> Diagnostic
 }
 
 pub(super) fn operator_or_comma(left: Span, right: Span, gap: Span) -> Diagnostic {
-    here(codes::MISSING_OPERATOR, "an operator or a comma is missing", right, "nothing between this …")
-        .label(left, "… and this")
-        .help("write `,` between two arguments, or an operator such as `*` or `@`")
-        .fix(gap, ",")
+    here(
+        codes::MISSING_OPERATOR,
+        "an operator or a comma is missing",
+        right,
+        "expected `,` or an operator before this",
+    )
+    .label(left, "after this")
+    .help("write `,` between two arguments, or an operator such as `*` or `@`")
+    .fix(gap, ",")
 }
 
 pub(super) fn missing_comma(gap: Span, next: Span, text: &str, meant: Option<&str>) -> Diagnostic {
