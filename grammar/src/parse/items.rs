@@ -102,7 +102,11 @@ impl<'s, 'l> Builder<'s, 'l> {
             match child.as_rule() {
                 Rule::spec_word => head = self.span(&child),
                 Rule::any_name => {
-                    name = self.declared(&child, "a spec");
+                    // A spec's name is never used in an expression, so any word will do.
+                    name = Ident { name: child.as_str().to_owned(), span: self.span(&child) };
+                    if !name.name.is_ascii() {
+                        self.report(mistakes::name_letters(name.span, &name.name));
+                    }
                     head = head.to(name.span);
                 }
                 Rule::missing_name => {
@@ -267,7 +271,7 @@ impl<'s, 'l> Builder<'s, 'l> {
         let mut index = None;
         for child in node.into_inner() {
             match child.as_rule() {
-                Rule::any_name => name = Some(self.declared(&child, "a parameter")),
+                Rule::name | Rule::reserved_name => name = Some(self.declared(&child, "a parameter")),
                 Rule::brackets => index = Some(self.index(child)),
                 _ => {
                     let at = self.span(&child);
@@ -762,7 +766,11 @@ impl<'s, 'l> Builder<'s, 'l> {
                     tuple = true;
                     targets = self.tuple(child);
                 }
-                Rule::missing_name => self.no_name(&child, "a variable"),
+                Rule::missing_name if modulator => self.no_name(&child, "a variable"),
+                Rule::missing_name => {
+                    let sign = self.layout.next(child.as_span().start()).map_or(span, |t| t.span);
+                    self.report(mistakes::nameless_equation(sign));
+                }
                 Rule::target | Rule::incomplete_target => targets.push(self.target(child)),
                 Rule::assign => self.assign(&child, targets.first()),
                 Rule::missing_assign => {
@@ -798,7 +806,7 @@ impl<'s, 'l> Builder<'s, 'l> {
         for child in node.into_inner() {
             let at = self.span(&child);
             match child.as_rule() {
-                Rule::any_name => target.name = self.declared(&child, "a variable"),
+                Rule::name | Rule::reserved_name => target.name = self.declared(&child, "a variable"),
                 Rule::brackets => target.axes = Some(self.brackets(child)),
                 Rule::late_prime => {
                     target.primed = true;

@@ -118,7 +118,12 @@ impl<'s> Builder<'s, '_> {
         let second = rest.map_or("", |t| self.layout.text(t));
         let third = rest.and_then(|t| self.layout.next(t.span.end as usize));
         let called = third.is_some_and(|t| self.layout.text(t) == "(");
-        let meant = mistakes::keyword_for(text);
+        let braced = third.is_some_and(|t| self.layout.text(t) == "{");
+        let meant = mistakes::keyword_for(text).filter(|m| match *m {
+            "spec" => braced,
+            "rule" => called,
+            _ => true,
+        });
         let mistake = if meant.is_none() && called {
             let gap = Span::new(word.end as usize, word.end as usize);
             mistakes::missing_assign(gap, &format!("`{text}`"))

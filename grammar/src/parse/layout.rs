@@ -92,20 +92,43 @@ impl<'s> Layout<'s> {
         text.is_some_and(|t| !t.contains('\n'))
     }
 
-    /// The first bracket that is nested deeper than `limit`.
+    /// The first bracket that is nested deeper than `limit`. Brackets end where a statement begins.
     pub(crate) fn too_deep(&self, limit: usize) -> Option<Span> {
-        let mut depth = 0usize;
-        for &token in self.tokens.iter().filter(|t| t.kind == TokenKind::Symbol) {
+        let (mut brackets, mut braces) = (0usize, 0usize);
+        let mut end = 0;
+        for (at, &token) in self.tokens.iter().enumerate() {
+            let new_line = !self.same_line(end, token.span.start);
+            end = token.span.end;
+            if new_line && self.begins_statement(at) {
+                brackets = 0;
+            }
             match self.text(token) {
-                "(" | "[" | "{" => depth += 1,
-                ")" | "]" | "}" => depth = depth.saturating_sub(1),
+                "(" | "[" => brackets += 1,
+                ")" | "]" => brackets = brackets.saturating_sub(1),
+                "{" => braces += 1,
+                "}" => (brackets, braces) = (0, braces.saturating_sub(1)),
+                ";" => brackets = 0,
                 _ => {}
             }
-            if depth > limit {
+            if brackets + braces > limit {
                 return Some(token.span);
             }
         }
         None
+    }
+
+    /// Whether a token is the name on the left of an `=`: the beginning of an equation.
+    fn begins_statement(&self, at: usize) -> bool {
+        let mut rest = self.tokens[at + 1..].iter().map(|&t| self.text(t)).peekable();
+        if self.tokens[at].kind != TokenKind::Word {
+            return false;
+        }
+        rest.next_if_eq(&"'");
+        if rest.next_if_eq(&"[").is_some() {
+            while rest.next_if(|t| !matches!(*t, "[" | "]" | "=" | ";" | "}")).is_some() {}
+            rest.next_if_eq(&"]");
+        }
+        rest.next() == Some("=")
     }
 
     /// All comments.

@@ -284,6 +284,10 @@ pub(super) fn missing_name(at: Span, what: &str, found: &str) -> Diagnostic {
     here(codes::MISSING_NAME, format!("expected {what}, found {found}"), at, "a name is missing here")
 }
 
+pub(super) fn nameless_equation(sign: Span) -> Diagnostic {
+    here(codes::MISSING_NAME, "an equation without a name", sign, "expected a name before this")
+}
+
 pub(super) fn reserved(at: Span, name: &str, what: &str) -> Diagnostic {
     here(codes::RESERVED, format!("`{name}` is a reserved word"), at, format!("cannot be {what}"))
         .help(format!("choose another name, such as `{name}_`"))
