@@ -1,4 +1,4 @@
-//! The model library and every `bpm` block of the documents: they parse.
+//! The model library and every `bpm` block of the documents: they parse, and stand in the canonical layout.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -71,4 +71,17 @@ fn everything_parses() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_layout_is_canonical() {
+    let mut wrong = vec![];
+    for source in library().into_iter().chain(blocks("bpm")) {
+        if let Ok(formatted) = grammar::format::format(&source.text)
+            && formatted != source.text
+        {
+            wrong.push(source.place);
+        }
+    }
+    assert!(wrong.is_empty(), "not in canonical layout; run `bpmc fmt`: {}", wrong.join(", "));
 }
