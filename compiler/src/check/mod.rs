@@ -1,0 +1,166 @@
+//! From the syntax tree to the typed model: what the text means, or why it means nothing.
+//!
+//! One judgement per file. Declarations come first (`names`, `axes`, `constants`, `parameters`,
+//! `states`), then equations are sorted (`order`) and built into the step IR (`equations`,
+//! `expressions`, `synapses`, `contraction`, `builtins`, `rules`), then outputs.
+//!
+//! A judgement that fails reports once and poisons what depends on it, so that one cause gives one
+//! error and independent mistakes are found in one run. A model is made only of a spec without
+//! errors.
+
+mod axes;
+mod builtins;
+mod checker;
+pub mod codes;
+mod constants;
+mod contraction;
+mod equations;
+mod expressions;
+mod initial;
+mod names;
+mod order;
+mod outputs;
+mod parameters;
+mod rules;
+mod states;
+mod synapses;
+mod types;
+
+use crate::ir::{self, Sink, StateId};
+use crate::model::Model;
+use checker::Checker;
+use equations::{Equation, Meaning};
+use grammar::ast::{self, Item};
+use grammar::diag::Diagnostic;
+use rules::Rules;
+
+/// What the checker makes of a file.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The models of the specs without errors, in text order.
+    pub models: Vec<Model>,
+    /// Everything there is to say, by place.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Parses and checks a file.
+pub fn check(source: &str) -> Checked {
+    let parsed = grammar::parse::parse(source);
+    let mut checked = check_file(source, &parsed.file);
+    checked.diagnostics.extend(parsed.diagnostics);
+    checked.diagnostics.sort_by_key(|d| (d.span(), d.severity));
+    // A syntax error that left a whole spec in the tree still stands in its text.
+    if checked.diagnostics.iter().any(|d| d.is_error() && d.code.starts_with("BPM00")) {
+        checked.models.clear();
+    }
+    checked
+}
+
+/// Checks the specs and rules of a file. `source` is the text that its spans refer to, for advice.
+pub fn check_file(source: &str, file: &ast::File) -> Checked {
+    let mut diagnostics = vec![];
+    let rules = Rules::collect(file, &mut diagnostics);
+    let rules_are_sound = !diagnostics.iter().any(Diagnostic::is_error);
+    let mut models = vec![];
+    for item in &file.items {
+        if let Item::Spec(spec) = item {
+            let (model, found) = check_spec(source, spec, &rules);
+            for d in found {
+                if !diagnostics.contains(&d) {
+                    diagnostics.push(d);
+                }
+            }
+            models.extend(model.filter(|_| rules_are_sound));
+        }
+    }
+    Checked { models, diagnostics }
+}
+
+fn check_spec<'a>(source: &'a str, spec: &'a ast::Spec, rules: &'a Rules<'a>) -> (Option<Model>, Vec<Diagnostic>) {
+    let mut checker = Checker::new(source, spec, rules);
+    checker.declare_axes();
+    checker.declare_constants();
+    checker.declare_parameters();
+    checker.declare_inputs();
+    checker.declare_states();
+    let mut equations = checker.collect_equations();
+    checker.collect_holds(&mut equations);
+    checker.build_step(&equations);
+    checker.build_outputs();
+    if checker.failed() {
+        return (None, checker.diagnostics);
+    }
+    let (model, diagnostics) = checker.into_model(&equations);
+    debug_assert_eq!(ir::verify(&model.step), Ok(()));
+    (Some(model), diagnostics)
+}
+
+impl<'a> Checker<'a> {
+    /// Builds all equations, each behind those that it needs.
+    fn build_step(&mut self, equations: &[Equation<'a>]) {
+        self.keep_states_without_equation(equations);
+        let (order, cyclic) = self.order(equations);
+        for k in order {
+            if cyclic.contains(&k) {
+                for goal in &equations[k].goals {
+                    self.transients.insert(goal.target.name.name.clone(), None);
+                }
+            } else {
+                self.build_equation(&equations[k]);
+            }
+        }
+        for k in 0..self.states.len() {
+            let s = StateId(k as u32);
+            if let Some(next) = self.next.get(&s) {
+                self.builder.result(Sink::State(s), next.value);
+            }
+        }
+    }
+
+    fn keep_states_without_equation(&mut self, equations: &[Equation<'a>]) {
+        for k in 0..self.states.len() {
+            let s = StateId(k as u32);
+            let defined = |e: &Equation<'a>| e.goals.iter().any(|g| g.meaning == Meaning::State(s));
+            if equations.iter().any(defined) {
+                continue;
+            }
+            let (shape, name, span) =
+                (self.states[k].shape, self.states[k].name.clone(), self.states[k].span);
+            let value = self.load(ir::Source::State(s), shape, &name);
+            self.next.insert(s, value);
+            self.report(
+                Diagnostic::warning(
+                    codes::NO_EQUATION,
+                    format!("the state `{name}` has no equation"),
+                    span,
+                    "keeps its initial value for ever",
+                )
+                .help(format!("write `{name}' = …`, or declare it as a parameter: `learn` or `fixed`")),
+            );
+        }
+    }
+
+    fn into_model(self, equations: &[Equation<'a>]) -> (Model, Vec<Diagnostic>) {
+        let mut modulators = vec![];
+        for equation in equations.iter().filter(|e| e.modulator) {
+            for goal in &equation.goals {
+                let name = &goal.target.name.name;
+                if let Some(typed) = self.transients.get(name).copied().flatten() {
+                    modulators.push((name.clone(), typed.value, goal.target.span));
+                }
+            }
+        }
+        let model = Model {
+            name: self.spec.name.name.clone(),
+            doc: self.spec.doc.clone(),
+            axes: self.axes,
+            params: self.params,
+            inputs: self.inputs,
+            states: self.states,
+            outputs: self.outputs,
+            step: self.builder.finish(),
+            modulators,
+        };
+        (model, self.diagnostics)
+    }
+}
