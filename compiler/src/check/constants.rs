@@ -11,6 +11,10 @@ use grammar::ast::{BinaryOp, Expr, ExprKind, Ident, StatementKind};
 use grammar::diag::Diagnostic;
 use grammar::span::Span;
 
+/// How deep a value is searched for a compile-time number. A value shares its operands, so that the
+/// search may grow as a power of this.
+const MAX_CONSTANT_DEPTH: usize = 12;
+
 impl<'a> Checker<'a> {
     /// Declares the `const`s. One may use another that stands later in the text.
     pub(super) fn declare_constants(&mut self) {
@@ -127,14 +131,17 @@ impl<'a> Checker<'a> {
 
     /// The compile-time number that a value of the step is, if it is one.
     pub(super) fn constant_of(&self, v: Value) -> Option<ConstExpr> {
-        let two = |op, a, b| {
-            Some(ConstExpr::Binary(op, Box::new(self.constant_of(a)?), Box::new(self.constant_of(b)?)))
-        };
+        self.constant_within(v, MAX_CONSTANT_DEPTH)
+    }
+
+    fn constant_within(&self, v: Value, depth: usize) -> Option<ConstExpr> {
+        let one = |a| self.constant_within(a, depth.checked_sub(1)?);
+        let two = |op, a, b| Some(ConstExpr::Binary(op, Box::new(one(a)?), Box::new(one(b)?)));
         match self.builder.function().at(v).op {
             Op::Const(x) => Some(ConstExpr::Number(x)),
             Op::Size(axis) => Some(ConstExpr::Size(axis)),
-            Op::Unary(Unary::Neg, a) => Some(negate(self.constant_of(a)?)),
-            Op::Unary(Unary::Sqrt, a) => Some(ConstExpr::Sqrt(Box::new(self.constant_of(a)?))),
+            Op::Unary(Unary::Neg, a) => Some(negate(one(a)?)),
+            Op::Unary(Unary::Sqrt, a) => Some(ConstExpr::Sqrt(Box::new(one(a)?))),
             Op::Binary(Binary::Add, a, b) => two(BinaryOp::Add, a, b),
             Op::Binary(Binary::Sub, a, b) => two(BinaryOp::Sub, a, b),
             Op::Binary(Binary::Mul, a, b) => two(BinaryOp::Mul, a, b),

@@ -3,7 +3,6 @@
 
 use super::checker::Checker;
 use super::codes;
-use super::constants::number;
 use super::types::shape_text;
 use crate::ir::{Axis, Shape};
 use crate::model::{ConstExpr, Constraint, Init};
@@ -220,31 +219,24 @@ impl Checker<'_> {
         constraint: &Constraint,
         constraint_span: Span,
     ) -> bool {
-        let (low, high, mut inside) = match constraint {
+        let (low, high) = match constraint {
             Constraint::Free => return true,
-            Constraint::Interval(a, b) => (self.declared_number(a), self.declared_number(b), true),
-            Constraint::Above(a) => (self.declared_number(a), Some(f64::INFINITY), true),
-            Constraint::Below(b) => (Some(f64::NEG_INFINITY), self.declared_number(b), true),
+            Constraint::Interval(a, b) => (self.declared_number(a), self.declared_number(b)),
+            Constraint::Above(a) => (self.declared_number(a), Some(f64::INFINITY)),
+            Constraint::Below(b) => (Some(f64::NEG_INFINITY), self.declared_number(b)),
         };
         let (Some(low), Some(high)) = (low, high) else { return true };
-        let label = match init {
+        let (inside, label) = match init {
             Init::Constant(c) => match self.declared_number(c) {
-                Some(x) => {
-                    inside = low < x && x < high;
-                    format!("starts at {x}")
-                }
+                Some(x) => (low < x && x < high, format!("starts at {x}")),
                 None => return true,
             },
             Init::Uniform(a, b) => match (self.declared_number(a), self.declared_number(b)) {
-                (Some(a), Some(b)) => {
-                    inside = low <= a && b <= high;
-                    format!("starts between {a} and {b}")
-                }
+                (Some(a), Some(b)) => (low <= a && b <= high, format!("starts between {a} and {b}")),
                 _ => return true,
             },
             Init::Normal(..) | Init::FanIn(_) | Init::Orthogonal(_) | Init::Param(_) => {
-                inside = false;
-                "this distribution may leave the range".to_owned()
+                (false, "this distribution may leave the range".to_owned())
             }
         };
         if !inside {
@@ -274,14 +266,6 @@ impl Checker<'_> {
         match shape {
             Shape::Scalar => format!("`{name}` is declared here, a scalar"),
             _ => format!("`{name}` is declared `{}` here", shape_text(&self.axes, shape)),
-        }
-    }
-
-    /// The constant number of an initial value, if it is one.
-    pub(super) fn constant_start(&self, init: &Init) -> Option<f64> {
-        match init {
-            Init::Constant(c) => number(c).or_else(|| self.declared_number(c)),
-            _ => None,
         }
     }
 }

@@ -193,8 +193,8 @@ impl<'a> Rules<'a> {
 
     /// The error for a call of something that does not exist.
     pub(super) fn unknown_function(&self, function: &Ident) -> Diagnostic {
-        let known = builtins::names().chain(self.names());
-        let near = match function.name.as_str() {
+        let known = builtins::names().map(|n| n as &str).chain(self.names());
+        let near: Option<&str> = match function.name.as_str() {
             "sigm" | "logistic" => Some("sigmoid"),
             "ln" => Some("log"),
             "sgn" => Some("sign"),

@@ -163,11 +163,7 @@ impl<'a> Checker<'a> {
         );
     }
 
-    /// The values of all arguments. All are checked before the first error ends the call.
-    fn arguments(&mut self, call: &Call<'a>) -> Option<Vec<Typed>> {
-        self.values(call.arguments)
-    }
-
+    /// The values of expressions. All are checked before the first error ends the call.
     fn values(&mut self, list: &'a [Expr]) -> Option<Vec<Typed>> {
         let values: Vec<Option<Typed>> = list.iter().map(|a| self.expr(a)).collect();
         values.into_iter().collect()
