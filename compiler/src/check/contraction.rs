@@ -10,7 +10,13 @@ use grammar::span::Span;
 
 impl<'a> Checker<'a> {
     /// `M @ v` sums over the pre axis, `M^T @ v` over the post axis.
-    pub(super) fn contract(&mut self, e: &'a Expr, at: Span, left: &'a Expr, right: &'a Expr) -> Option<Typed> {
+    pub(super) fn contract(
+        &mut self,
+        e: &'a Expr,
+        at: Span,
+        left: &'a Expr,
+        right: &'a Expr,
+    ) -> Option<Typed> {
         let (matrix, transposed) = match &left.kind {
             ExprKind::Transpose(inner) => (&**inner, true),
             _ => (left, false),
@@ -83,9 +89,10 @@ impl<'a> Checker<'a> {
         help: String,
     ) {
         let (l, r) = (left.0.kind.describe(&self.axes), right.0.kind.describe(&self.axes));
-        let mut diagnostic = Diagnostic::error(codes::CONTRACTION_OPERAND, message, at, "does not apply here")
-            .label(left.1.span, format!("this is {l}"))
-            .label(right.1.span, format!("this is {r}"));
+        let mut diagnostic =
+            Diagnostic::error(codes::CONTRACTION_OPERAND, message, at, "does not apply here")
+                .label(left.1.span, format!("this is {l}"))
+                .label(right.1.span, format!("this is {r}"));
         for e in [left.1, right.1] {
             if let (ExprKind::Name { .. } | ExprKind::Index { .. }, Some((place, text))) =
                 (&e.kind, self.origin(e, None))
@@ -127,9 +134,9 @@ impl<'a> Checker<'a> {
             (false, ..) => format!(
                 "use a vector over `{inner_text}`, or declare the matrix `[{post_text}, {axis_text}]`"
             ),
-            (true, ..) => format!(
-                "use a vector over `{inner_text}`, or declare the matrix `[{axis_text}, {pre_text}]`"
-            ),
+            (true, ..) => {
+                format!("use a vector over `{inner_text}`, or declare the matrix `[{axis_text}, {pre_text}]`")
+            }
         };
         self.report(diagnostic.help(help));
     }

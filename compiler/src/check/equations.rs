@@ -89,7 +89,10 @@ impl<'a> Checker<'a> {
                         equation.span,
                         "this advances a state",
                     )
-                    .help(format!("write `modulator m = {}` beside the equation of the state", equation.title)),
+                    .help(format!(
+                        "write `modulator m = {}` beside the equation of the state",
+                        equation.title
+                    )),
                 );
             }
         }
@@ -137,10 +140,12 @@ impl<'a> Checker<'a> {
                 self.primed_transient(target, &symbol, place)
             }
             None if target.primed => self.undeclared_state(target),
-            Some((Symbol::Transient(_), _)) | None => match self.declare(&target.name, Symbol::Transient(equation)) {
-                true => Meaning::Transient,
-                false => Meaning::Nothing,
-            },
+            Some((Symbol::Transient(_), _)) | None => {
+                match self.declare(&target.name, Symbol::Transient(equation)) {
+                    true => Meaning::Transient,
+                    false => Meaning::Nothing,
+                }
+            }
             Some((symbol, place)) => {
                 self.not_assignable(target, &symbol, place);
                 Meaning::Nothing
@@ -192,7 +197,9 @@ impl<'a> Checker<'a> {
         let noun = symbol.noun();
         let help = match symbol {
             Symbol::Param(_) | Symbol::Factored(_) => {
-                format!("what changes from step to step is a state: `plastic {name}[…] = 0` and `{name}' = …`")
+                format!(
+                    "what changes from step to step is a state: `plastic {name}[…] = 0` and `{name}' = …`"
+                )
             }
             _ => "choose another name for the value of this equation".to_owned(),
         };
@@ -380,9 +387,9 @@ impl<'a> Checker<'a> {
             (Shape::Matrix { post, .. }, Kind::Post(a)) => a == post,
             (Shape::Matrix { pre, .. }, Kind::Pre(a)) => a == pre,
             (Shape::Matrix { .. }, Kind::Matrix { .. }) => Kind::of(shape) == value.kind,
-            (Shape::Scalar, _) | (Shape::Matrix { .. }, Kind::Vector(_)) | (Shape::Vector(_), Kind::Matrix { .. }) => {
-                false
-            }
+            (Shape::Scalar, _)
+            | (Shape::Matrix { .. }, Kind::Vector(_))
+            | (Shape::Vector(_), Kind::Matrix { .. }) => false,
         };
         if !fits {
             self.unfit(shape, value.kind, equation, goal);
@@ -468,9 +475,8 @@ impl<'a> Checker<'a> {
                 return Some(Typed { value: found, kind: Kind::of(shape) });
             }
             (Brackets::None, Kind::Scalar | Kind::Vector(_) | Kind::Matrix { .. }) => value.kind,
-            (Brackets::Post, Kind::Post(a) | Kind::Vector(a)) | (Brackets::Pre, Kind::Pre(a) | Kind::Vector(a)) => {
-                Kind::Vector(a)
-            }
+            (Brackets::Post, Kind::Post(a) | Kind::Vector(a))
+            | (Brackets::Pre, Kind::Pre(a) | Kind::Vector(a)) => Kind::Vector(a),
             (Brackets::Both, Kind::Matrix { .. }) => value.kind,
             _ => {
                 self.unfit_transient(brackets, value.kind, equation, goal);

@@ -221,7 +221,9 @@ impl<'a> Checker<'a> {
         let text = self.operand_text(base);
         let what = typed.kind.describe(&self.axes);
         let (message, help) = match (typed.kind, index) {
-            (Kind::Scalar, _) => (format!("`{text}` is a scalar and takes no index"), format!("write `{text}`")),
+            (Kind::Scalar, _) => {
+                (format!("`{text}` is a scalar and takes no index"), format!("write `{text}`"))
+            }
             (Kind::Vector(_), Index::Both) => (
                 format!("`{text}` is a vector and cannot be indexed with `[j,i]`"),
                 format!("write `{text}[j]` for the post neuron or `{text}[i]` for the pre neuron"),
@@ -234,10 +236,9 @@ impl<'a> Checker<'a> {
                 format!("`{text}` has both a post and a pre axis, one index does not place it"),
                 format!("write `{text}`, or `{text}[j,i]`; a row sum is `rowsum({text})`"),
             ),
-            (Kind::Matrix { .. }, _) => (
-                "a matrix has no such index".to_owned(),
-                format!("write `{text}`, or `{text}[j,i]`"),
-            ),
+            (Kind::Matrix { .. }, _) => {
+                ("a matrix has no such index".to_owned(), format!("write `{text}`, or `{text}[j,i]`"))
+            }
             (Kind::Post(_) | Kind::Pre(_), _) => {
                 (format!("`{text}` is already placed on synapses"), "index the vector once".to_owned())
             }

@@ -116,7 +116,12 @@ impl Checker<'_> {
         if let (Some(a), Some(b)) = (self.declared_number(&low), self.declared_number(&high))
             && (a > b || !a.is_finite() || !b.is_finite())
         {
-            self.bad_range(span, "the range of `uniform` is empty", &format!("from {a} to {b}"), "write the lower bound first");
+            self.bad_range(
+                span,
+                "the range of `uniform` is empty",
+                &format!("from {a} to {b}"),
+                "write the lower bound first",
+            );
             return None;
         }
         Some(Init::Uniform(low, high))
@@ -190,7 +195,12 @@ impl Checker<'_> {
                     && (a >= b || !a.is_finite() || !b.is_finite())
                 {
                     let label = format!("from {a} to {b}");
-                    self.bad_range(*span, "the range of the parameter is empty", &label, "write the lower bound first");
+                    self.bad_range(
+                        *span,
+                        "the range of the parameter is empty",
+                        &label,
+                        "write the lower bound first",
+                    );
                     return None;
                 }
                 Some(Constraint::Interval(low, high))

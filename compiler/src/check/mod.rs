@@ -76,7 +76,11 @@ pub fn check_file(source: &str, file: &ast::File) -> Checked {
     Checked { models, diagnostics }
 }
 
-fn check_spec<'a>(source: &'a str, spec: &'a ast::Spec, rules: &'a Rules<'a>) -> (Option<Model>, Vec<Diagnostic>) {
+fn check_spec<'a>(
+    source: &'a str,
+    spec: &'a ast::Spec,
+    rules: &'a Rules<'a>,
+) -> (Option<Model>, Vec<Diagnostic>) {
     let mut checker = Checker::new(source, spec, rules);
     checker.declare_axes();
     checker.declare_constants();

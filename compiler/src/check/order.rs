@@ -86,7 +86,9 @@ impl<'a> Checker<'a> {
         match &e.kind {
             ExprKind::Number(_) | ExprKind::Error => {}
             ExprKind::Name { name, primed } => f(name, *primed, e.span),
-            ExprKind::Index { base: x, .. } | ExprKind::Transpose(x) | ExprKind::Negate(x) => self.reads(x, f),
+            ExprKind::Index { base: x, .. } | ExprKind::Transpose(x) | ExprKind::Negate(x) => {
+                self.reads(x, f)
+            }
             ExprKind::Binary { left, right, .. } => {
                 self.reads(left, f);
                 self.reads(right, f);

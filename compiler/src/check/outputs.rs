@@ -35,12 +35,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn build_output(
-        &mut self,
-        o: &'a OutputDeclaration,
-        doc: &[String],
-        seen: &mut Vec<(&'a str, Span)>,
-    ) {
+    fn build_output(&mut self, o: &'a OutputDeclaration, doc: &[String], seen: &mut Vec<(&'a str, Span)>) {
         let name = o.target.name.name.as_str();
         let value = match &o.value {
             Some(e) => self.expr(e).map(|v| (v, e.span)),
@@ -162,12 +157,22 @@ impl<'a> Checker<'a> {
             _ => format!("({text})"),
         };
         let help = match value.kind {
-            Kind::Post(_) | Kind::Pre(_) => "leave the index away and reduce the vector with `mean`".to_owned(),
-            _ => format!("reduce it: `penalty mean{}`", if inner.starts_with('(') { inner } else { format!("({inner})") }),
+            Kind::Post(_) | Kind::Pre(_) => {
+                "leave the index away and reduce the vector with `mean`".to_owned()
+            }
+            _ => format!(
+                "reduce it: `penalty mean{}`",
+                if inner.starts_with('(') { inner } else { format!("({inner})") }
+            ),
         };
         self.report(
-            Diagnostic::error(codes::ARGUMENT_KIND, "a penalty is a scalar", e.span, format!("this is {what}"))
-                .help(help),
+            Diagnostic::error(
+                codes::ARGUMENT_KIND,
+                "a penalty is a scalar",
+                e.span,
+                format!("this is {what}"),
+            )
+            .help(help),
         );
     }
 }

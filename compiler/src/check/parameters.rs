@@ -62,7 +62,8 @@ impl<'a> Checker<'a> {
             }
             (Some(_), None) => None,
         };
-        let (Some(shape), Some(constraint), Some(attributes), Some(init)) = (shape, constraint, attributes, init)
+        let (Some(shape), Some(constraint), Some(attributes), Some(init)) =
+            (shape, constraint, attributes, init)
         else {
             return;
         };
@@ -131,7 +132,12 @@ impl<'a> Checker<'a> {
         fine.then_some(found)
     }
 
-    fn rank(&mut self, attribute: &Attribute, d: &ParameterDeclaration, shape: Option<Shape>) -> Option<usize> {
+    fn rank(
+        &mut self,
+        attribute: &Attribute,
+        d: &ParameterDeclaration,
+        shape: Option<Shape>,
+    ) -> Option<usize> {
         let Some(operand) = &attribute.operand else {
             self.missing_operand(attribute, "rank 2");
             return None;
@@ -177,8 +183,13 @@ impl<'a> Checker<'a> {
     /// Reports something reserved for later; always false.
     pub(super) fn not_available(&mut self, span: Span, what: &str) -> bool {
         self.report(
-            Diagnostic::error(codes::NOT_AVAILABLE, format!("{what} are not available yet"), span, "reserved")
-                .help("declare one parameter and use it in both places"),
+            Diagnostic::error(
+                codes::NOT_AVAILABLE,
+                format!("{what} are not available yet"),
+                span,
+                "reserved",
+            )
+            .help("declare one parameter and use it in both places"),
         );
         false
     }

@@ -175,7 +175,9 @@ impl<'a> Rules<'a> {
             .label(rule.name.span, "in this rule");
             diagnostics.push(match did_you_mean(name, known) {
                 Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-                None => diagnostic.help(format!("add `{name}` to the parameters and hand it over in every call")),
+                None => {
+                    diagnostic.help(format!("add `{name}` to the parameters and hand it over in every call"))
+                }
             });
         } else if primed {
             diagnostics.push(
@@ -333,7 +335,10 @@ impl<'a> Checker<'a> {
         };
         let help = match typed.kind {
             Kind::Matrix { .. } => {
-                format!("hand over a vector with `{index}`, or write the parameter without index: `{}`", p.name.name)
+                format!(
+                    "hand over a vector with `{index}`, or write the parameter without index: `{}`",
+                    p.name.name
+                )
             }
             _ => format!("write `{base}{index}`"),
         };

@@ -69,7 +69,9 @@ impl<'a> Checker<'a> {
         let standard = Init::Normal(ConstExpr::Number(0.0), ConstExpr::Number(1.0));
         let init = match initial {
             None => standard,
-            Some(initial) => self.initial(initial, &Place { name: &v.name, shape: Shape::Scalar, before: None })?,
+            Some(initial) => {
+                self.initial(initial, &Place { name: &v.name, shape: Shape::Scalar, before: None })?
+            }
         };
         if matches!(init, Init::Normal(..) | Init::Uniform(..)) {
             return Some(Role::Noise(init));
@@ -253,7 +255,12 @@ impl<'a> Checker<'a> {
                     Some(k) => Some(ResetPolicy::EveryEpisodes(k as u32)),
                     None => {
                         let help = "write `every 3 episodes`, `per episode` or `persist`";
-                        self.bad_range(*span, "this is no number of episodes", "not a positive whole number", help);
+                        self.bad_range(
+                            *span,
+                            "this is no number of episodes",
+                            "not a positive whole number",
+                            help,
+                        );
                         None
                     }
                 }

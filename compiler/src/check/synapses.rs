@@ -50,7 +50,9 @@ impl<'a> Checker<'a> {
         let (why, help) = match (post, pre) {
             (true, true) => (
                 format!("axis `{name}` could be the post or the pre axis here"),
-                format!("write `{text}[j]` for one value per post neuron, or `{text}[i]` for one per pre neuron"),
+                format!(
+                    "write `{text}[j]` for one value per post neuron, or `{text}[i]` for one per pre neuron"
+                ),
             ),
             (true, false) => (
                 format!("axis `{name}` is the post axis here"),
@@ -116,8 +118,12 @@ impl<'a> Checker<'a> {
     pub(super) fn origin(&self, e: &Expr, axis: Option<Axis>) -> Option<(Span, String)> {
         match &e.kind {
             ExprKind::Name { name, .. } => self.origin_of_name(name, axis),
-            ExprKind::Index { base: x, .. } | ExprKind::Transpose(x) | ExprKind::Negate(x) => self.origin(x, axis),
-            ExprKind::Binary { left, right, .. } => self.origin(left, axis).or_else(|| self.origin(right, axis)),
+            ExprKind::Index { base: x, .. } | ExprKind::Transpose(x) | ExprKind::Negate(x) => {
+                self.origin(x, axis)
+            }
+            ExprKind::Binary { left, right, .. } => {
+                self.origin(left, axis).or_else(|| self.origin(right, axis))
+            }
             ExprKind::Call { arguments, .. } => arguments.iter().find_map(|a| self.origin(a, axis)),
             ExprKind::Number(_) | ExprKind::Error => None,
         }

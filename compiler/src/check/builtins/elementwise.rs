@@ -63,17 +63,22 @@ pub(super) fn select<'a>(c: &mut Checker<'a>, call: &Call<'a>) -> Option<Typed> 
 /// The two bounds that start at argument `k`.
 fn bounds<'a>(c: &mut Checker<'a>, call: &Call<'a>, k: usize) -> Option<(Value, Value)> {
     let what = "the bound of a clip";
-    let (low, high) = (c.constant_argument(&call.arguments[k], what), c.constant_argument(&call.arguments[k + 1], what));
+    let (low, high) =
+        (c.constant_argument(&call.arguments[k], what), c.constant_argument(&call.arguments[k + 1], what));
     let (low, high) = (low?, high?);
     if let (Some(a), Some(b)) = (c.declared_number(&low), c.declared_number(&high))
         && (a >= b || a.is_nan() || b.is_nan())
     {
         let span = call.arguments[k].span.to(call.arguments[k + 1].span);
         let message = format!("the range of `{}` is empty", call.function.name);
-        let help = format!("write the lower bound first: `{}({}, {b}, {a})`", call.function.name, match k {
-            1 => "x",
-            _ => "S, d",
-        });
+        let help = format!(
+            "write the lower bound first: `{}({}, {b}, {a})`",
+            call.function.name,
+            match k {
+                1 => "x",
+                _ => "S, d",
+            }
+        );
         let help = if a == b { "the lower bound must be below the upper one".to_owned() } else { help };
         c.bad_range(span, &message, &format!("from {a} to {b}"), &help);
         return None;

@@ -81,7 +81,12 @@ pub(super) fn frobcap<'a>(c: &mut Checker<'a>, call: &Call<'a>) -> Option<Typed>
         && (x <= 0.0 || !x.is_finite())
     {
         let help = "write a positive length: `frobcap(M, 1)`";
-        c.bad_range(call.arguments[1].span, "the cap of `frobcap` must be positive", &format!("it is {x}"), help);
+        c.bad_range(
+            call.arguments[1].span,
+            "the cap of `frobcap` must be positive",
+            &format!("it is {x}"),
+            help,
+        );
         return None;
     }
     let cap = c.constant_value(&cap);

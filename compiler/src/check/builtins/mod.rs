@@ -179,7 +179,9 @@ impl<'a> Checker<'a> {
             _ => {
                 let help = match v.kind {
                     Kind::Post(_) | Kind::Pre(_) => "apply it to the whole vector and index the result",
-                    Kind::Matrix { .. } => "for matrices there are rowsum, colsum, rownorm, colnorm, l2row, maxabs",
+                    Kind::Matrix { .. } => {
+                        "for matrices there are rowsum, colsum, rownorm, colnorm, l2row, maxabs"
+                    }
                     Kind::Vector(_) | Kind::Scalar => "it works along the axis of a vector",
                 };
                 self.argument_kind(call, e, v.kind, "a vector", help);

@@ -136,7 +136,9 @@ pub(super) fn slice<'a>(c: &mut Checker<'a>, call: &Call<'a>) -> Option<Typed> {
     let ((v, axis), start, length) = (v?, start?, length?);
     let end = super::super::axes::combine(&start, &length, 1);
     let room = super::super::axes::combine(c.axes.linear(axis), &end, -1);
-    let below = |l: &Linear| l.constant < 0 && l.terms.values().all(|c| *c < 0) || l.terms.is_empty() && l.constant < 0;
+    let below = |l: &Linear| {
+        l.constant < 0 && l.terms.values().all(|c| *c < 0) || l.terms.is_empty() && l.constant < 0
+    };
     let empty = length.terms.is_empty() && length.constant == 0;
     if below(&room) || below(&start) || below(&length) || empty {
         let what = c.axes.text(axis);
@@ -168,7 +170,9 @@ pub(super) fn stray_split<'a>(c: &mut Checker<'a>, call: &Call<'a>) -> Option<Ty
             call.expr.span,
             "only one value is expected here",
         )
-        .help(format!("write `(a, b) = split({text}, 2)`, or take one part with `slice({text}, start, length)`")),
+        .help(format!(
+            "write `(a, b) = split({text}, 2)`, or take one part with `slice({text}, start, length)`"
+        )),
     );
     None
 }
