@@ -147,7 +147,7 @@ impl<'a> Checker<'a> {
                     span,
                     "a declaration needs the axis itself",
                 )
-                .help("write the axis of these neurons, for example `alpha[N]`, and `alpha[j]` where it is used"),
+                .help("name the axis, for example `alpha[N]`, and write `alpha[j]` where it is used"),
             );
             return None;
         }

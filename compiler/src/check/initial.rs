@@ -174,7 +174,7 @@ impl Checker<'_> {
                     )
                     .label(place.name.span, "no weights before this name in the statement")
                     .help(format!(
-                        "declare it behind its weights, `learn w[N], {0} ~ linear`, or give a number, `{0} = 0.1`",
+                        "declare it behind its weights, `learn w[N], {0} ~ linear`, or write `{0} = 0.1`",
                         place.name.name
                     )),
                 );

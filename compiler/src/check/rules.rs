@@ -187,7 +187,7 @@ impl<'a> Rules<'a> {
                     span,
                     "a prime means \"after this step\"",
                 )
-                .help(format!("write `{name}` here and hand over the primed state: `{}(…')`", rule.name.name))
+                .help(format!("write `{name}` and hand over the primed state: `{}(…')`", rule.name.name))
                 .fix(span, name),
             );
         }

@@ -137,7 +137,8 @@ pub(super) fn slice<'a>(c: &mut Checker<'a>, call: &Call<'a>) -> Option<Typed> {
     let end = super::super::axes::combine(&start, &length, 1);
     let room = super::super::axes::combine(c.axes.linear(axis), &end, -1);
     let below = |l: &Linear| {
-        l.constant < 0 && l.terms.values().all(|c| *c < 0) || l.terms.is_empty() && l.constant < 0
+        let negative = l.constant <= 0 && l.terms.values().all(|c| *c < 0);
+        negative && (l.constant < 0 || !l.terms.is_empty())
     };
     let empty = length.terms.is_empty() && length.constant == 0;
     if below(&room) || below(&start) || below(&length) || empty {
