@@ -92,3 +92,90 @@ pub fn parse(source: &str) -> Parsed {
 fn failed(comments: Vec<Comment>, mistake: Diagnostic) -> Parsed {
     Parsed { file: File::default(), comments, diagnostics: vec![mistake] }
 }
+
+#[cfg(test)]
+mod tests {
+    //! The grammar is wider than the language; whatever it accepts beyond it must be reported.
+
+    use super::{Grammar, Rule, parse};
+    use pest::Parser;
+    use proptest::prelude::*;
+
+    /// Whether a rule stands for a mistake.
+    fn is_mistake(rule: Rule) -> bool {
+        let name = format!("{rule:?}");
+        name.starts_with("missing") || name.starts_with("wrong") || LIKE_MISSING.contains(&rule)
+    }
+
+    const LIKE_MISSING: &[Rule] = &[
+        Rule::unclosed,
+        Rule::junk,
+        Rule::hold_comma,
+        Rule::stray,
+        Rule::named_argument,
+        Rule::reserved_operand,
+        Rule::late_prime,
+        Rule::superscript,
+    ];
+
+    const PIECES: &[&str] = &[
+        "axis ",
+        "in ",
+        "learn ",
+        "state ",
+        "out ",
+        "hold ",
+        "when ",
+        "penalty ",
+        "every 3 episodes",
+        "y",
+        "y'",
+        "W[N]",
+        "3",
+        ".5",
+        "(",
+        ")",
+        "[",
+        "]",
+        ",",
+        ";",
+        "\n",
+        " ",
+        "'",
+        " = ",
+        "-",
+        " * ",
+        "@",
+        ".",
+        "^2",
+        "^T",
+        "<",
+        "~",
+        "f(",
+        "modulator ",
+        "rule ",
+        "per ",
+        "rank ",
+        "²",
+        "learn",
+        "noise ",
+        "const ",
+        "?",
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_mistake_is_silent(pieces in proptest::collection::vec(0..PIECES.len(), 0..16)) {
+            let body: String = pieces.iter().map(|&p| PIECES[p]).collect();
+            let source = format!("spec s {{\n{body}\n}}");
+            let pairs = Grammar::parse(Rule::file, &source).expect("the grammar accepts every text");
+            let mistakes: Vec<Rule> = pairs.flatten().map(|p| p.as_rule()).filter(|r| is_mistake(*r)).collect();
+            let parsed = parse(&source);
+            prop_assert!(mistakes.is_empty() || parsed.has_errors(), "{mistakes:?} in {source:?}");
+            let broken = format!("{:?}", parsed.file).contains("kind: Error");
+            prop_assert!(!broken || parsed.has_errors(), "an error node in {source:?}");
+        }
+    }
+}

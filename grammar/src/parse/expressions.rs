@@ -79,10 +79,11 @@ impl<'s> Builder<'s, '_> {
         let mut previous: Option<Span> = None;
         while let (Some(sign), Some(operand)) = (inner.next(), inner.next()) {
             let op_span = self.span(&sign);
-            if let Some(first) = previous {
+            let logical = matches!(sign.as_str(), "&&" | "||");
+            if let Some(first) = previous.filter(|_| !logical) {
                 self.chained(rule, first, op_span);
             }
-            previous = Some(op_span);
+            previous = Some(op_span).filter(|_| !logical);
             let right = self.sized(operand);
             left = self.binary(sign.as_str(), op_span, left, right);
         }

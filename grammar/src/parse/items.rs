@@ -72,16 +72,20 @@ impl<'s, 'l> Builder<'s, 'l> {
     pub(super) fn file(&mut self, node: Node<'s>) -> File {
         let mut file = File::default();
         let mut strays = 0;
+        let mut before = Before::default();
         for child in node.into_inner() {
             match child.as_rule() {
                 Rule::spec => self.spec(child, &mut file),
                 Rule::rule_item => {
+                    let count = self.diagnostics.len();
                     let rule = self.rule(child);
+                    before = Before { end: Some(rule.span.end), broken: self.diagnostics.len() > count };
                     file.items.push(Item::Rule(rule));
                 }
                 Rule::stray => {
                     strays += 1;
-                    self.stray(child, &mut file);
+                    let before = std::mem::take(&mut before);
+                    self.stray(child, &mut file, before);
                 }
                 _ => {}
             }
@@ -176,9 +180,10 @@ impl<'s, 'l> Builder<'s, 'l> {
 
     /// Statements and braces outside of all specs. They belong to the spec before them if a brace
     /// follows that closes nothing.
-    fn stray(&mut self, node: Node<'s>, file: &mut File) {
+    fn stray(&mut self, node: Node<'s>, file: &mut File, mut before: Before) {
         let span = self.span(&node);
-        let mut before = Before::default();
+        let same_line = before.end.is_some_and(|end| self.layout.same_line(end, span.start));
+        let explained = before.broken && same_line;
         let (mut statements, mut closed) = (vec![], None);
         for child in node.into_inner() {
             match child.as_rule() {
@@ -200,7 +205,9 @@ impl<'s, 'l> Builder<'s, 'l> {
                 spec.statements.extend(statements);
                 spec.span = spec.span.to(close);
             }
-            (Some(first), ..) if !self.reported_in(first) => self.report(mistakes::outside(first)),
+            (Some(first), ..) if !explained && !self.reported_in(first) => {
+                self.report(mistakes::outside(first))
+            }
             (None, Some(close), _) => self.report(mistakes::stray_brace(close)),
             (None, None, _) if no_items => self.report(mistakes::outside(span)),
             _ => {}
@@ -226,7 +233,13 @@ impl<'s, 'l> Builder<'s, 'l> {
                     let next = self.found(child.as_span().start());
                     self.report(mistakes::missing_name(at, "a name for the rule", &next));
                 }
+                Rule::rule_parameters if child.as_str().trim().is_empty() => {
+                    let gap = self.end_before(child.as_span().start());
+                    self.report(mistakes::missing_parameters(gap));
+                    return rule;
+                }
                 Rule::rule_parameters => rule.parameters = self.rule_parameters(child),
+                Rule::missing_assign if self.reported_in(span) => return rule,
                 Rule::assign => self.assign(&child, None),
                 Rule::missing_assign => {
                     let place = self.end_before(child.as_span().start());
@@ -333,7 +346,8 @@ impl<'s, 'l> Builder<'s, 'l> {
                 Rule::const_declaration => {
                     let (name, value, _) = self.named_value(child, "a constant");
                     let value = value.unwrap_or_else(|| {
-                        self.report(mistakes::missing_assign(name.span, "the constant"));
+                        let gap = Span::new(name.span.end as usize, name.span.end as usize);
+                        self.report(mistakes::missing_assign(gap, "the constant"));
                         Expr { kind: ExprKind::Error, span: name.span }
                     });
                     declarations.push((name, value));
@@ -744,7 +758,7 @@ impl<'s, 'l> Builder<'s, 'l> {
                     states.push(target.name);
                 }
                 Rule::missing_name => self.no_name(&child, "a state"),
-                Rule::missing_comma => self.missing_comma(&child),
+                Rule::hold_comma => self.missing_comma(&child),
                 Rule::missing_when if !self.reported_in(span) => {
                     let help = "say when: `hold S when e`";
                     self.report(mistakes::clause(span, "`hold` without a condition", help));

@@ -56,6 +56,11 @@ impl<'s> Builder<'s, '_> {
         if mistakes::KEYWORDS.contains(&text) && self.layout.same_line(gap.end, span.start) {
             return self.report(mistakes::reserved(span, text, "an operand"));
         }
+        match text {
+            "!" => return self.report(mistakes::no_such_operator(span, "!")),
+            "|" => return self.report(mistakes::bars(span)),
+            _ => {}
+        }
         if is_foreign(text) {
             return self.report(mistakes::character(span, text));
         }
@@ -78,11 +83,23 @@ impl<'s> Builder<'s, '_> {
                 self.report(mistakes::wrong_closing(open, token.span, text, close));
             }
             _ if self.reported_in(inner) && !text.is_empty() => {}
+            Some(token) if matches!(text, "(" | "[") && self.spaced_call(token, text) => {}
             _ => {
                 let at = Span::new(end as usize, end as usize);
                 self.report(mistakes::unclosed(open, &bracket.to_string(), at, close));
             }
         }
+    }
+
+    /// Reports a bracket that stands apart from the name before it; false if it does not.
+    fn spaced_call(&mut self, bracket: Token, text: &str) -> bool {
+        let place = bracket.span.start as usize;
+        let name = self.layout.previous(place).filter(|t| t.kind == TokenKind::Word);
+        let gap = name.map(|t| Span::new(t.span.end as usize, place)).filter(|g| g.start < g.end);
+        if let Some(gap) = gap {
+            self.report(mistakes::spaced_call(gap, text));
+        }
+        gap.is_some()
     }
 
     /// Reports two operands side by side in brackets, which hold one value or a list.

@@ -162,6 +162,11 @@ pub(super) fn rule_inside(at: Span) -> Diagnostic {
         .help("move it out of the braces; every spec of the file can use it there")
 }
 
+pub(super) fn missing_parameters(at: Span) -> Diagnostic {
+    here(codes::MISSING_NAME, "a rule without parameters", at, "expected `(` after this")
+        .help("write the parameters in parentheses: `rule oja(x[i], y[j], w) = …`")
+}
+
 pub(super) fn refused(source: &str, error: &pest::error::Error<Rule>) -> Diagnostic {
     let at = match error.location {
         pest::error::InputLocation::Pos(place) => place,
@@ -216,7 +221,7 @@ pub(super) fn unexpected(at: Span, text: &str) -> Diagnostic {
 pub(super) fn same_line(end: u32, second: Span) -> Diagnostic {
     let gap = Span::new(end as usize, end as usize);
     here(codes::SAME_LINE, "two statements on one line", second, "the second one begins here")
-        .help("put it on a line of its own, or write `;` between them")
+        .help("put it on a line of its own, or write `;` between them; names in a list need `,`")
         .fix(gap, ";")
 }
 
@@ -474,8 +479,13 @@ pub(super) fn question(at: Span) -> Diagnostic {
         .help("a comparison is 1 or 0; write `c * a + (1 - c) * b`")
 }
 
+/// A character as it can be printed in a message.
+fn shown(c: char) -> String {
+    if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
+}
+
 pub(super) fn character(at: Span, text: &str) -> Diagnostic {
-    let shown: String = text.chars().flat_map(char::escape_debug).collect();
+    let shown: String = text.chars().map(shown).collect();
     here(codes::CHARACTER, format!("the character `{shown}` is not part of the language"), at, "here")
 }
 
