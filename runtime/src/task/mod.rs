@@ -1,0 +1,150 @@
+//! Tasks: worlds that give observations and rewards, or inputs and targets.
+//!
+//! A task is built from the options of a recipe and is shared by threads. An [`Episode`] is one
+//! row of the batch living through one episode; rows never wait for each other. All randomness
+//! comes from the episode's [`Address`].
+
+mod cue_reward;
+mod maze;
+mod pattern_completion;
+
+use crate::options::Options;
+use crate::rng::Address;
+
+pub use cue_reward::CueReward;
+pub use maze::Maze;
+pub use pattern_completion::PatternCompletion;
+
+/// What a task wants from a network at every step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// A choice among this many actions, to collect reward.
+    Act(usize),
+    /// A vector of this many numbers, compared with a target where there is one.
+    Match(usize),
+}
+
+/// A task with its options.
+pub trait Task: Send + Sync {
+    /// The number of steps of an episode.
+    fn steps(&self) -> usize;
+
+    /// The axes it binds: names as the specs use them, and sizes.
+    fn axes(&self) -> Vec<(&'static str, usize)>;
+
+    /// The number of inputs per step.
+    fn inputs(&self) -> usize;
+
+    /// What it wants.
+    fn goal(&self) -> Goal;
+
+    /// The names of the scores of an episode. The first one is the one that is maximised.
+    fn scores(&self) -> &'static [&'static str];
+
+    /// Starts an episode.
+    fn episode(&self, address: Address) -> Box<dyn Episode + '_>;
+}
+
+/// One row living through an episode.
+pub trait Episode {
+    /// Writes what the network sees at a step. `input` is zero on entry. Steps come in order.
+    fn observe(&mut self, step: usize, input: &mut [f32]);
+
+    /// The reward seen at a step: that of the action of the step before.
+    fn previous_reward(&self) -> f32 {
+        0.0
+    }
+
+    /// Acts at a step; gives the reward.
+    fn act(&mut self, _step: usize, _action: usize) -> f32 {
+        0.0
+    }
+
+    /// What the output should be at a step, unit by unit, if it matters. May be shorter than the
+    /// output: the rest is free.
+    fn target(&self, _step: usize) -> Option<&[f32]> {
+        None
+    }
+
+    /// The scores, in the order of [`Task::scores`], after the last step. `output` is the last
+    /// output; `reward` the sum of rewards.
+    fn scores(&self, output: &[f32], reward: f64) -> Vec<f64>;
+}
+
+/// What learning on a task starts from, unless a recipe says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Defaults {
+    /// The index of the learner in [`crate::learner::NAMES`].
+    pub learner: usize,
+    /// Weight of the penalty on the squares of action probabilities.
+    pub entropy: f64,
+    /// Adam's rate.
+    pub rate: f64,
+    /// Adam's epsilon.
+    pub epsilon: f64,
+    /// Bound of the gradient norm; 0 for none.
+    pub clip: f64,
+    /// Rows per update.
+    pub batch: usize,
+}
+
+/// The names of all tasks.
+pub const NAMES: [&str; 3] = ["cue-reward", "maze", "pattern-completion"];
+
+/// One line on each task.
+pub const SUMMARIES: [&str; 3] = [
+    "associate cues with reward: which of the cues of this episode is the target?",
+    "find the reward in a grid maze, again and again, from 3x3 views",
+    "memorise patterns, then complete one of them from half of its bits",
+];
+
+/// Builds the task with this index in [`NAMES`] from its options.
+pub fn build(index: usize, options: &mut Options) -> (Box<dyn Task>, Defaults) {
+    match NAMES[index] {
+        "cue-reward" => {
+            let task = Box::new(CueReward::new(options));
+            let defaults =
+                Defaults { learner: 0, entropy: 0.1, rate: 1e-4, epsilon: 1e-6, clip: 2.0, batch: 30 };
+            (task, defaults)
+        }
+        "maze" => {
+            let task = Box::new(Maze::new(options));
+            let defaults =
+                Defaults { learner: 0, entropy: 0.03, rate: 1e-4, epsilon: 1e-4, clip: 4.0, batch: 30 };
+            (task, defaults)
+        }
+        _ => {
+            let task = Box::new(PatternCompletion::new(options));
+            let defaults =
+                Defaults { learner: 1, entropy: 0.0, rate: 3e-4, epsilon: 1e-8, clip: 0.0, batch: 1 };
+            (task, defaults)
+        }
+    }
+}
+
+/// Writes a one-hot vector.
+fn one_hot(slots: &mut [f32], hot: Option<usize>) {
+    if let Some(k) = hot {
+        slots[k] = 1.0;
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    use super::*;
+    use crate::rng::Domain;
+
+    /// A task from the text of its options.
+    pub(super) fn task(name: &str, text: &str) -> Box<dyn Task> {
+        let index = NAMES.iter().position(|n| *n == name).expect("task");
+        let mut options = Options::new("task", text.parse().expect("toml"));
+        let (task, _) = build(index, &mut options);
+        assert_eq!(options.finish().1, []);
+        task
+    }
+
+    /// The address of a training episode.
+    pub(super) fn address(seed: u64, row: u32) -> Address {
+        Address { seed, domain: Domain::Train, episode: 0, row }
+    }
+}
