@@ -163,19 +163,55 @@ mod tests {
         "?",
     ];
 
+    const STATEMENTS: &[&str] = &[
+        "axis I = ? , N = 2",
+        "const a = 1 , b = 2",
+        "in mod r , s[K]",
+        "noise x[N] , y ~ normal(0, 1)",
+        "learn W[N,N] , a in (0, 1) = .1 rank 2",
+        "state y[N] = learn ~ normal(0, 1) , z per episode",
+        "plastic H[N] every 3 episodes",
+        "modulator m = f(a , b[j])",
+        "y' = ( a + b ) @ c^2",
+        "(f , g) = split(e, 2)",
+        "out y' , z[N] = q",
+        "hold S , y when e > 0",
+        "penalty a . b",
+    ];
+
+    fn check(body: &str) {
+        let source = format!("spec s {{\n{body}\n}}");
+        let pairs = Grammar::parse(Rule::file, &source).expect("the grammar accepts every text");
+        let mistakes: Vec<Rule> = pairs.flatten().map(|p| p.as_rule()).filter(|r| is_mistake(*r)).collect();
+        let parsed = parse(&source);
+        assert!(mistakes.is_empty() || parsed.has_errors(), "{mistakes:?} in {source:?}");
+        let broken = format!("{:?}", parsed.file).contains("kind: Error");
+        assert!(!broken || parsed.has_errors(), "an error node in {source:?}");
+    }
+
+    #[test]
+    fn no_damaged_statement_is_silent() {
+        for statement in STATEMENTS {
+            assert!(!parse(&format!("spec s {{ {statement} }}")).has_errors(), "{statement}");
+            let words: Vec<&str> = statement.split(' ').collect();
+            for at in 0..words.len() {
+                let (before, after) = (words[..at].join(" "), words[at + 1..].join(" "));
+                check(&format!("{before} {after}"));
+                for piece in PIECES {
+                    check(&format!("{before} {piece} {after}"));
+                    check(&format!("{before} {} {piece}{after}", words[at]));
+                }
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn no_mistake_is_silent(pieces in proptest::collection::vec(0..PIECES.len(), 0..16)) {
             let body: String = pieces.iter().map(|&p| PIECES[p]).collect();
-            let source = format!("spec s {{\n{body}\n}}");
-            let pairs = Grammar::parse(Rule::file, &source).expect("the grammar accepts every text");
-            let mistakes: Vec<Rule> = pairs.flatten().map(|p| p.as_rule()).filter(|r| is_mistake(*r)).collect();
-            let parsed = parse(&source);
-            prop_assert!(mistakes.is_empty() || parsed.has_errors(), "{mistakes:?} in {source:?}");
-            let broken = format!("{:?}", parsed.file).contains("kind: Error");
-            prop_assert!(!broken || parsed.has_errors(), "an error node in {source:?}");
+            check(&body);
         }
     }
 }
