@@ -4,6 +4,7 @@
 //! returns `None`; its caller passes the `None` on in silence, so that one cause gives one error.
 
 use super::codes;
+use super::lints::Facts;
 use super::names::Names;
 use super::rules::{Frame, Rules};
 use super::types::Typed;
@@ -36,10 +37,12 @@ pub(super) struct Checker<'a> {
     pub(super) transients: BTreeMap<String, Option<Typed>>,
     /// The values of states after the step, as far as they are built.
     pub(super) next: BTreeMap<StateId, Typed>,
+    /// What the step IR does not tell, for the lints.
+    pub(super) facts: Facts,
     /// How many more calls of rules may be expanded.
     pub(super) expansions: usize,
     /// Whether a statement could not be parsed: a name that it declares may then seem to be missing.
-    torn: bool,
+    pub(super) torn: bool,
     /// How deep the expression under check lies in others.
     pub(super) depth: usize,
 }
@@ -62,6 +65,7 @@ impl<'a> Checker<'a> {
             frames: vec![],
             transients: BTreeMap::new(),
             next: BTreeMap::new(),
+            facts: Facts::default(),
             expansions: super::rules::MAX_EXPANSIONS,
             torn: spec.statements.iter().any(|s| matches!(s.kind, StatementKind::Error)),
             depth: 0,

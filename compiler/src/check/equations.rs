@@ -269,6 +269,7 @@ impl<'a> Checker<'a> {
                 };
                 let held = self.hold(equation, s, value);
                 let kind = Kind::of(self.states[s.index()].shape);
+                self.facts.equations.insert(s, equation.value.span);
                 if let Some(value) = held {
                     self.builder.name(value, &format!("{}'", goal.target.name.name));
                     self.next.insert(s, Typed { value, kind });

@@ -2,7 +2,8 @@
 //!
 //! One judgement per file. Declarations come first (`names`, `axes`, `constants`, `parameters`,
 //! `states`), then equations are sorted (`order`) and built into the step IR (`equations`,
-//! `expressions`, `synapses`, `contraction`, `builtins`, `rules`), then outputs.
+//! `expressions`, `synapses`, `contraction`, `builtins`, `rules`), then outputs. `usage` and `lints`
+//! judge the whole.
 //!
 //! A judgement that fails reports once and poisons what depends on it, so that one cause gives one
 //! error and independent mistakes are found in one run. A model is made only of a spec without
@@ -17,6 +18,7 @@ mod contraction;
 mod equations;
 mod expressions;
 mod initial;
+mod lints;
 mod names;
 mod order;
 mod outputs;
@@ -25,6 +27,7 @@ mod rules;
 mod states;
 mod synapses;
 mod types;
+mod usage;
 
 use crate::ir::{self, Sink, StateId};
 use crate::model::Model;
@@ -91,12 +94,15 @@ fn check_spec<'a>(
     checker.collect_holds(&mut equations);
     checker.build_step(&equations);
     checker.build_outputs();
+    checker.check_usage(&equations);
     if checker.failed() {
         return (None, checker.diagnostics);
     }
-    let (model, diagnostics) = checker.into_model(&equations);
+    let (model, facts, mut diagnostics) = checker.into_model(&equations);
     debug_assert_eq!(ir::verify(&model.step), Ok(()));
-    (Some(model), diagnostics)
+    diagnostics.extend(lints::lint(&model, &facts));
+    let sound = !diagnostics.iter().any(Diagnostic::is_error);
+    (Some(model).filter(|_| sound), diagnostics)
 }
 
 impl<'a> Checker<'a> {
@@ -144,7 +150,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn into_model(self, equations: &[Equation<'a>]) -> (Model, Vec<Diagnostic>) {
+    fn into_model(self, equations: &[Equation<'a>]) -> (Model, lints::Facts, Vec<Diagnostic>) {
         let mut modulators = vec![];
         for equation in equations.iter().filter(|e| e.modulator) {
             for goal in &equation.goals {
@@ -165,6 +171,6 @@ impl<'a> Checker<'a> {
             step: self.builder.finish(),
             modulators,
         };
-        (model, self.diagnostics)
+        (model, self.facts, self.diagnostics)
     }
 }

@@ -84,7 +84,7 @@ impl<'a> Checker<'a> {
             constraint,
             init,
             gradscale: attributes.gradscale,
-            span: d.span,
+            span: d.variable.span,
         };
         let symbol = match (attributes.rank, shape) {
             (Some(rank), Shape::Matrix { post, pre }) => {

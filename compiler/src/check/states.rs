@@ -142,7 +142,9 @@ impl<'a> Checker<'a> {
         let reset = self.reset(d.reset.as_ref());
         for attribute in &d.attributes {
             match attribute.word.name.as_str() {
-                "unbounded" if kind == StateKind::Plastic => {}
+                "unbounded" if kind == StateKind::Plastic => {
+                    self.facts.unbounded.insert(StateId(self.states.len() as u32));
+                }
                 "unbounded" => {
                     self.report(
                         Diagnostic::error(

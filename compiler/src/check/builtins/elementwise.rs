@@ -124,6 +124,7 @@ pub(super) fn softclip<'a>(c: &mut Checker<'a>, call: &Call<'a>) -> Option<Typed
     let (low, high) = bounds(c, call, 2)?;
     let (values, kind) = operands?;
     let (s, d) = (values[0], values[1]);
+    c.facts.softclips.push((d, call.arguments[1].span));
     let b = &mut c.builder;
     let zero = b.fill(0.0, kind.shape());
     let (low_full, high_full) = (b.splat(low, kind.shape()), b.splat(high, kind.shape()));
