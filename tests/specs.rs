@@ -142,6 +142,14 @@ fn every_document_checks() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+#[test]
+fn every_wrong_example_is_refused() {
+    for source in blocks("bpm wrong") {
+        let checked = compiler::check::check(&source.text);
+        assert!(checked.diagnostics.iter().any(Diagnostic::is_error), "{} has no error", source.place);
+    }
+}
+
 /// The number of trained numbers of a model of the library.
 fn parameters(file: &str, axes: &[(&str, usize)]) -> usize {
     let text = fs::read_to_string(root().join("specs").join(file)).expect("it is a file of the library");
