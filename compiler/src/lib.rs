@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod autodiff;
 pub mod check;
+pub mod interp;
 pub mod ir;
 pub mod model;

@@ -8,6 +8,7 @@
 //!
 //! Everything random comes from [`rng`], everything that is written goes through atomic renames.
 
+pub mod engine;
 pub mod error;
 pub mod learner;
 pub mod options;

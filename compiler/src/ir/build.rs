@@ -209,6 +209,19 @@ impl Builder {
         self.push(op, ty)
     }
 
+    /// Adds an operation through the folding constructor of its kind.
+    pub fn rebuild(&mut self, op: Op) -> Value {
+        match op {
+            Op::Const(c) => self.constant(c),
+            Op::Size(a) => self.size(a),
+            Op::Unary(f, x) => self.unary(f, x),
+            Op::Binary(f, x, y) => self.binary(f, x, y),
+            Op::Select(c, x, y) => self.select(c, x, y),
+            Op::Splat(x, shape) => self.splat(x, shape),
+            op => self.emit(op),
+        }
+    }
+
     /// A linear operation on a constant zero is zero.
     fn linear_of_zero(&mut self, op: &Op) -> Option<Value> {
         let zero = |b: &Self, v: &Value| b.constant_of(*v) == Some(0.0);

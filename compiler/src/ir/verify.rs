@@ -19,7 +19,7 @@ pub fn verify(f: &Function) -> Result<(), String> {
             return fail("an operand is not defined before");
         }
         if let Op::Load(source) = &instruction.op {
-            if instruction.ty.batched != is_batched(source) {
+            if !matches!(source, Source::Primal(_)) && instruction.ty.batched != is_batched(source) {
                 return fail("a load has the wrong batch");
             }
             continue;
