@@ -6,4 +6,5 @@ pub mod autodiff;
 pub mod check;
 pub mod interp;
 pub mod ir;
+pub mod loops;
 pub mod model;

@@ -183,6 +183,9 @@ impl<'m> Reverse<'m> {
         let instruction = &self.model.step.body[v.index()];
         let matrix = matches!(instruction.ty.shape, Shape::Matrix { .. });
         let cheap = matches!(instruction.op, Op::Const(_) | Op::Size(_) | Op::Splat(..) | Op::Load(_));
+        // A broadcast of parameters is no matrix in memory, so it is rebuilt rather than loaded.
+        let spread = matches!(instruction.op, Op::Rows(..) | Op::Cols(..) | Op::Outer(..));
+        let cheap = cheap || (spread && !instruction.ty.batched);
         let source = match self.region {
             // The prologue recomputes everything.
             Region::Prologue => None,

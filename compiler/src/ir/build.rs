@@ -269,7 +269,13 @@ impl Unary {
             Unary::Log => x.ln(),
             Unary::Sqrt => x.sqrt(),
             Unary::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
-            Unary::Relu => x.max(0.0),
+            Unary::Relu => {
+                if x < 0.0 {
+                    0.0
+                } else {
+                    x
+                }
+            }
             Unary::Abs => x.abs(),
             Unary::Sign => {
                 if x > 0.0 {

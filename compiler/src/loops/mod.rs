@@ -1,0 +1,406 @@
+//! The loop IR: what runs, spelled the same way by every back end.
+//!
+//! # Memory
+//!
+//! A row of the batch owns a *tape*: one [`Base::Frame`] per step with the step's vectors and
+//! scalars (inputs, states after the step, what the backward pass reads), and, going backward, one
+//! [`Base::Adjoint`] frame per step. Frames have a fixed layout and a fixed stride, so an operand
+//! of a neighbouring step is the same offset in another frame: `Frame(-1)` is the step before the
+//! one that a routine is called for. Matrix states live in [`Base::Carry`] (going forward) and are
+//! rebuilt into snapshots ([`Base::Snapshot`]) going backward; matrix cotangents are carried in
+//! `Carry` too. [`Base::Params`] holds the unbatched values, [`Base::Grads`] their gradient sums.
+//! Offsets count f32 elements.
+//!
+//! **Matrices are packed in tiles** ([`Tiles`]): vector lanes run along the post axis, rows along
+//! the pre axis, `[tile][pre][lane]`, so that every stream of a sweep is sequential. The post axis
+//! is padded to a multiple of four lanes.
+//!
+//! # Nests
+//!
+//! A [`Nest`] runs a straight-line elementwise body over scalars (once), a vector, or a matrix. An
+//! operand varies with both axes, with the post axis, with the pre axis, or not at all
+//! ([`Access`]); an effect stores, adds to memory, or reduces. These are the nine classes: state,
+//! parameter and gradient matrices; post and pre vectors; scalars; and sums over pre, over post,
+//! over both.
+//!
+//! **The order of every sum is fixed.** A sum over pre adds rows in ascending order, one lane per
+//! post neuron. A sum over post keeps four lanes per row, adds the tiles' vectors in ascending
+//! order, and finally adds lanes 0+1+2+3 in this order. A sum over a vector keeps four lanes in the
+//! same way. Products that feed a sum are fused multiply-adds.
+//!
+//! # Sweeps
+//!
+//! A *sweep* is a matrix nest over batched matrices. [`schedule`] cuts a step into stages at the
+//! matrix reductions, and joins the last sweep of a step (its *tail*, which writes the states) with
+//! the first sweep of the next call (its *head*, which reads them), wherever the head's vectors do
+//! not need the tail's sums. A routine therefore exists in three forms: `first` (head alone),
+//! `step` (tail of the call before, then head), and `flush` (tail alone).
+
+pub mod body;
+mod emit;
+mod fuse;
+mod lower;
+mod math;
+pub mod schedule;
+
+pub use lower::{LowerOptions, lower};
+
+use crate::ir::Value;
+use body::Body;
+
+/// The number of lanes of a vector register in the loop IR.
+pub const LANES: usize = 4;
+
+/// A region of memory that a routine gets a pointer to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Base {
+    /// The primal frame of a step, relative to the step the routine is called for.
+    Frame(i8),
+    /// The adjoint frame of a step, relative to the step the routine is called for.
+    Adjoint(i8),
+    /// Values that live within one call.
+    Scratch,
+    /// Unbatched values: parameters, and what follows from them.
+    Params,
+    /// Matrices that survive from call to call: the states, or carried cotangents.
+    Carry,
+    /// Adjoint only: the cotangents of the matrix states at the end (read by `first`) and at the
+    /// beginning (written by `flush`).
+    Ends,
+    /// The matrix states before a step, relative to the step the routine is called for.
+    Snapshot(i8),
+    /// Sums of the gradients of the unbatched values.
+    Grads,
+}
+
+impl Base {
+    /// All bases, in the order in which a routine receives their pointers.
+    pub const ALL: [Base; 16] = [
+        Base::Frame(-2),
+        Base::Frame(-1),
+        Base::Frame(0),
+        Base::Frame(1),
+        Base::Adjoint(0),
+        Base::Adjoint(1),
+        Base::Adjoint(2),
+        Base::Scratch,
+        Base::Params,
+        Base::Carry,
+        Base::Ends,
+        Base::Snapshot(0),
+        Base::Snapshot(1),
+        Base::Snapshot(2),
+        Base::Grads,
+        Base::Frame(2),
+    ];
+
+    /// Its place in [`Base::ALL`].
+    pub fn slot(self) -> usize {
+        Base::ALL.iter().position(|b| *b == self).expect("every base that is used is listed")
+    }
+}
+
+/// A place in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The region.
+    pub base: Base,
+    /// Elements from its start.
+    pub offset: usize,
+}
+
+/// How an operand varies over a nest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Access {
+    /// With both axes: a packed matrix.
+    Matrix(Place),
+    /// With the post axis, or with the axis of a vector nest.
+    Post(Place),
+    /// With the pre axis.
+    Pre(Place),
+    /// Not at all.
+    Scalar(Place),
+}
+
+/// What a nest runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Extent {
+    /// Once.
+    Scalar,
+    /// A vector of this length.
+    Vector(usize),
+    /// A matrix.
+    Matrix {
+        /// The number of receiving neurons.
+        post: usize,
+        /// The number of sending neurons.
+        pre: usize,
+    },
+}
+
+/// What a nest does with a value of its body.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Memory becomes the value.
+    Store(Access, body::Id),
+    /// Memory += value, or memory += value · factor, fused.
+    Add(Access, body::Id, Option<body::Id>),
+    /// Post vector becomes Σ over pre of value (· factor, fused).
+    SumPre(Place, body::Id, Option<body::Id>),
+    /// Pre vector becomes Σ over post of value (· factor, fused).
+    SumPost(Place, body::Id, Option<body::Id>),
+    /// Scalar becomes the sum over the whole extent of value (· factor, fused).
+    SumAll(Place, body::Id, Option<body::Id>),
+    /// Scalar becomes the largest value over the whole extent.
+    MaxAll(Place, body::Id),
+}
+
+/// A loop nest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nest {
+    /// What it runs over.
+    pub extent: Extent,
+    /// What it computes at each point.
+    pub body: Body,
+    /// What it does with it.
+    pub effects: Vec<Effect>,
+    /// A remark for readers: `write H, E of t-1; read t`.
+    pub label: String,
+}
+
+impl Nest {
+    /// Whether it goes over matrices that exist once per batch row.
+    pub fn is_sweep(&self) -> bool {
+        let state = |p: &Place| matches!(p.base, Base::Carry | Base::Ends | Base::Snapshot(_));
+        let loads = self.body.loads().any(|a| matches!(a, Access::Matrix(p) if state(&p)));
+        let stores = self.effects.iter().any(|e| match e {
+            Effect::Store(Access::Matrix(p), _) => state(p),
+            _ => false,
+        });
+        loads || stores
+    }
+}
+
+/// A list of nests, run in order by one call.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Routine {
+    /// Its nests.
+    pub nests: Vec<Nest>,
+}
+
+/// The three forms of a time step; see the module's documentation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Steps {
+    /// The first step of a sequence (backward: the last one).
+    pub first: Routine,
+    /// A later step, with what the call before left pending.
+    pub step: Routine,
+    /// What the last call left pending.
+    pub flush: Routine,
+}
+
+impl Steps {
+    /// Sweeps over plastic matrices per step, in the steady state, counted per matrix shape.
+    pub fn sweeps(&self) -> usize {
+        let mut shapes: Vec<(Extent, usize)> = vec![];
+        for nest in self.step.nests.iter().filter(|n| n.is_sweep()) {
+            match shapes.iter_mut().find(|(e, _)| *e == nest.extent) {
+                Some((_, count)) => *count += 1,
+                None => shapes.push((nest.extent, 1)),
+            }
+        }
+        shapes.into_iter().map(|(_, n)| n).max().unwrap_or(0)
+    }
+}
+
+/// A vector or scalar in a frame.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slot {
+    /// What it holds, in the spec's words.
+    pub name: String,
+    /// Elements from the frame's start.
+    pub offset: usize,
+    /// Elements.
+    pub len: usize,
+}
+
+/// A packed matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MatrixSlot {
+    /// What it holds.
+    pub name: String,
+    /// Elements from the region's start.
+    pub offset: usize,
+    /// Receiving neurons.
+    pub post: usize,
+    /// Sending neurons.
+    pub pre: usize,
+}
+
+/// An unbatched value that the routines read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bound {
+    /// The value of the step function.
+    pub value: Value,
+    /// Elements from the start of [`Base::Params`].
+    pub offset: usize,
+    /// `Some((post, pre))` for a packed matrix, else its length.
+    pub matrix: Option<(usize, usize)>,
+    /// Elements, before packing.
+    pub len: usize,
+}
+
+/// A gradient sum.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GradSlot {
+    /// The boundary value it belongs to.
+    pub value: Value,
+    /// Elements from the start of [`Base::Grads`].
+    pub offset: usize,
+    /// `Some((post, pre))` for a packed matrix.
+    pub matrix: Option<(usize, usize)>,
+    /// Elements, before packing.
+    pub len: usize,
+}
+
+/// A gradient of rank one per step, hoisted out of the loop over time:
+/// `grad[j,i] += Σ_t a_t[j] b_t[i]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rank1 {
+    /// The boundary value.
+    pub value: Value,
+    /// The post vector, in the frame of step `t` (`Frame(0)`, `Frame(-1)` or `Adjoint(0)`).
+    pub a: Place,
+    /// The pre vector, likewise.
+    pub b: Place,
+    /// Receiving neurons.
+    pub post: usize,
+    /// Sending neurons.
+    pub pre: usize,
+}
+
+/// Everything that a back end needs to run a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// Going forward.
+    pub forward: Steps,
+    /// Rebuilding the matrix states: reads `Snapshot(0)`, writes `Snapshot(1)`, from the frames of
+    /// the step it is called for.
+    pub replay: Routine,
+    /// Going backward.
+    pub backward: Steps,
+    /// The layout of a primal frame.
+    pub frame: Vec<Slot>,
+    /// Elements of a primal frame.
+    pub frame_len: usize,
+    /// The layout of an adjoint frame.
+    pub adjoint: Vec<Slot>,
+    /// Elements of an adjoint frame.
+    pub adjoint_len: usize,
+    /// Elements of the scratch region.
+    pub scratch_len: usize,
+    /// The scalar in scratch that holds the cotangent of the penalty.
+    pub penalty_bar: Option<usize>,
+    /// The matrix states, in this order in `Carry` (forward), in every snapshot, and in `Ends`.
+    /// Indexed by state; `None` for states that are no matrices.
+    pub matrices: Vec<Option<MatrixSlot>>,
+    /// Elements of all matrix states of a row.
+    pub matrices_len: usize,
+    /// Elements of `Carry` going backward.
+    pub carry_len: usize,
+    /// Unbatched values.
+    pub params: Vec<Bound>,
+    /// Elements of the parameter region.
+    pub params_len: usize,
+    /// Gradient sums.
+    pub grads: Vec<GradSlot>,
+    /// Elements of the gradient region.
+    pub grads_len: usize,
+    /// Hoisted gradients.
+    pub rank1: Vec<Rank1>,
+    /// Frame offset of every input.
+    pub inputs: Vec<usize>,
+    /// Frame offset of every output.
+    pub outputs: Vec<usize>,
+    /// Frame offset of the cotangent of every output.
+    pub output_bars: Vec<usize>,
+    /// Frame offset of every state that is no matrix.
+    pub states: Vec<Option<usize>>,
+    /// Adjoint-frame offset of the cotangent of every state that is no matrix.
+    pub state_bars: Vec<Option<usize>>,
+    /// Adjoint-frame offset of the cotangent of every input that has one.
+    pub input_bars: Vec<Option<usize>>,
+    /// Frame offsets of the penalty terms.
+    pub penalties: Vec<usize>,
+    /// The class of the write and other facts for `bpmc plan`.
+    pub merged: (bool, bool),
+}
+
+/// Elements that a vector of `n` takes: padded to whole registers.
+pub fn padded(n: usize) -> usize {
+    n.div_ceil(LANES) * LANES
+}
+
+/// How the post axis of a packed matrix is cut into tiles of a few registers each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiles {
+    /// Width of the wide tiles, in registers; the narrow ones are one register less.
+    pub width: usize,
+    /// How many wide tiles there are, first.
+    pub wide: usize,
+    /// How many narrow tiles follow.
+    pub narrow: usize,
+}
+
+/// Registers in a wide tile. Four was the best or tied for every rule measured.
+const WIDEST: usize = 4;
+
+impl Tiles {
+    /// The tiles of a post axis of this size: as few as possible, of nearly equal width.
+    pub fn of(post: usize) -> Tiles {
+        let registers = post.div_ceil(LANES).max(1);
+        let tiles = registers.div_ceil(WIDEST);
+        let width = registers.div_ceil(tiles);
+        let narrow = tiles * width - registers;
+        Tiles { width, wide: tiles - narrow, narrow }
+    }
+
+    /// First register and width of every tile.
+    pub fn iter(self) -> impl Iterator<Item = (usize, usize)> {
+        let narrow_width = self.width - 1;
+        let wide = (0..self.wide).map(move |k| (k * self.width, self.width));
+        let start = self.wide * self.width;
+        wide.chain((0..self.narrow).map(move |k| (start + k * narrow_width, narrow_width)))
+    }
+
+    /// Elements of a packed matrix.
+    pub fn packed_len(post: usize, pre: usize) -> usize {
+        padded(post) * pre
+    }
+}
+
+/// Packs a row-major `[post, pre]` matrix; padding becomes zero.
+pub fn pack(post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
+    for_each_packed(post, pre, |packed, plain| to[packed] = plain.map_or(0.0, |k| from[k]));
+}
+
+/// Unpacks into a row-major `[post, pre]` matrix.
+pub fn unpack(post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
+    for_each_packed(post, pre, |packed, plain| {
+        if let Some(k) = plain {
+            to[k] = from[packed];
+        }
+    });
+}
+
+fn for_each_packed(post: usize, pre: usize, mut visit: impl FnMut(usize, Option<usize>)) {
+    for (first, width) in Tiles::of(post).iter() {
+        let start = first * LANES * pre;
+        for i in 0..pre {
+            for lane in 0..width * LANES {
+                let j = first * LANES + lane;
+                visit(start + i * width * LANES + lane, (j < post).then_some(j * pre + i));
+            }
+        }
+    }
+}
