@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod autodiff;
+pub mod back;
 pub mod check;
 pub mod interp;
 pub mod ir;

@@ -36,10 +36,14 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
     backward.matrices.clone_from(&memory.matrices);
     let carry_len = backward.assign_carry(memory.matrices_len);
     let rank1 = backward.rank_one();
+    let (forward_steps, replay, backward_steps) = (forward.steps(), forward.replay(), backward.steps());
+    let all = [&forward_steps, &backward_steps];
+    let nests = all.iter().flat_map(|s| [&s.first, &s.step, &s.flush]).flat_map(|r| &r.nests);
+    let scratch_len = PARTIALS + nests.map(row_sums).max().unwrap_or(0);
     Program {
-        forward: forward.steps(),
-        replay: forward.replay(),
-        backward: backward.steps(),
+        forward: forward_steps,
+        replay,
+        backward: backward_steps,
         merged: (forward.schedule.joined, backward.schedule.joined),
         rank1,
         carry_len,
@@ -54,7 +58,7 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
         frame_len: memory.frame.len + LANES,
         adjoint: memory.adjoint.slots,
         adjoint_len: memory.adjoint.len + LANES,
-        scratch_len: padded(1) + LANES,
+        scratch_len,
         penalty_bar: Some(0),
         matrices: memory.matrices,
         matrices_len: memory.matrices_len,
@@ -62,6 +66,16 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
         params_len: memory.params_len,
         grads: memory.grads,
         grads_len: memory.grads_len,
+    }
+}
+
+/// Elements that the row sums of a nest take.
+fn row_sums(nest: &Nest) -> usize {
+    match nest.extent {
+        Extent::Matrix { pre, .. } => {
+            nest.effects.iter().filter(|e| matches!(e, Effect::SumPost(..))).count() * pre * LANES
+        }
+        Extent::Scalar | Extent::Vector(_) => 0,
     }
 }
 

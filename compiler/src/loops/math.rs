@@ -9,7 +9,7 @@ use super::body::{Body, BodyOp, Id};
 use crate::ir::{Binary, Unary};
 
 /// Emits an elementwise function of one operand.
-pub fn unary(b: &mut Body, f: Unary, x: Id) -> Id {
+pub(super) fn unary(b: &mut Body, f: Unary, x: Id) -> Id {
     match f {
         Unary::Neg => b.push(BodyOp::Neg(x)),
         Unary::Abs => b.push(BodyOp::Abs(x)),
@@ -28,7 +28,7 @@ pub fn unary(b: &mut Body, f: Unary, x: Id) -> Id {
 }
 
 /// Emits an elementwise function of two numbers; comparisons give masks.
-pub fn binary(b: &mut Body, f: Binary, x: Id, y: Id) -> Id {
+pub(super) fn binary(b: &mut Body, f: Binary, x: Id, y: Id) -> Id {
     b.push(match f {
         Binary::Add => BodyOp::Add(x, y),
         Binary::Sub => BodyOp::Sub(x, y),
@@ -43,7 +43,7 @@ pub fn binary(b: &mut Body, f: Binary, x: Id, y: Id) -> Id {
 }
 
 /// `min(max(x, low), high)`, keeping NaN.
-pub fn clip(b: &mut Body, x: Id, low: Id, high: Id) -> Id {
+pub(super) fn clip(b: &mut Body, x: Id, low: Id, high: Id) -> Id {
     let up = b.push(BodyOp::Max(low, x));
     b.push(BodyOp::Min(high, up))
 }

@@ -51,6 +51,10 @@ use body::Body;
 /// The number of lanes of a vector register in the loop IR.
 pub const LANES: usize = 4;
 
+/// Elements from the start of [`Base::Scratch`] to the row sums of a matrix nest: four lanes per
+/// row for each of its sums over post.
+pub const PARTIALS: usize = 16;
+
 /// A region of memory that a routine gets a pointer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Base {

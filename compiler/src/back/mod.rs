@@ -1,0 +1,3 @@
+//! Back ends: they spell the loop IR and decide nothing.
+
+pub mod cranelift;
