@@ -304,7 +304,7 @@ pub struct Program {
     /// Elements of the scratch region.
     pub scratch_len: usize,
     /// The scalar in scratch that holds the cotangent of the penalty.
-    pub penalty_bar: Option<usize>,
+    pub penalty_bar: usize,
     /// The matrix states, in this order in `Carry` (forward), in every snapshot, and in `Ends`.
     /// Indexed by state; `None` for states that are no matrices.
     pub matrices: Vec<Option<MatrixSlot>>,
@@ -336,8 +336,11 @@ pub struct Program {
     pub input_bars: Vec<Option<usize>>,
     /// Frame offsets of the penalty terms.
     pub penalties: Vec<usize>,
-    /// The class of the write and other facts for `bpmc plan`.
+    /// Whether the last sweep of a step joins the next call's first: forward, backward.
     pub merged: (bool, bool),
+    /// Whether the backward pass carries the cotangents of the matrix states themselves, rather
+    /// than expressions of them.
+    pub carries_states: bool,
 }
 
 /// Elements that a vector of `n` takes: padded to whole registers.

@@ -1,0 +1,673 @@
+//! Machine code behind the engine's interface: memory, pointers, checkpoints and replay.
+//!
+//! # Layout of a tape
+//!
+//! Frames follow each other: a boundary frame with the initial states, then one frame per step; a
+//! reset adds another boundary frame. [`Mode::Infer`] keeps a ring of four. The backward pass runs
+//! over the stretches between resets from the last to the first, and over each stretch in segments
+//! of `K` steps: the matrix states at a segment's start were saved going forward, those inside are
+//! replayed from the frames.
+
+use super::{Bound, Engine, FlushDenormals, Mode, RowState};
+use compiler::back::cranelift::{JitError, Kernels, compile};
+use compiler::interp::Tensor;
+use compiler::ir::{InputId, OutputId, StateId, Value};
+use compiler::loops::{Base, Place, Program, Rank1, pack, unpack};
+use compiler::model::Init;
+use std::collections::BTreeMap;
+
+type Entry = unsafe extern "C" fn(*const *mut f32);
+type Pointers = [*mut f32; Base::ALL.len()];
+
+/// Frames of the ring of [`Mode::Infer`]: a step reads its own and the two before.
+const RING: usize = 4;
+
+/// Compiled routines.
+pub(super) struct Code {
+    _kernels: Kernels,
+    entries: [Entry; 7],
+    bytes: usize,
+}
+
+// SAFETY: the code is never written after compilation, and it touches only memory that its caller
+// points it to.
+unsafe impl Send for Code {}
+// SAFETY: as above.
+unsafe impl Sync for Code {}
+
+const FIRST: usize = 0;
+const STEP: usize = 1;
+const FLUSH: usize = 2;
+const REPLAY: usize = 3;
+const BACK_FIRST: usize = 4;
+const BACK_STEP: usize = 5;
+const BACK_FLUSH: usize = 6;
+
+impl Code {
+    pub(super) fn new(program: &Program) -> Result<Code, JitError> {
+        let kernels = compile(program)?;
+        // SAFETY: `compile` gives entry points of this signature, valid while `kernels` lives.
+        let entries = kernels.entries.map(|p| unsafe { std::mem::transmute::<*const u8, Entry>(p) });
+        let bytes = kernels.code_bytes;
+        Ok(Code { _kernels: kernels, entries, bytes })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Zeroed memory, aligned to cache lines.
+pub(super) struct Buffer {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Line([f32; 16]);
+
+impl Buffer {
+    pub(super) fn new(len: usize) -> Self {
+        Buffer { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    }
+
+    /// Makes it longer, keeping what it holds.
+    fn grow(&mut self, len: usize) {
+        if self.len < len {
+            self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
+            self.len = len;
+        }
+    }
+
+    fn pointer(&self) -> *mut f32 {
+        self.lines.as_ptr().cast::<f32>().cast_mut()
+    }
+
+    fn as_slice(&self) -> &[f32] {
+        // SAFETY: the lines are `len` or more contiguous f32 numbers.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast::<f32>(), self.len) }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<f32>(), self.len) }
+    }
+}
+
+/// Lays out the unbatched values.
+pub(super) fn pack_params(engine: &Engine, params: &[Tensor]) -> Buffer {
+    let values = engine.interpreter.prologue(params);
+    let mut buffer = Buffer::new(engine.program.params_len);
+    for bound in &engine.program.params {
+        let value = values[bound.value.index()].as_ref().expect("the prologue is evaluated");
+        let narrow: Vec<f32> = value.iter().map(|x| *x as f32).collect();
+        let to = &mut buffer.as_mut_slice()[bound.offset..];
+        match bound.matrix {
+            Some((post, pre)) => pack(post, pre, &narrow, to),
+            None => to[..bound.len].copy_from_slice(&narrow),
+        }
+    }
+    buffer
+}
+
+/// Gradient sums of a chunk of rows.
+pub(super) struct Grads {
+    packed: Buffer,
+    /// Hoisted gradients, row-major.
+    plain: BTreeMap<Value, Vec<f32>>,
+    initial: Vec<Vec<f32>>,
+}
+
+impl Grads {
+    pub(super) fn new(engine: &Engine) -> Self {
+        let program = &engine.program;
+        let plain = program.rank1.iter().map(|r| (r.value, vec![0.0; r.post * r.pre])).collect();
+        let learned = |s: &compiler::model::State| match s.init {
+            Init::Param(_) => vec![0.0; engine.sizes().count(s.shape)],
+            _ => vec![],
+        };
+        let initial = engine.model().states.iter().map(learned).collect();
+        Grads { packed: Buffer::new(program.grads_len), plain, initial }
+    }
+
+    pub(super) fn add_to(
+        self,
+        engine: &Engine,
+        boundary: &mut BTreeMap<Value, Vec<f64>>,
+        initial: &mut [Vec<f64>],
+    ) {
+        let mut add = |value: Value, x: &[f32]| {
+            let sum = boundary.entry(value).or_insert_with(|| vec![0.0; x.len()]);
+            sum.iter_mut().zip(x).for_each(|(s, x)| *s += f64::from(*x));
+        };
+        for slot in &engine.program.grads {
+            let from = &self.packed.as_slice()[slot.offset..];
+            match slot.matrix {
+                Some((post, pre)) => {
+                    let mut plain = vec![0.0; post * pre];
+                    unpack(post, pre, from, &mut plain);
+                    add(slot.value, &plain);
+                }
+                None => add(slot.value, &from[..slot.len]),
+            }
+        }
+        for (value, x) in &self.plain {
+            add(*value, x);
+        }
+        for (sum, x) in initial.iter_mut().zip(&self.initial) {
+            sum.iter_mut().zip(x).for_each(|(s, x)| *s += f64::from(*x));
+        }
+    }
+}
+
+/// A stretch of steps between resets.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    /// Its boundary frame.
+    boundary: usize,
+    /// Its first step.
+    first: usize,
+}
+
+/// One row's memory.
+pub(super) struct Tape {
+    mode: Mode,
+    frames: Buffer,
+    frame_count: usize,
+    adjoint: Buffer,
+    carry: Buffer,
+    back_carry: Buffer,
+    ends: Buffer,
+    scratch: Buffer,
+    snapshots: Buffer,
+    checkpoints: Buffer,
+    /// The steps before which the matrix states were saved, in order.
+    saved: Vec<usize>,
+    interval: usize,
+    stretches: Vec<Stretch>,
+    steps: usize,
+    /// Whether the last step has left work for the next call.
+    pending: bool,
+    init_bar: RowState,
+}
+
+impl Tape {
+    pub(super) fn new(engine: &Engine, steps: usize, mode: Mode, interval: Option<usize>) -> Self {
+        let program = &engine.program;
+        let frame_count = match mode {
+            Mode::Infer => RING,
+            Mode::Train => steps + 2,
+        };
+        let root = (steps as f64).sqrt().ceil() as usize;
+        let interval = interval.unwrap_or(root).clamp(1, steps.max(1));
+        let train = |len: usize| Buffer::new(if mode == Mode::Train { len } else { 0 });
+        let matrices = program.matrices_len;
+        Tape {
+            mode,
+            frames: Buffer::new(frame_count * program.frame_len),
+            frame_count,
+            adjoint: train((steps + 3) * program.adjoint_len),
+            carry: Buffer::new(matrices),
+            back_carry: train(program.carry_len),
+            ends: train(matrices),
+            scratch: Buffer::new(program.scratch_len),
+            snapshots: train((interval + 2) * matrices),
+            checkpoints: train(steps.div_ceil(interval) * matrices),
+            saved: vec![],
+            interval,
+            stretches: vec![],
+            steps: 0,
+            pending: false,
+            init_bar: RowState::default(),
+        }
+    }
+
+    // ------------------------------------------------------------------ frames
+
+    /// The frame of a step.
+    fn frame_of(&self, t: usize) -> usize {
+        let stretch = self.stretches.iter().rev().find(|s| s.first <= t);
+        let stretch = stretch.expect("a tape is begun before it is used");
+        stretch.boundary + 1 + (t - stretch.first)
+    }
+
+    /// The frame of the step about to run.
+    fn next_frame(&self) -> usize {
+        self.frame_of(self.steps)
+    }
+
+    fn frame_start(&self, program: &Program, index: usize) -> usize {
+        let index = if self.mode == Mode::Infer { index % RING } else { index };
+        index * program.frame_len
+    }
+
+    fn slot(&self, program: &Program, index: usize, offset: usize, len: usize) -> &[f32] {
+        let start = self.frame_start(program, index) + offset;
+        &self.frames.as_slice()[start..start + len]
+    }
+
+    fn slot_mut(&mut self, program: &Program, index: usize, offset: usize, len: usize) -> &mut [f32] {
+        let start = self.frame_start(program, index) + offset;
+        &mut self.frames.as_mut_slice()[start..start + len]
+    }
+
+    /// Makes room for a frame; a tape that is used for longer than announced grows.
+    fn reserve(&mut self, engine: &Engine, index: usize) {
+        if self.mode == Mode::Infer || index < self.frame_count {
+            return;
+        }
+        let program = &engine.program;
+        self.frame_count = (index + 2).max(self.frame_count * 2);
+        self.frames.grow(self.frame_count * program.frame_len);
+        self.adjoint.grow((self.frame_count + 3) * program.adjoint_len);
+    }
+
+    // ------------------------------------------------------------------ states
+
+    pub(super) fn begin(&mut self, bound: &Bound<'_>, states: &[Vec<f32>]) {
+        self.steps = 0;
+        self.pending = false;
+        self.saved.clear();
+        self.stretches = vec![Stretch { boundary: 0, first: 0 }];
+        self.place_states(bound, 0, states);
+        self.clear_slots(bound, 1, true);
+    }
+
+    pub(super) fn reset(&mut self, bound: &Bound<'_>, states: &[Vec<f32>]) {
+        self.flush(bound);
+        let old = self.next_frame();
+        if self.stretches.last().is_none_or(|s| s.first != self.steps) {
+            self.stretches.push(Stretch { boundary: old, first: self.steps });
+        }
+        let new = self.next_frame();
+        if new != old {
+            self.move_inputs(bound, old, new);
+        }
+        self.place_states(bound, new - 1, states);
+    }
+
+    /// The inputs of the coming step may have been written already: they move along.
+    fn move_inputs(&mut self, bound: &Bound<'_>, from: usize, to: usize) {
+        self.reserve(bound.engine, to);
+        let program = &bound.engine.program;
+        for k in 0..program.inputs.len() {
+            let (offset, len) = self.input_slot(bound, InputId(k as u32));
+            let x = self.slot(program, from, offset, len).to_vec();
+            self.slot_mut(program, to, offset, len).copy_from_slice(&x);
+        }
+        self.clear_slots(bound, to, false);
+    }
+
+    fn place_states(&mut self, bound: &Bound<'_>, boundary: usize, states: &[Vec<f32>]) {
+        let program = &bound.engine.program;
+        self.reserve(bound.engine, boundary + 1);
+        for (k, x) in states.iter().enumerate() {
+            match (&program.matrices[k], program.states[k]) {
+                (Some(m), _) => pack(m.post, m.pre, x, &mut self.carry.as_mut_slice()[m.offset..]),
+                (None, Some(offset)) => {
+                    self.slot_mut(program, boundary, offset, x.len()).copy_from_slice(x);
+                }
+                (None, None) => {}
+            }
+        }
+    }
+
+    pub(super) fn state(&mut self, bound: &Bound<'_>) -> RowState {
+        self.flush(bound);
+        let program = &bound.engine.program;
+        let index = self.next_frame() - 1;
+        let mut states = zero_states(bound);
+        for (k, x) in states.iter_mut().enumerate() {
+            match (&program.matrices[k], program.states[k]) {
+                (Some(m), _) => unpack(m.post, m.pre, &self.carry.as_slice()[m.offset..], x),
+                (None, Some(offset)) => {
+                    let len = x.len();
+                    x.copy_from_slice(self.slot(program, index, offset, len));
+                }
+                (None, None) => {}
+            }
+        }
+        RowState { states }
+    }
+
+    // ----------------------------------------------------------------- forward
+
+    fn input_slot(&self, bound: &Bound<'_>, input: InputId) -> (usize, usize) {
+        let len = bound.engine.sizes().count(bound.engine.model().inputs[input.index()].shape);
+        (bound.engine.program.inputs[input.index()], len)
+    }
+
+    fn output_len(bound: &Bound<'_>, output: OutputId) -> usize {
+        bound.engine.sizes().count(bound.engine.model().outputs[output.index()].shape)
+    }
+
+    pub(super) fn input_mut(&mut self, bound: &Bound<'_>, input: InputId) -> &mut [f32] {
+        let (offset, len) = self.input_slot(bound, input);
+        let index = self.next_frame();
+        self.slot_mut(&bound.engine.program, index, offset, len)
+    }
+
+    /// Zeroes what the host writes into a frame: cotangents of outputs, and inputs if wanted.
+    fn clear_slots(&mut self, bound: &Bound<'_>, index: usize, inputs: bool) {
+        self.reserve(bound.engine, index);
+        let program = &bound.engine.program;
+        for k in 0..if inputs { program.inputs.len() } else { 0 } {
+            let (offset, len) = self.input_slot(bound, InputId(k as u32));
+            self.slot_mut(program, index, offset, len).fill(0.0);
+        }
+        for (k, offset) in program.output_bars.iter().enumerate() {
+            let len = Self::output_len(bound, OutputId(k as u32));
+            self.slot_mut(program, index, *offset, len).fill(0.0);
+        }
+    }
+
+    pub(super) fn step(&mut self, bound: &Bound<'_>) {
+        let index = self.next_frame();
+        let joined = bound.engine.program.merged.0;
+        // A joined step first finishes the step before: only then are the states complete.
+        if !joined {
+            self.checkpoint(bound);
+        }
+        let entry = if joined && self.pending { STEP } else { FIRST };
+        self.call(bound, entry, index as isize);
+        if joined {
+            self.checkpoint(bound);
+        }
+        self.pending = joined;
+        self.steps += 1;
+        self.clear_slots(bound, index + 1, true);
+    }
+
+    /// Saves the matrix states before the step that is running, if one is due.
+    fn checkpoint(&mut self, bound: &Bound<'_>) {
+        let matrices = bound.engine.program.matrices_len;
+        let first = self.stretches.last().map_or(0, |s| s.first);
+        let due = (self.steps - first).is_multiple_of(self.interval);
+        if self.mode == Mode::Infer || matrices == 0 || !due {
+            return;
+        }
+        let start = self.saved.len() * matrices;
+        self.saved.push(self.steps);
+        self.checkpoints.grow(start + matrices);
+        let to = &mut self.checkpoints.as_mut_slice()[start..start + matrices];
+        to.copy_from_slice(&self.carry.as_slice()[..matrices]);
+    }
+
+    /// Finishes what the last step has left pending.
+    fn flush(&mut self, bound: &Bound<'_>) {
+        if self.pending {
+            let index = self.next_frame();
+            self.call(bound, FLUSH, index as isize);
+            self.pending = false;
+        }
+    }
+
+    pub(super) fn steps(&self) -> usize {
+        self.steps
+    }
+
+    pub(super) fn output(&self, bound: &Bound<'_>, t: usize, output: OutputId) -> &[f32] {
+        let program = &bound.engine.program;
+        let offset = program.outputs[output.index()];
+        self.slot(program, self.frame_of(t), offset, Self::output_len(bound, output))
+    }
+
+    pub(super) fn penalty(&self, bound: &Bound<'_>, t: usize) -> f32 {
+        let program = &bound.engine.program;
+        let frame = self.frame_of(t);
+        program.penalties.iter().map(|offset| self.slot(program, frame, *offset, 1)[0]).sum()
+    }
+
+    pub(super) fn output_bar_mut(&mut self, bound: &Bound<'_>, t: usize, output: OutputId) -> &mut [f32] {
+        let program = &bound.engine.program;
+        let offset = program.output_bars[output.index()];
+        let index = self.frame_of(t);
+        self.slot_mut(program, index, offset, Self::output_len(bound, output))
+    }
+
+    // ---------------------------------------------------------------- backward
+
+    pub(super) fn backward(
+        &mut self,
+        bound: &Bound<'_>,
+        grads: &mut Grads,
+        penalty_bar: f32,
+        last: Option<&RowState>,
+    ) {
+        self.flush(bound);
+        self.scratch.as_mut_slice()[bound.engine.program.penalty_bar] = penalty_bar;
+        let zeros = zero_states(bound);
+        self.init_bar = RowState { states: zeros.clone() };
+        let mut end = self.steps;
+        for k in (0..self.stretches.len()).rev() {
+            let first = self.stretches[k].first;
+            let bar = last.filter(|_| end == self.steps).map_or(&zeros, |s| &s.states);
+            if first < end {
+                self.backward_stretch(bound, grads, first, end, bar);
+            } else if end == self.steps && k + 1 == self.stretches.len() {
+                // A reset after the last step: the final states are the initial ones.
+                add_all(&mut self.init_bar.states, bar);
+            }
+            end = first;
+        }
+        add_all(&mut grads.initial, &self.init_bar.states);
+    }
+
+    /// Steps `first..end`, from the last to the first.
+    fn backward_stretch(
+        &mut self,
+        bound: &Bound<'_>,
+        grads: &mut Grads,
+        first: usize,
+        end: usize,
+        bar: &[Vec<f32>],
+    ) {
+        self.place_bars(bound, end, bar);
+        let joined = bound.engine.program.merged.1;
+        let mut segment_end = end;
+        let starts: Vec<usize> = (first..end).step_by(self.interval).collect();
+        for start in starts.into_iter().rev() {
+            self.replay(bound, start, segment_end, segment_end == end);
+            for t in (start..segment_end).rev() {
+                let entry = if t + 1 == end || !joined { BACK_FIRST } else { BACK_STEP };
+                self.call_back(bound, entry, t as isize, start, grads);
+            }
+            segment_end = start;
+        }
+        if joined {
+            self.call_back(bound, BACK_FLUSH, first as isize - 1, first, grads);
+        }
+        self.collect_bars(bound, first);
+        self.hoisted(bound, grads, first, end);
+    }
+
+    fn place_bars(&mut self, bound: &Bound<'_>, end: usize, bar: &[Vec<f32>]) {
+        let program = &bound.engine.program;
+        let start = end * program.adjoint_len;
+        for (k, x) in bar.iter().enumerate() {
+            match (&program.matrices[k], program.state_bars[k]) {
+                (Some(m), _) => {
+                    pack(m.post, m.pre, x, &mut self.ends.as_mut_slice()[m.offset..]);
+                }
+                (None, Some(offset)) => {
+                    self.adjoint.as_mut_slice()[start + offset..][..x.len()].copy_from_slice(x);
+                }
+                (None, None) => {}
+            }
+        }
+        if program.carries_states {
+            let n = program.matrices_len;
+            self.back_carry.as_mut_slice()[..n].copy_from_slice(&self.ends.as_slice()[..n]);
+        }
+    }
+
+    fn collect_bars(&mut self, bound: &Bound<'_>, first: usize) {
+        let program = &bound.engine.program;
+        let start = first * program.adjoint_len;
+        let from = if program.carries_states { &self.back_carry } else { &self.ends };
+        for (k, sum) in self.init_bar.states.iter_mut().enumerate() {
+            let mut x = vec![0.0; sum.len()];
+            match (&program.matrices[k], program.state_bars[k]) {
+                (Some(m), _) => unpack(m.post, m.pre, &from.as_slice()[m.offset..], &mut x),
+                (None, Some(offset)) => {
+                    x.copy_from_slice(&self.adjoint.as_slice()[start + offset..][..sum.len()]);
+                }
+                (None, None) => {}
+            }
+            sum.iter_mut().zip(&x).for_each(|(s, x)| *s += x);
+        }
+    }
+
+    /// Rebuilds the matrix states of steps `start..=end` into snapshots `0..=end - start`. If a
+    /// later segment follows, the state after its first step is kept in the next snapshot.
+    fn replay(&mut self, bound: &Bound<'_>, start: usize, end: usize, is_last: bool) {
+        let matrices = bound.engine.program.matrices_len;
+        if matrices == 0 {
+            return;
+        }
+        if !is_last {
+            let keep = (end - start) + 1;
+            self.snapshots.as_mut_slice().copy_within(matrices..2 * matrices, keep * matrices);
+        }
+        let number = self.saved.iter().position(|t| *t == start).unwrap_or(0);
+        let from = &self.checkpoints.as_slice()[number * matrices..][..matrices];
+        self.snapshots.as_mut_slice()[..matrices].copy_from_slice(from);
+        for t in start..end {
+            let mut pointers = self.pointers(bound, self.frame_of(t) as isize);
+            self.point_at_snapshots(bound, &mut pointers, (t - start) as isize);
+            self.enter(bound, REPLAY, &pointers);
+        }
+    }
+
+    fn hoisted(&mut self, bound: &Bound<'_>, grads: &mut Grads, first: usize, end: usize) {
+        for rank1 in &bound.engine.program.rank1 {
+            let a = self.series(bound, rank1.a, first);
+            let b = self.series(bound, rank1.b, first);
+            let sum = grads.plain.get_mut(&rank1.value).expect("one sum per hoisted gradient");
+            // SAFETY: both series hold `end - first` vectors in frames of this tape, which stay
+            // where they are; `sum` is a separate allocation of `post * pre` elements.
+            unsafe { accumulate(rank1, end - first, a, b, sum) };
+        }
+    }
+
+    /// The first vector of a series over time, and the distance between its vectors.
+    fn series(&self, bound: &Bound<'_>, place: Place, first: usize) -> (*const f32, usize) {
+        let program = &bound.engine.program;
+        let (buffer, index, stride) = match place.base {
+            Base::Frame(k) => {
+                (&self.frames, self.frame_of(first) as isize + isize::from(k), program.frame_len)
+            }
+            Base::Adjoint(k) => (&self.adjoint, first as isize + isize::from(k), program.adjoint_len),
+            _ => (&bound.packed, 0, 0),
+        };
+        let offset = index as usize * stride + place.offset;
+        (&raw const buffer.as_slice()[offset], stride)
+    }
+
+    pub(super) fn input_bar(&self, bound: &Bound<'_>, t: usize, input: InputId) -> Option<&[f32]> {
+        let program = &bound.engine.program;
+        let offset = program.input_bars[input.index()]?;
+        let start = t * program.adjoint_len + offset;
+        let (_, len) = self.input_slot(bound, input);
+        Some(&self.adjoint.as_slice()[start..start + len])
+    }
+
+    pub(super) fn init_bar(&self) -> RowState {
+        self.init_bar.clone()
+    }
+
+    // ------------------------------------------------------------------- calls
+
+    /// The pointers of a routine that is called for the step in frame `index`.
+    fn pointers(&self, bound: &Bound<'_>, index: isize) -> Pointers {
+        let program = &bound.engine.program;
+        Base::ALL.map(|base| match base {
+            Base::Frame(k) => {
+                let at = index + isize::from(k);
+                let at = if self.mode == Mode::Infer { at.rem_euclid(RING as isize) } else { at };
+                self.frames.pointer().wrapping_offset(at * program.frame_len as isize)
+            }
+            Base::Scratch => self.scratch.pointer(),
+            Base::Params => bound.packed.pointer(),
+            Base::Carry => self.carry.pointer(),
+            Base::Ends => self.ends.pointer(),
+            Base::Adjoint(_) | Base::Snapshot(_) | Base::Grads => std::ptr::null_mut(),
+        })
+    }
+
+    fn point_at_snapshots(&self, bound: &Bound<'_>, pointers: &mut Pointers, at: isize) {
+        let matrices = bound.engine.program.matrices_len as isize;
+        for k in 0..3i8 {
+            let start = (at + isize::from(k)) * matrices;
+            pointers[Base::Snapshot(k).slot()] = self.snapshots.pointer().wrapping_offset(start);
+        }
+    }
+
+    fn call(&mut self, bound: &Bound<'_>, entry: usize, index: isize) {
+        let pointers = self.pointers(bound, index);
+        self.enter(bound, entry, &pointers);
+    }
+
+    fn call_back(&mut self, bound: &Bound<'_>, entry: usize, t: isize, start: usize, grads: &mut Grads) {
+        let program = &bound.engine.program;
+        let frame = match usize::try_from(t).ok().filter(|t| *t >= start) {
+            Some(t) => self.frame_of(t) as isize,
+            None => self.frame_of(start) as isize - 1,
+        };
+        let mut pointers = self.pointers(bound, frame);
+        self.point_at_snapshots(bound, &mut pointers, t - start as isize);
+        for k in 0..3i8 {
+            let at = (t + isize::from(k)) * program.adjoint_len as isize;
+            pointers[Base::Adjoint(k).slot()] = self.adjoint.pointer().wrapping_offset(at);
+        }
+        pointers[Base::Carry.slot()] = self.back_carry.pointer();
+        pointers[Base::Grads.slot()] = grads.packed.pointer();
+        self.enter(bound, entry, &pointers);
+    }
+
+    fn enter(&mut self, bound: &Bound<'_>, entry: usize, pointers: &Pointers) {
+        let super::Kind::Jit(code) = &bound.engine.kind else {
+            unreachable!("this tape belongs to a compiled engine")
+        };
+        let _flush = FlushDenormals::start();
+        // SAFETY: the routine reads and writes only inside of the regions whose sizes its program
+        // states; the buffers behind the pointers have these sizes, belong to this tape, to the
+        // caller's gradients (both borrowed exclusively), or are only read (parameters).
+        unsafe { (code.entries[entry])(pointers.as_ptr()) };
+    }
+}
+
+fn zero_states(bound: &Bound<'_>) -> Vec<Vec<f32>> {
+    let count = bound.engine.model().states.len();
+    (0..count).map(|k| vec![0.0; bound.state_len(StateId(k as u32))]).collect()
+}
+
+fn add_all(sums: &mut [Vec<f32>], xs: &[Vec<f32>]) {
+    for (sum, x) in sums.iter_mut().zip(xs) {
+        sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
+    }
+}
+
+/// `sum[j,i] += Σ_t a_t[j] b_t[i]` as one matrix product.
+///
+/// # Safety
+/// `a` and `b` point to `steps` vectors of `post` and `pre` elements at their strides.
+unsafe fn accumulate(
+    rank1: &Rank1,
+    steps: usize,
+    a: (*const f32, usize),
+    b: (*const f32, usize),
+    sum: &mut [f32],
+) {
+    use faer::{Accum, MatMut, MatRef, Par};
+    // SAFETY: promised by the caller.
+    let (lhs, rhs) = unsafe {
+        (
+            MatRef::from_raw_parts(a.0, rank1.post, steps, 1, a.1 as isize),
+            MatRef::from_raw_parts(b.0, steps, rank1.pre, b.1 as isize, 1),
+        )
+    };
+    let target = MatMut::from_row_major_slice_mut(sum, rank1.post, rank1.pre);
+    faer::linalg::matmul::matmul(target, Accum::Add, lhs, rhs, 1.0f32, Par::Seq);
+}

@@ -1,0 +1,377 @@
+//! Runs compiled models, row by row.
+//!
+//! An [`Engine`] is a model bound to axis sizes and a back end. [`Engine::bind`] adds parameters;
+//! the resulting [`Bound`] is shared by all threads of an update. A [`Tape`] is one row's memory: a
+//! thread steps a row through its episode on a tape, writes the cotangents of the outputs into it,
+//! and runs it backward. Rows never wait for each other, and what a row computes does not depend on
+//! which thread runs it.
+//!
+//! Denormal numbers are flushed to zero, on input and output, in all kernels and back ends; only
+//! the f64 interpreter keeps them.
+
+mod denormals;
+mod interp;
+mod jit;
+
+pub use denormals::{DENORMALS, FlushDenormals};
+
+use compiler::interp::Interpreter;
+use compiler::ir::{InputId, OutputId, Sizes, StateId};
+use compiler::loops::Program;
+use compiler::model::Model;
+use std::sync::Arc;
+
+/// Which implementation runs the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The f64 interpreter: slow, exact, the meaning of the language.
+    Interp,
+    /// Machine code through Cranelift, f32.
+    Cranelift,
+}
+
+/// Choices that change speed and memory, never results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Whether backward passes give the cotangents of inputs.
+    pub input_bars: bool,
+    /// Steps between checkpoints of the matrix states; `None` for the square root of the length,
+    /// which makes checkpoints and replayed steps take equal memory.
+    pub checkpoint_every: Option<usize>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions { input_bars: true, checkpoint_every: None }
+    }
+}
+
+/// Why a model cannot run here.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The code generator failed.
+    #[error(transparent)]
+    Jit(#[from] compiler::back::cranelift::JitError),
+    /// A region of memory is too large for one program.
+    #[error(
+        "the model needs {bytes} bytes for {what} of one batch row, more than this back end can address; \
+         make its axes smaller"
+    )]
+    TooLarge {
+        /// The region.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
+    /// A parameter has the wrong number of elements.
+    #[error("parameter `{name}` has {found} elements, expected {expected}")]
+    Parameter {
+        /// Its name.
+        name: String,
+        /// What was given.
+        found: usize,
+        /// What the model declares.
+        expected: usize,
+    },
+}
+
+/// Whether a tape can be run backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Keeps only the current step.
+    Infer,
+    /// Keeps what the backward pass reads.
+    Train,
+}
+
+/// The states of one row, by state, row-major.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RowState {
+    /// One tensor per state.
+    pub states: Vec<Vec<f32>>,
+}
+
+/// A model bound to sizes and a back end.
+pub struct Engine {
+    pub(crate) interpreter: Interpreter,
+    pub(crate) program: Program,
+    kind: Kind,
+    backend: Backend,
+    options: EngineOptions,
+}
+
+enum Kind {
+    Interp,
+    Jit(jit::Code),
+}
+
+/// Parameters in the layout of a back end.
+pub struct Bound<'e> {
+    engine: &'e Engine,
+    params: Vec<compiler::interp::Tensor>,
+    packed: jit::Buffer,
+    initial: Vec<Vec<f32>>,
+}
+
+/// One row's memory.
+pub struct Tape(TapeKind);
+
+#[expect(clippy::large_enum_variant, reason = "there is one tape per thread")]
+enum TapeKind {
+    Interp(interp::Tape),
+    Jit(jit::Tape),
+}
+
+/// Gradient sums of a chunk of rows.
+pub struct Grads(GradsKind);
+
+enum GradsKind {
+    Interp(interp::Grads),
+    Jit(jit::Grads),
+}
+
+impl Engine {
+    /// Compiles a model for the given sizes.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the code generator fails or the model is too large to address.
+    pub fn new(
+        model: Arc<Model>,
+        sizes: Sizes,
+        backend: Backend,
+        options: &EngineOptions,
+    ) -> Result<Engine, EngineError> {
+        let interpreter = Interpreter::new(model, sizes);
+        let lower = compiler::loops::LowerOptions { input_bars: options.input_bars };
+        let program =
+            compiler::loops::lower(&interpreter.model, &interpreter.sizes, &interpreter.adjoint, lower);
+        let kind = match backend {
+            Backend::Interp => Kind::Interp,
+            Backend::Cranelift => {
+                check_addressable(&program)?;
+                Kind::Jit(jit::Code::new(&program)?)
+            }
+        };
+        Ok(Engine { interpreter, program, kind, backend, options: *options })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.interpreter.model
+    }
+
+    /// The axis sizes.
+    pub fn sizes(&self) -> &Sizes {
+        &self.interpreter.sizes
+    }
+
+    /// The back end.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// The loops that run.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Bytes of machine code; zero for the interpreter.
+    pub fn code_bytes(&self) -> usize {
+        match &self.kind {
+            Kind::Interp => 0,
+            Kind::Jit(code) => code.bytes(),
+        }
+    }
+
+    /// Evaluates what depends on parameters alone and lays it out. `params[k]` is the tensor of
+    /// parameter `k` in the units of the spec (its constraint applied), row-major.
+    ///
+    /// # Errors
+    /// [`EngineError::Parameter`] if a tensor has the wrong number of elements.
+    pub fn bind(&self, params: &[Vec<f32>]) -> Result<Bound<'_>, EngineError> {
+        for (k, p) in self.model().params.iter().enumerate() {
+            let (found, expected) = (params.get(k).map_or(0, Vec::len), self.sizes().count(p.shape));
+            if found != expected {
+                return Err(EngineError::Parameter { name: p.name.clone(), found, expected });
+            }
+        }
+        let params: Vec<compiler::interp::Tensor> =
+            params.iter().map(|p| Arc::new(p.iter().map(|x| f64::from(*x)).collect())).collect();
+        let initial = self.interpreter.initial(&params);
+        let initial = initial.iter().map(|t| t.iter().map(|x| *x as f32).collect()).collect();
+        let packed = match self.backend {
+            Backend::Interp => jit::Buffer::new(0),
+            Backend::Cranelift => jit::pack_params(self, &params),
+        };
+        Ok(Bound { engine: self, params, packed, initial })
+    }
+
+    /// One row's memory for up to `steps` steps (any number of them in [`Mode::Infer`]).
+    pub fn tape(&self, steps: usize, mode: Mode) -> Tape {
+        Tape(match self.backend {
+            Backend::Interp => TapeKind::Interp(interp::Tape::new(self)),
+            Backend::Cranelift => {
+                TapeKind::Jit(jit::Tape::new(self, steps, mode, self.options.checkpoint_every))
+            }
+        })
+    }
+
+    /// Gradient sums of one chunk of rows, zero.
+    pub fn grads(&self) -> Grads {
+        Grads(match self.backend {
+            Backend::Interp => GradsKind::Interp(interp::Grads::new(self)),
+            Backend::Cranelift => GradsKind::Jit(jit::Grads::new(self)),
+        })
+    }
+
+    /// Adds up chunks in the given order and runs the adjoint of the prologue. One tensor per
+    /// parameter, in the units of the spec; zeros where there is no gradient path.
+    pub fn finish(&self, bound: &Bound<'_>, chunks: Vec<Grads>) -> Vec<Vec<f32>> {
+        let mut boundary = std::collections::BTreeMap::new();
+        let mut initial: Vec<Vec<f64>> =
+            self.model().states.iter().map(|s| vec![0.0; self.sizes().count(s.shape)]).collect();
+        for chunk in chunks {
+            match chunk.0 {
+                GradsKind::Interp(g) => g.add_to(&mut boundary, &mut initial),
+                GradsKind::Jit(g) => g.add_to(self, &mut boundary, &mut initial),
+            }
+        }
+        let gradients = self.interpreter.finish(&bound.params, &boundary, &initial);
+        gradients.into_iter().map(|g| g.into_iter().map(|x| x as f32).collect()).collect()
+    }
+}
+
+/// Offsets are 32-bit displacements.
+fn check_addressable(program: &Program) -> Result<(), EngineError> {
+    let regions = [
+        ("the parameters", program.params_len),
+        ("the gradient sums", program.grads_len),
+        ("the matrix states", program.matrices_len),
+        ("a frame", program.frame_len.max(program.adjoint_len)),
+    ];
+    for (what, elements) in regions {
+        let bytes = elements.saturating_mul(4);
+        if i32::try_from(bytes).is_err() {
+            return Err(EngineError::TooLarge { what, bytes });
+        }
+    }
+    Ok(())
+}
+
+impl Bound<'_> {
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        self.engine
+    }
+
+    /// The initial states that this binding gives (constants and learned ones; zero for random
+    /// ones).
+    pub fn initial(&self) -> RowState {
+        RowState { states: self.initial.clone() }
+    }
+
+    /// Starts a row: its states become `states`, or their initial values.
+    pub fn begin(&self, tape: &mut Tape, states: Option<&RowState>) {
+        let states = states.map_or(&self.initial, |s| &s.states);
+        match &mut tape.0 {
+            TapeKind::Interp(t) => t.begin(states),
+            TapeKind::Jit(t) => t.begin(self, states),
+        }
+    }
+
+    /// Sets the states back before the next step, and cuts the gradient there.
+    pub fn reset(&self, tape: &mut Tape, states: Option<&RowState>) {
+        let states = states.map_or(&self.initial, |s| &s.states);
+        match &mut tape.0 {
+            TapeKind::Interp(t) => t.reset(states),
+            TapeKind::Jit(t) => t.reset(self, states),
+        }
+    }
+
+    /// The input slot of the step about to run.
+    pub fn input_mut<'t>(&self, tape: &'t mut Tape, input: InputId) -> &'t mut [f32] {
+        match &mut tape.0 {
+            TapeKind::Interp(t) => t.input_mut(input),
+            TapeKind::Jit(t) => t.input_mut(self, input),
+        }
+    }
+
+    /// Runs one step.
+    pub fn step(&self, tape: &mut Tape) {
+        match &mut tape.0 {
+            TapeKind::Interp(t) => t.step(self),
+            TapeKind::Jit(t) => t.step(self),
+        }
+    }
+
+    /// How many steps have run since [`Bound::begin`].
+    pub fn steps(&self, tape: &Tape) -> usize {
+        match &tape.0 {
+            TapeKind::Interp(t) => t.steps(),
+            TapeKind::Jit(t) => t.steps(),
+        }
+    }
+
+    /// An output of step `t`; in [`Mode::Infer`] only the last step's are kept.
+    pub fn output<'t>(&self, tape: &'t Tape, t: usize, output: OutputId) -> &'t [f32] {
+        match &tape.0 {
+            TapeKind::Interp(tape) => tape.output(t, output),
+            TapeKind::Jit(tape) => tape.output(self, t, output),
+        }
+    }
+
+    /// The sum of step `t`'s penalty terms.
+    pub fn penalty(&self, tape: &Tape, t: usize) -> f32 {
+        match &tape.0 {
+            TapeKind::Interp(tape) => tape.penalty(t),
+            TapeKind::Jit(tape) => tape.penalty(self, t),
+        }
+    }
+
+    /// The states after the last step.
+    pub fn state(&self, tape: &mut Tape) -> RowState {
+        match &mut tape.0 {
+            TapeKind::Interp(t) => t.state(),
+            TapeKind::Jit(t) => t.state(self),
+        }
+    }
+
+    /// The cotangent slot of an output of step `t`: zero unless written.
+    pub fn output_bar_mut<'t>(&self, tape: &'t mut Tape, t: usize, output: OutputId) -> &'t mut [f32] {
+        match &mut tape.0 {
+            TapeKind::Interp(tape) => tape.output_bar_mut(t, output),
+            TapeKind::Jit(tape) => tape.output_bar_mut(self, t, output),
+        }
+    }
+
+    /// Runs the tape backward and adds the gradients of the parameters to `grads`. `penalty_bar` is
+    /// the cotangent of every step's penalty, `last` that of the final states (zero if absent).
+    pub fn backward(&self, tape: &mut Tape, grads: &mut Grads, penalty_bar: f32, last: Option<&RowState>) {
+        match (&mut tape.0, &mut grads.0) {
+            (TapeKind::Interp(t), GradsKind::Interp(g)) => t.backward(self, g, penalty_bar, last),
+            (TapeKind::Jit(t), GradsKind::Jit(g)) => t.backward(self, g, penalty_bar, last),
+            _ => unreachable!("tape and gradients come from one engine"),
+        }
+    }
+
+    /// After [`Bound::backward`]: the cotangent of an input of step `t`; `None` if it has none.
+    pub fn input_bar<'t>(&self, tape: &'t Tape, t: usize, input: InputId) -> Option<&'t [f32]> {
+        match &tape.0 {
+            TapeKind::Interp(tape) => tape.input_bar(t, input),
+            TapeKind::Jit(tape) => tape.input_bar(self, t, input),
+        }
+    }
+
+    /// After [`Bound::backward`]: the cotangent of the initial states, summed over resets.
+    pub fn init_bar(&self, tape: &Tape) -> RowState {
+        match &tape.0 {
+            TapeKind::Interp(t) => t.init_bar(),
+            TapeKind::Jit(t) => t.init_bar(),
+        }
+    }
+
+    /// Elements of a state.
+    pub(crate) fn state_len(&self, s: StateId) -> usize {
+        self.engine.sizes().count(self.engine.model().states[s.index()].shape)
+    }
+}
