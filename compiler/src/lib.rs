@@ -6,6 +6,7 @@ pub mod autodiff;
 pub mod back;
 pub mod check;
 pub mod interp;
+pub mod gradcheck;
 pub mod ir;
 pub mod loops;
 pub mod model;

@@ -22,4 +22,4 @@ mod reverse;
 mod rules;
 
 pub use forward::forward;
-pub use reverse::{boundary, prologue, step};
+pub use reverse::{boundary, prepare, prologue, step};

@@ -9,6 +9,20 @@ use crate::ir::{Axes, Axis, Binary, Builder, Function, Op, Shape, Sink, Source, 
 use crate::model::Model;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Names the offsets that the adjoints of concatenations need, so that they get sizes with all
+/// other axes.
+pub fn prepare(model: &mut Model) {
+    for k in 0..model.step.body.len() {
+        let Op::Concat(parts, _) = model.step.body[k].op.clone() else { continue };
+        let mut at = crate::ir::Linear::default();
+        for part in parts {
+            model.axes.intern(at.clone());
+            let axis = vector_axis(model.step.ty(part).shape);
+            at = sum(&at, &model.axes.linear(axis).clone());
+        }
+    }
+}
+
 /// The unbatched values through which gradients leave the step: those that depend on a learned
 /// parameter and are used by a batched instruction or are a result themselves.
 pub fn boundary(model: &Model) -> Vec<Value> {

@@ -160,7 +160,7 @@ impl<'a> Checker<'a> {
                 }
             }
         }
-        let model = Model {
+        let mut model = Model {
             name: self.spec.name.name.clone(),
             doc: self.spec.doc.clone(),
             axes: self.axes,
@@ -171,6 +171,7 @@ impl<'a> Checker<'a> {
             step: self.builder.finish(),
             modulators,
         };
+        crate::autodiff::prepare(&mut model);
         (model, self.facts, self.diagnostics)
     }
 }
