@@ -631,6 +631,7 @@ impl Tape {
             unreachable!("this tape belongs to a compiled engine")
         };
         let _flush = FlushDenormals::start();
+        super::denormals::clear_upper_halves();
         // SAFETY: the routine reads and writes only inside of the regions whose sizes its program
         // states; the buffers behind the pointers have these sizes, belong to this tape, to the
         // caller's gradients (both borrowed exclusively), or are only read (parameters).
