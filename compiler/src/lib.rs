@@ -3,5 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod explain;
 pub mod ir;
 pub mod model;

@@ -121,7 +121,8 @@ impl<'a> Checker<'a> {
                 }
                 state
             }
-            Some((Symbol::State(_), place)) => {
+            Some((Symbol::State(s), place)) => {
+                self.misspelt.insert(s);
                 self.report(
                     Diagnostic::error(
                         codes::MISSING_PRIME,

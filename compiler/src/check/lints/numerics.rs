@@ -179,7 +179,7 @@ impl Context<'_> {
         let mut told = BTreeSet::new();
         for (_, instruction) in self.model.step.values() {
             let Op::Contract(m, k) = &instruction.op else { continue };
-            let writes = |t: &Value| self.flow.factors(*t).contains(k) && !is_old(*t);
+            let writes = |t: &Value| self.flow.parts(*t).contains(k) && !is_old(*t);
             let reads_back = terms.iter().any(|(t, _)| writes(t) && self.takes(s, *t));
             if is_old(*m) && reads_back && !self.is_short(*k) && told.insert(*k) {
                 let key = self.model.step.at(*k);
