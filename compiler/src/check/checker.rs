@@ -82,6 +82,12 @@ impl<'a> Checker<'a> {
         if follows || self.diagnostics.iter().any(again) {
             return;
         }
+        let mut seen = vec![];
+        diagnostic.labels.retain(|l| {
+            let new = !seen.contains(&(l.span, l.text.clone()));
+            seen.push((l.span, l.text.clone()));
+            new
+        });
         for frame in self.frames.iter().rev() {
             diagnostic = diagnostic.label(frame.call, format!("in this call of `{}`", frame.rule.name.name));
         }

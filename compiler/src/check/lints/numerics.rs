@@ -2,6 +2,7 @@
 //! clips that never open.
 
 use super::super::codes;
+use super::super::types::shape_text;
 use super::Facts;
 use super::flow::{Flow, Sign};
 use super::intervals::Interval;
@@ -137,7 +138,11 @@ impl Context<'_> {
                             "unconstrained",
                         )
                         .label(self.model.step.at(term).span, "multiplies the old value here")
-                        .help(format!("declare it `learn {}… in (0, 1)`", param.name)),
+                        .help(format!(
+                            "declare it `learn {}{} in (0, 1)`",
+                            param.name,
+                            shape_text(&self.model.axes, param.shape)
+                        )),
                     );
                 }
             }
