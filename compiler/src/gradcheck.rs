@@ -119,9 +119,8 @@ pub fn random_case(model: &Model, sizes: &Sizes, options: &Options) -> Case {
             _ => x,
         }
     };
-    let inputs = (0..options.steps)
-        .map(|_| model.inputs.iter().map(|i| input(&mut random, i)).collect())
-        .collect();
+    let inputs =
+        (0..options.steps).map(|_| model.inputs.iter().map(|i| input(&mut random, i)).collect()).collect();
     let resets = (0..options.steps).map(|t| options.reset_at == Some(t)).collect();
     let outputs = (0..options.steps)
         .map(|_| model.outputs.iter().map(|o| random.tensor(sizes.count(o.shape), 1.0)).collect())
@@ -281,7 +280,8 @@ fn dot_product(
     let model = &interpreter.model;
     let v: Vec<Vec<f64>> =
         gradient.iter().map(|(_, g)| g.iter().map(|_| random.symmetric()).collect()).collect();
-    let reverse: f64 = gradient.iter().zip(&v).flat_map(|((_, g), v)| g.iter().zip(v)).map(|(g, v)| g * v).sum();
+    let reverse: f64 =
+        gradient.iter().zip(&v).flat_map(|((_, g), v)| g.iter().zip(v)).map(|(g, v)| g * v).sum();
     let forward = autodiff::forward(model);
     let (params, states) = (model.params.len(), model.states.len());
     let mut state = case.sequence.initial.clone();
@@ -329,7 +329,11 @@ fn dot_product(
             }
         }
     }
-    sum += dot.iter().zip(&case.bars.last).map(|(d, b)| d.iter().zip(b.iter()).map(|(d, b)| d * b).sum::<f64>()).sum::<f64>();
+    sum += dot
+        .iter()
+        .zip(&case.bars.last)
+        .map(|(d, b)| d.iter().zip(b.iter()).map(|(d, b)| d * b).sum::<f64>())
+        .sum::<f64>();
     (sum - reverse).abs() / sum.abs().max(reverse.abs()).max(1e-3)
 }
 

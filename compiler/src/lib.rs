@@ -5,8 +5,9 @@
 pub mod autodiff;
 pub mod back;
 pub mod check;
-pub mod interp;
+pub mod explain;
 pub mod gradcheck;
+pub mod interp;
 pub mod ir;
 pub mod loops;
 pub mod model;

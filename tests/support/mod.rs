@@ -38,7 +38,12 @@ pub fn all_specs() -> Vec<(String, Arc<Model>)> {
     for path in files("specs", "bpm") {
         let text = std::fs::read_to_string(&path).expect("the spec is readable");
         let checked = compiler::check::check(&text);
-        assert!(checked.diagnostics.iter().all(|d| !d.is_error()), "{}: {:?}", path.display(), checked.diagnostics);
+        assert!(
+            checked.diagnostics.iter().all(|d| !d.is_error()),
+            "{}: {:?}",
+            path.display(),
+            checked.diagnostics
+        );
         for model in checked.models {
             found.push((model.name.clone(), Arc::new(model)));
         }
@@ -132,7 +137,9 @@ pub fn run_row(engine: &Engine, case: &Case) -> RowResult {
         bound.step(&mut tape);
     }
     let outputs = (0..steps)
-        .map(|t| (0..model.outputs.len()).map(|k| bound.output(&tape, t, OutputId(k as u32)).to_vec()).collect())
+        .map(|t| {
+            (0..model.outputs.len()).map(|k| bound.output(&tape, t, OutputId(k as u32)).to_vec()).collect()
+        })
         .collect();
     let penalties = (0..steps).map(|t| bound.penalty(&tape, t)).collect();
     let states = bound.state(&mut tape).states;
@@ -179,7 +186,12 @@ pub fn compare(
     let steps = case.sequence.inputs.len();
     for t in 0..steps {
         for (k, o) in model.outputs.iter().enumerate() {
-            worst.see(&format!("out.{} at {t}", o.name), &found.outputs[t][k], &interpreter.output(&run, t, k), 0.1);
+            worst.see(
+                &format!("out.{} at {t}", o.name),
+                &found.outputs[t][k],
+                &interpreter.output(&run, t, k),
+                0.1,
+            );
         }
         worst.see("penalty", &[found.penalties[t]], &[interpreter.penalty(&run, t)], 0.1);
         for (k, i) in model.inputs.iter().enumerate() {

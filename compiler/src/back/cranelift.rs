@@ -213,7 +213,15 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         let constants = nest.body.ops.iter().filter(|op| matches!(op, BodyOp::Const(_))).count();
         let levels = levels(&nest.body);
         let once = vec![None; nest.body.ops.len()];
-        NestEmitter { b, nest, bases, pointers: BTreeMap::new(), levels, keep_constants: constants <= 4, once }
+        NestEmitter {
+            b,
+            nest,
+            bases,
+            pointers: BTreeMap::new(),
+            levels,
+            keep_constants: constants <= 4,
+            once,
+        }
     }
 
     fn run(mut self) {
@@ -266,7 +274,13 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
     }
 
     /// A value of the body at a point; invariants come from outside, the rest is computed once.
-    fn value(&mut self, id: Id, here: &mut Vec<Option<Value>>, at: Option<Position>, register: usize) -> Value {
+    fn value(
+        &mut self,
+        id: Id,
+        here: &mut Vec<Option<Value>>,
+        at: Option<Position>,
+        register: usize,
+    ) -> Value {
         if let Some(v) = here[id.index()] {
             return v;
         }
@@ -275,7 +289,13 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         v
     }
 
-    fn op(&mut self, op: BodyOp, here: &mut Vec<Option<Value>>, at: Option<Position>, register: usize) -> Value {
+    fn op(
+        &mut self,
+        op: BodyOp,
+        here: &mut Vec<Option<Value>>,
+        at: Option<Position>,
+        register: usize,
+    ) -> Value {
         if let BodyOp::Load(access) = op {
             return self.load(access, at, register);
         }
@@ -643,7 +663,8 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         let masked = post % LANES != 0 && self.nest.effects.iter().any(Effect::sums_over_post);
         let mut groups: Vec<(usize, usize, usize, bool)> = vec![];
         let wide_end = tiles.wide * tiles.width;
-        for (start, count, width) in [(0, tiles.wide, tiles.width), (wide_end, tiles.narrow, tiles.width - 1)] {
+        for (start, count, width) in [(0, tiles.wide, tiles.width), (wide_end, tiles.narrow, tiles.width - 1)]
+        {
             if count > 0 {
                 groups.push((start, count, width, false));
             }
@@ -883,7 +904,9 @@ impl Effect {
             Effect::Store(a, _) | Effect::Add(a, ..) => match a {
                 Access::Matrix(p) | Access::Post(p) | Access::Pre(p) | Access::Scalar(p) => p.base,
             },
-            Effect::SumPre(p, ..) | Effect::SumPost(p, ..) | Effect::SumAll(p, ..) | Effect::MaxAll(p, _) => p.base,
+            Effect::SumPre(p, ..) | Effect::SumPost(p, ..) | Effect::SumAll(p, ..) | Effect::MaxAll(p, _) => {
+                p.base
+            }
         }
     }
 

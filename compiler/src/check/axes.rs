@@ -5,10 +5,10 @@
 
 use super::checker::Checker;
 use super::codes;
-use super::names::Symbol;
+use super::names::{Symbol, nearest};
 use crate::ir::{Axis, Linear, NamedAxis, Shape};
 use grammar::ast::{AxisDeclaration, BinaryOp, Expr, ExprKind, StatementKind, Variable};
-use grammar::diag::{Diagnostic, did_you_mean};
+use grammar::diag::Diagnostic;
 use grammar::span::Span;
 use std::collections::BTreeMap;
 
@@ -174,8 +174,11 @@ impl<'a> Checker<'a> {
         if let Some(place) = place {
             diagnostic = diagnostic.label(place, format!("`{name}` is declared here"));
         }
-        diagnostic = match did_you_mean(name, known.iter().map(String::as_str)) {
+        diagnostic = match nearest(name, known.iter().map(String::as_str)) {
             Some(near) => diagnostic.help(format!("did you mean `{near}`?")).fix(span, near),
+            None if noun.is_some() => {
+                diagnostic.help("declare an axis under a name of its own, and use that")
+            }
             None => diagnostic.help(format!("declare it: `axis {name} = ?` or `axis {name} = 100`")),
         };
         self.report(diagnostic);

@@ -13,7 +13,7 @@ use crate::model::{Input, Output, Param, State};
 use grammar::ast::{self, Expr, ExprKind, StatementKind};
 use grammar::diag::Diagnostic;
 use grammar::span::Span;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Mistakes that a statement which could not be parsed brings about.
 const FOLLOWING: &[&str] = &[codes::UNKNOWN_NAME, codes::UNKNOWN_AXIS, codes::NO_EQUATION];
@@ -37,6 +37,8 @@ pub(super) struct Checker<'a> {
     pub(super) transients: BTreeMap<String, Option<Typed>>,
     /// The values of states after the step, as far as they are built.
     pub(super) next: BTreeMap<StateId, Typed>,
+    /// States whose equation lacks its prime.
+    pub(super) misspelt: BTreeSet<StateId>,
     /// What the step IR does not tell, for the lints.
     pub(super) facts: Facts,
     /// How many more calls of rules may be expanded.
@@ -65,6 +67,7 @@ impl<'a> Checker<'a> {
             frames: vec![],
             transients: BTreeMap::new(),
             next: BTreeMap::new(),
+            misspelt: BTreeSet::new(),
             facts: Facts::default(),
             expansions: super::rules::MAX_EXPANSIONS,
             torn: spec.statements.iter().any(|s| matches!(s.kind, StatementKind::Error)),
@@ -79,6 +82,12 @@ impl<'a> Checker<'a> {
         if follows || self.diagnostics.iter().any(again) {
             return;
         }
+        let mut seen = vec![];
+        diagnostic.labels.retain(|l| {
+            let new = !seen.contains(&(l.span, l.text.clone()));
+            seen.push((l.span, l.text.clone()));
+            new
+        });
         for frame in self.frames.iter().rev() {
             diagnostic = diagnostic.label(frame.call, format!("in this call of `{}`", frame.rule.name.name));
         }

@@ -3,11 +3,11 @@
 use super::builtins::Call;
 use super::checker::Checker;
 use super::codes;
-use super::names::Symbol;
+use super::names::{Symbol, nearest};
 use super::types::{Kind, Typed, shape_text};
 use crate::ir::{Axis, Shape, Source, StateId, Value};
 use grammar::ast::{Expr, ExprKind, StatementKind, Target};
-use grammar::diag::{Diagnostic, did_you_mean};
+use grammar::diag::Diagnostic;
 use grammar::span::Span;
 
 /// One equation of the spec.
@@ -90,7 +90,7 @@ impl<'a> Checker<'a> {
                         "this advances a state",
                     )
                     .help(format!(
-                        "write `modulator m = {}` beside the equation of the state",
+                        "write `modulator d = {}` beside the equation of the state",
                         equation.title
                     )),
                 );
@@ -121,7 +121,8 @@ impl<'a> Checker<'a> {
                 }
                 state
             }
-            Some((Symbol::State(_), place)) => {
+            Some((Symbol::State(s), place)) => {
+                self.misspelt.insert(s);
                 self.report(
                     Diagnostic::error(
                         codes::MISSING_PRIME,
@@ -165,13 +166,14 @@ impl<'a> Checker<'a> {
             .label(place, "defined here without a prime")
             .help(format!("declare it as a state, `state {name} = 0`, or rename one of the two")),
         );
+        self.names.poison(&target.name);
         Meaning::Nothing
     }
 
     fn undeclared_state(&mut self, target: &Target) -> Meaning {
         let name = &target.name.name;
         let states = self.states.iter().map(|s| s.name.as_str());
-        let near = did_you_mean(name, states).map(str::to_owned);
+        let near = nearest(name, states).map(str::to_owned);
         let diagnostic = Diagnostic::error(
             codes::UNKNOWN_NAME,
             format!("there is no state `{name}`"),
@@ -189,6 +191,7 @@ impl<'a> Checker<'a> {
             }
         };
         self.report(diagnostic.help(help));
+        self.names.poison(&target.name);
         Meaning::Nothing
     }
 
@@ -213,6 +216,9 @@ impl<'a> Checker<'a> {
             .label(place, format!("`{name}` is declared here, as {noun}"))
             .help(help),
         );
+        if target.primed {
+            self.names.poison(&target.name);
+        }
     }
 
     /// Builds an equation and gives its goals their values.
@@ -310,8 +316,15 @@ impl<'a> Checker<'a> {
                 None
             }
             all if all.iter().any(Option::is_some) => {
-                let index = if all.len() == 1 { "[j]" } else { "[j,i]" };
-                self.bad_target(target, "indices and axes do not mix", index);
+                self.report(
+                    Diagnostic::error(
+                        codes::BAD_TARGET,
+                        "the left side is not understood",
+                        target.span,
+                        "indices and axes do not mix",
+                    )
+                    .help("write indices alone, `[j,i]` or `[j]`, or axes alone, `[N,N]` or `[N]`"),
+                );
                 None
             }
             _ => Some(Brackets::Shape(self.shape_of_axes(axes, target.span)?)),

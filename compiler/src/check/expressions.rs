@@ -2,6 +2,7 @@
 
 use super::checker::Checker;
 use super::codes;
+use super::constants::number;
 use super::names::{Factored, Symbol};
 use super::types::{Kind, Typed};
 use crate::ir::{Axis, Binary, Op, Shape, Source, Unary};
@@ -266,8 +267,8 @@ impl<'a> Checker<'a> {
         };
         let (base, exponent) = (base?, exponent?);
         self.builder.set_span(e.span);
-        let Some(number) = self.declared_number(&exponent) else {
-            self.bad_power(right.span, "this exponent depends on an axis whose size is open");
+        let Some(number) = number(&exponent) else {
+            self.bad_power(right.span, "this exponent depends on the size of an axis");
             return None;
         };
         let known = number.fract() == 0.0 && number.abs() <= 32.0;

@@ -35,6 +35,7 @@ use checker::Checker;
 use equations::{Equation, Meaning};
 use grammar::ast::{self, Item};
 use grammar::diag::Diagnostic;
+use grammar::span::Span;
 use rules::Rules;
 
 /// What the checker makes of a file.
@@ -50,13 +51,32 @@ pub struct Checked {
 pub fn check(source: &str) -> Checked {
     let parsed = grammar::parse::parse(source);
     let mut checked = check_file(source, &parsed.file);
+    let errors: Vec<Span> =
+        parsed.diagnostics.iter().filter(|d| d.is_error()).map(Diagnostic::span).collect();
+    if !errors.is_empty() {
+        // A tree that the parser has mended may not say what its author meant.
+        checked.models.clear();
+        let damaged = damaged_statements(&parsed.file, &errors);
+        let within =
+            |d: &Diagnostic| damaged.iter().any(|s| s.start <= d.span().start && d.span().end <= s.end);
+        checked.diagnostics.retain(|d| d.is_error() && !within(d));
+    }
     checked.diagnostics.extend(parsed.diagnostics);
     checked.diagnostics.sort_by_key(|d| (d.span(), d.severity));
-    // A syntax error that left a whole spec in the tree still stands in its text.
-    if checked.diagnostics.iter().any(|d| d.is_error() && d.code.starts_with("BPM00")) {
-        checked.models.clear();
-    }
     checked
+}
+
+/// The statements and rules that hold a syntax error.
+fn damaged_statements(file: &ast::File, errors: &[Span]) -> Vec<Span> {
+    let mut spans = vec![];
+    for item in &file.items {
+        match item {
+            Item::Spec(spec) => spans.extend(spec.statements.iter().map(|s| s.span)),
+            Item::Rule(rule) => spans.push(rule.span),
+        }
+    }
+    spans.retain(|s| errors.iter().any(|e| s.start <= e.start && e.start <= s.end));
+    spans
 }
 
 /// Checks the specs and rules of a file. `source` is the text that its spans refer to, for advice.
@@ -138,6 +158,9 @@ impl<'a> Checker<'a> {
                 (self.states[k].shape, self.states[k].name.clone(), self.states[k].span);
             let value = self.load(ir::Source::State(s), shape, &name);
             self.next.insert(s, value);
+            if self.misspelt.contains(&s) {
+                continue;
+            }
             self.report(
                 Diagnostic::warning(
                     codes::NO_EQUATION,

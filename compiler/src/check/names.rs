@@ -66,6 +66,12 @@ impl Names {
         self.entries.iter().map(|(n, e)| (n.as_str(), e))
     }
 
+    /// Silences whatever would be said about a name that has been reported.
+    pub(super) fn poison(&mut self, name: &Ident) {
+        let entry = Entry { symbol: Symbol::Poison, span: name.span };
+        self.entries.entry(name.name.clone()).or_insert(entry).symbol = Symbol::Poison;
+    }
+
     /// Gives a declared name its meaning.
     pub(super) fn set(&mut self, name: &str, symbol: Symbol) {
         if let Some(entry) = self.entries.get_mut(name) {
@@ -89,6 +95,11 @@ impl Symbol {
     }
 }
 
+/// The candidate that a name was probably meant to be: the same in other case, or a slip away.
+pub(super) fn nearest<'n>(name: &str, candidates: impl Iterator<Item = &'n str> + Clone) -> Option<&'n str> {
+    candidates.clone().find(|c| c.eq_ignore_ascii_case(name)).or_else(|| did_you_mean(name, candidates))
+}
+
 impl Checker<'_> {
     /// Declares a name; a second declaration is an error and does not count.
     /// Returns whether the name is new.
@@ -104,6 +115,7 @@ impl Checker<'_> {
                 )
                 .help("choose another name"),
             );
+            self.names.poison(name);
             return false;
         }
         if let Some(first) = self.names.get(&name.name) {
@@ -116,6 +128,10 @@ impl Checker<'_> {
             .label(first.span, format!("first defined here, as {}", first.symbol.noun()))
             .help("every name is defined once per spec; rename or remove one of the two");
             self.report(diagnostic);
+            // Which of two declarations is meant is unknown; a second equation changes nothing.
+            if !matches!(symbol, Symbol::Transient(_)) {
+                self.names.poison(name);
+            }
             return false;
         }
         self.names.entries.insert(name.name.clone(), Entry { symbol, span: name.span });
@@ -144,7 +160,7 @@ impl Checker<'_> {
             span,
             "not declared and not defined by any equation",
         );
-        let near = did_you_mean(name, candidates.iter().map(String::as_str));
+        let near = nearest(name, candidates.iter().map(String::as_str));
         if let Some(near) = near {
             let place = self.names.get(near).map(|e| e.span);
             diagnostic = diagnostic.help(format!("did you mean `{near}`?"));

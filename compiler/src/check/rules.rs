@@ -21,6 +21,8 @@ pub(super) struct Rules<'a> {
     table: BTreeMap<&'a str, &'a Rule>,
     /// Rules with an error of their own: calls of them are silent.
     broken: BTreeSet<&'a str>,
+    /// Those that call themselves.
+    recursive: BTreeSet<&'a str>,
 }
 
 /// A call of a rule that is being expanded.
@@ -43,7 +45,7 @@ impl<'a> Rules<'a> {
     /// Collects the rules of a file and checks what can be said without a call: names, arguments,
     /// recursion.
     pub(super) fn collect(file: &'a File, diagnostics: &mut Vec<Diagnostic>) -> Self {
-        let mut rules = Rules { table: BTreeMap::new(), broken: BTreeSet::new() };
+        let mut rules = Rules { table: BTreeMap::new(), broken: BTreeSet::new(), recursive: BTreeSet::new() };
         for item in &file.items {
             if let Item::Rule(rule) = item {
                 rules.add(rule, diagnostics);
@@ -215,7 +217,7 @@ impl<'a> Rules<'a> {
         match near {
             Some(near) => diagnostic.help(format!("did you mean `{near}`?")).fix(function.span, near),
             None if function.name == "dot" => diagnostic.help("the dot product is written `a . b`"),
-            None => diagnostic.help(format!("define it: `rule {}(x[i], y[j]) = …`", function.name)),
+            None => diagnostic.help(format!("define it: `rule {}(x) = …`", function.name)),
         }
     }
 
@@ -224,8 +226,16 @@ impl<'a> Rules<'a> {
         let mut open = vec![];
         calls(&rule.body, &mut open, 0);
         while let Some(callee) = open.pop() {
-            if callee.name == rule.name.name {
+            if self.recursive.contains(callee.name.as_str()) {
                 self.broken.insert(&rule.name.name);
+            }
+            if callee.name == rule.name.name {
+                let known = self.recursive.iter().any(|r| seen.contains(r));
+                self.broken.insert(&rule.name.name);
+                self.recursive.insert(&rule.name.name);
+                if known {
+                    return;
+                }
                 diagnostics.push(
                     Diagnostic::error(
                         codes::RECURSIVE_RULE,

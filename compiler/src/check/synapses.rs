@@ -8,7 +8,7 @@ use super::codes;
 use super::names::Symbol;
 use super::types::{Kind, Typed};
 use crate::ir::{Axis, Op, Shape, Value};
-use grammar::ast::{Expr, ExprKind};
+use grammar::ast::{BinaryOp, Expr, ExprKind};
 use grammar::diag::Diagnostic;
 use grammar::span::Span;
 
@@ -44,10 +44,15 @@ impl<'a> Checker<'a> {
     /// A vector that meets synapses must say which of their ends it belongs to.
     fn orientation(&mut self, vector: &Expr, axis: Axis, other: (Kind, &Expr)) {
         let text = self.operand_text(vector);
+        let product = self.product_of_vectors(vector);
         let name = self.axes.text(axis);
         let fits = |role: Option<Axis>| role.is_none_or(|a| a == axis);
         let (post, pre) = (fits(other.0.post()), fits(other.0.pre()));
         let (why, help) = match (post, pre) {
+            (true, true) if product.is_some() => (
+                format!("axis `{name}` could be the post or the pre axis here"),
+                format!("an outer product is written `{}`", product.unwrap_or_default()),
+            ),
             (true, true) => (
                 format!("axis `{name}` could be the post or the pre axis here"),
                 format!(
@@ -81,6 +86,29 @@ impl<'a> Checker<'a> {
         self.report(diagnostic.help(help));
     }
 
+    /// `a[j] * b[i]` where the expression is `a * b`, or `c * a * b`.
+    fn product_of_vectors(&self, e: &Expr) -> Option<String> {
+        let ExprKind::Binary { op: BinaryOp::Mul, left, right, .. } = &e.kind else { return None };
+        let is_vector = |e: &Expr| match &e.kind {
+            ExprKind::Name { name, .. } => {
+                let transient = self.transients.get(name).copied().flatten().map(|t| t.kind.shape());
+                matches!(transient.or(self.declared_shape(name)), Some(Shape::Vector(_)))
+            }
+            _ => false,
+        };
+        let (l, r) = (self.text(left.span), self.text(right.span));
+        let before = self.product_of_vectors(left).is_none() && is_vector(left);
+        match &left.kind {
+            _ if !is_vector(right) => None,
+            _ if before => Some(format!("{l}[j] * {r}[i]")),
+            ExprKind::Binary { op: BinaryOp::Mul, left: first, right: middle, .. } if is_vector(middle) => {
+                let first = self.text(first.span);
+                Some(format!("{first} * {}[j] * {r}[i]", self.text(middle.span)))
+            }
+            _ => None,
+        }
+    }
+
     fn axes_differ(&mut self, what: &str, at: Span, left: (Kind, &Expr), right: (Kind, &Expr)) {
         let (l, r) = (left.0.describe(&self.axes), right.0.describe(&self.axes));
         let (a, b) = differing(left.0, right.0);
@@ -92,7 +120,7 @@ impl<'a> Checker<'a> {
                     _ => "pre ",
                 };
                 format!(
-                    "`{what}` needs equal axes, but one operand has the {role}axis `{}` and the other `{}`",
+                    "`{what}` needs equal axes, but the {role}axes of its operands are `{}` and `{}`",
                     self.axes.text(a),
                     self.axes.text(b)
                 )

@@ -189,7 +189,8 @@ impl<'u> Emit<'u> {
     /// Whether a value is 1 or 0 by construction.
     fn is_mask(&self, v: Value) -> bool {
         let v = self.unit.strip(v);
-        let vector_outside = !matches!(self.unit.f.ty(v).shape, Shape::Matrix { .. }) && !self.inside.contains(&v);
+        let vector_outside =
+            !matches!(self.unit.f.ty(v).shape, Shape::Matrix { .. }) && !self.inside.contains(&v);
         if vector_outside || self.unit.is_leaf(v) {
             return false;
         }

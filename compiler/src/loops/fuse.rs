@@ -69,9 +69,10 @@ impl Effect {
     pub fn operands(&self) -> Vec<Id> {
         match self {
             Effect::Store(_, v) | Effect::MaxAll(_, v) => vec![*v],
-            Effect::Add(_, v, w) | Effect::SumPre(_, v, w) | Effect::SumPost(_, v, w) | Effect::SumAll(_, v, w) => {
-                std::iter::once(*v).chain(*w).collect()
-            }
+            Effect::Add(_, v, w)
+            | Effect::SumPre(_, v, w)
+            | Effect::SumPost(_, v, w)
+            | Effect::SumAll(_, v, w) => std::iter::once(*v).chain(*w).collect(),
         }
     }
 

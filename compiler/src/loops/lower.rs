@@ -322,7 +322,9 @@ impl<'f> Unit<'f> {
         let instruction = self.f.at(v);
         let spread = matches!(instruction.op, Op::Rows(..) | Op::Cols(..) | Op::Splat(..) | Op::Outer(..));
         match self.direction {
-            Direction::Forward => !instruction.ty.batched && !(spread && is_matrix(self.f, v)) && self.constant(v).is_none(),
+            Direction::Forward => {
+                !instruction.ty.batched && !(spread && is_matrix(self.f, v)) && self.constant(v).is_none()
+            }
             Direction::Backward => !instruction.ty.batched && matches!(instruction.op, Op::Load(_)),
         }
     }
@@ -430,8 +432,11 @@ impl<'f> Unit<'f> {
                     memory.states[s as usize].and_then(|offset| frame(offset, -1))
                 }
                 Op::Load(Source::OutputBar(OutputId(o))) => frame(memory.output_bars[o as usize], 0),
-                Op::Load(Source::NextBar(StateId(s))) => memory.state_bars[s as usize]
-                    .map(|offset| Loc { region: Region::Adjoint, shift: 1, offset }),
+                Op::Load(Source::NextBar(StateId(s))) => memory.state_bars[s as usize].map(|offset| Loc {
+                    region: Region::Adjoint,
+                    shift: 1,
+                    offset,
+                }),
                 Op::Load(Source::PenaltyBar) => Some(Loc { region: Region::Scratch, shift: 0, offset: 0 }),
                 Op::Load(Source::Primal(p)) if model.step.ty(p).batched => Some(self.primal_loc(p)),
                 Op::Load(Source::Primal(p)) => {
@@ -627,9 +632,11 @@ impl<'f> Unit<'f> {
         home: &BTreeMap<Value, (usize, usize)>,
         stored: &mut BTreeSet<Value>,
     ) {
-        let at = self.drafts.iter().enumerate().find_map(|(g, drafts)| {
-            drafts.iter().position(|d| d.tasks.contains(&task)).map(|d| (g, d))
-        });
+        let at = self
+            .drafts
+            .iter()
+            .enumerate()
+            .find_map(|(g, drafts)| drafts.iter().position(|d| d.tasks.contains(&task)).map(|d| (g, d)));
         if home.get(&self.strip(v)).copied() != at {
             stored.insert(self.memory_value(v));
         }
@@ -649,7 +656,12 @@ impl<'f> Unit<'f> {
     fn is_elementwise(&self, v: Value) -> bool {
         matches!(
             self.f.at(v).op,
-            Op::Unary(..) | Op::Binary(..) | Op::Select(..) | Op::Clip { .. } | Op::Splat(..) | Op::StopGrad(_)
+            Op::Unary(..)
+                | Op::Binary(..)
+                | Op::Select(..)
+                | Op::Clip { .. }
+                | Op::Splat(..)
+                | Op::StopGrad(_)
         )
     }
 
@@ -665,7 +677,8 @@ impl<'f> Unit<'f> {
             let mut tasks: Vec<Task> = vec![];
             for (v, _) in self.f.values() {
                 let here = self.schedule.live[v.index()] && self.schedule.stage[v.index()] == stage;
-                let swept = reduced_matrix(self.f, &self.f.at(v).op).is_some_and(|m| schedule::is_swept(self.f, m));
+                let swept =
+                    reduced_matrix(self.f, &self.f.at(v).op).is_some_and(|m| schedule::is_swept(self.f, m));
                 if here && self.is_task(v) && !swept {
                     tasks.push(Task::Compute(v));
                 }
@@ -973,7 +986,14 @@ impl<'f> Unit<'f> {
     }
 
     /// The sums and gradients of one sweep.
-    fn sums_of(&self, emit: &mut Emit<'_>, role: Role, sweep: usize, extent: Extent, label: &mut Vec<String>) {
+    fn sums_of(
+        &self,
+        emit: &mut Emit<'_>,
+        role: Role,
+        sweep: usize,
+        extent: Extent,
+        label: &mut Vec<String>,
+    ) {
         for (v, instruction) in self.f.values() {
             let here = self.schedule.live[v.index()] && self.schedule.stage[v.index()] == sweep + 1;
             let Some(m) = reduced_matrix(self.f, &instruction.op) else { continue };

@@ -165,8 +165,7 @@ fn log(b: &mut Body, x: Id) -> Id {
     let high_part = b.constant(0.693_359_375);
     let y = b.push(BodyOp::Fma(e, high_part, p));
     // ln 0 = -∞; of a negative number or NaN it is NaN.
-    let (zero, minus_infinity, nan) =
-        (b.constant(0.0), b.constant(f64::NEG_INFINITY), b.constant(f64::NAN));
+    let (zero, minus_infinity, nan) = (b.constant(0.0), b.constant(f64::NEG_INFINITY), b.constant(f64::NAN));
     let is_zero = b.push(BodyOp::Equal(x, zero));
     let is_positive = b.push(BodyOp::Less(zero, x));
     let otherwise = b.push(BodyOp::Select(is_zero, minus_infinity, nan));

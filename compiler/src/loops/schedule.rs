@@ -122,9 +122,9 @@ pub fn is_swept(f: &Function, m: Value) -> bool {
 }
 
 fn count_sweeps(f: &Function, live: &[bool], stage: &[usize]) -> usize {
-    let reductions = f.values().filter(|(v, i)| {
-        live[v.index()] && reduced_matrix(f, &i.op).is_some_and(|m| is_swept(f, m))
-    });
+    let reductions = f
+        .values()
+        .filter(|(v, i)| live[v.index()] && reduced_matrix(f, &i.op).is_some_and(|m| is_swept(f, m)));
     let by_sums = reductions.map(|(v, _)| stage[v.index()]).max().unwrap_or(0);
     let by_results = f
         .results
@@ -159,9 +159,8 @@ fn join(f: &Function, direction: Direction, live: &[bool], sweeps: usize) -> Opt
             return None;
         }
         let is_late = |v: &Value| stage[v.index()] >= sweeps;
-        let early_needed = f.results.iter().any(|(sink, v)| {
-            matches!(sink, Sink::Output(_) | Sink::Penalty) && is_late(v)
-        });
+        let early_needed =
+            f.results.iter().any(|(sink, v)| matches!(sink, Sink::Output(_) | Sink::Penalty) && is_late(v));
         if early_needed {
             return None;
         }
@@ -216,10 +215,8 @@ fn carried(f: &Function, live: &[bool], stage: &[usize]) -> Option<Vec<Value>> {
             todo.extend(f.at(v).op.operands());
         }
     }
-    let states = f
-        .values()
-        .filter(|(v, _)| live[v.index()] && is_incoming(f, Direction::Backward, *v))
-        .count();
+    let states =
+        f.values().filter(|(v, _)| live[v.index()] && is_incoming(f, Direction::Backward, *v)).count();
     (found.len() <= states).then(|| found.into_iter().collect())
 }
 

@@ -129,8 +129,7 @@ impl Tape {
         last: Option<&RowState>,
     ) {
         let interpreter = &bound.engine.interpreter;
-        let outputs =
-            self.output_bars.iter().map(|step| step.iter().map(|b| wide(b)).collect()).collect();
+        let outputs = self.output_bars.iter().map(|step| step.iter().map(|b| wide(b)).collect()).collect();
         let last = last.map_or(vec![], |s| s.states.iter().map(|x| wide(x)).collect());
         let bars = Cotangents { outputs, penalty: f64::from(penalty_bar), last };
         let gradient = interpreter.backward(&self.sequence, &self.run, &bars);

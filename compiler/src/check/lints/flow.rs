@@ -139,6 +139,21 @@ impl<'m> Flow<'m> {
         found
     }
 
+    /// Everything that a product is made of: itself, its factors, and the products on the way.
+    pub(super) fn parts(&self, v: Value) -> Vec<Value> {
+        let mut found = vec![];
+        let mut open = vec![v];
+        while let Some(v) = open.pop() {
+            found.push(v);
+            match self.op(v) {
+                Op::Binary(Binary::Mul, a, b) | Op::Outer(a, b) => open.extend([*a, *b]),
+                Op::Splat(a, _) | Op::Rows(a, _) | Op::Cols(a, _) | Op::Unary(Unary::Neg, a) => open.push(*a),
+                _ => {}
+            }
+        }
+        found
+    }
+
     /// A value without broadcasts.
     pub(super) fn core(&self, v: Value) -> Value {
         match self.op(v) {

@@ -161,7 +161,7 @@ fn flat_functions(model: &Model, flow: &Flow<'_>, structure: &Reach, found: &mut
         let (name, operands) = match &instruction.op {
             Op::Unary(Unary::Sign, a) => ("sign", vec![*a]),
             Op::Binary(Binary::Less | Binary::LessEqual | Binary::Equal, a, b) => {
-                ("this comparison", vec![*a, *b])
+                ("a jump between 0 and 1", vec![*a, *b])
             }
             _ => continue,
         };

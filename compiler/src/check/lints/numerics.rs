@@ -2,6 +2,7 @@
 //! clips that never open.
 
 use super::super::codes;
+use super::super::types::shape_text;
 use super::Facts;
 use super::flow::{Flow, Sign};
 use super::intervals::Interval;
@@ -137,7 +138,11 @@ impl Context<'_> {
                             "unconstrained",
                         )
                         .label(self.model.step.at(term).span, "multiplies the old value here")
-                        .help(format!("declare it `learn {}… in (0, 1)`", param.name)),
+                        .help(format!(
+                            "declare it `learn {}{} in (0, 1)`",
+                            param.name,
+                            shape_text(&self.model.axes, param.shape)
+                        )),
                     );
                 }
             }
@@ -179,7 +184,7 @@ impl Context<'_> {
         let mut told = BTreeSet::new();
         for (_, instruction) in self.model.step.values() {
             let Op::Contract(m, k) = &instruction.op else { continue };
-            let writes = |t: &Value| self.flow.factors(*t).contains(k) && !is_old(*t);
+            let writes = |t: &Value| self.flow.parts(*t).contains(k) && !is_old(*t);
             let reads_back = terms.iter().any(|(t, _)| writes(t) && self.takes(s, *t));
             if is_old(*m) && reads_back && !self.is_short(*k) && told.insert(*k) {
                 let key = self.model.step.at(*k);

@@ -79,10 +79,12 @@ fn rates(model: &Model, flow: &Flow<'_>, s: StateId) -> BTreeSet<ParamId> {
 fn gains(model: &Model, flow: &Flow<'_>, s: StateId) -> BTreeSet<ParamId> {
     let Some(load) = flow.load(Source::State(s)) else { return BTreeSet::new() };
     let mut common: Option<BTreeSet<ParamId>> = None;
+    let writes: BTreeSet<Value> = flow
+        .next(s)
+        .map(|next| flow.terms(next).into_iter().flat_map(|(t, _)| flow.parts(t)).chain([next]).collect())
+        .unwrap_or_default();
     for &user in flow.users(load) {
-        if flow.next(s).is_some_and(|next| {
-            flow.terms(next).iter().any(|(t, _)| contains(flow, *t, user) || *t == load && user == next)
-        }) {
+        if writes.contains(&user) {
             continue;
         }
         let factors = flow.factors(user);
@@ -95,20 +97,6 @@ fn gains(model: &Model, flow: &Flow<'_>, s: StateId) -> BTreeSet<ParamId> {
     let mut found = common.unwrap_or_default();
     found.retain(|p| uses(flow, *p) <= 1);
     found
-}
-
-/// Whether a value is part of the product that a term is.
-fn contains(flow: &Flow<'_>, term: Value, v: Value) -> bool {
-    let mut open = vec![term];
-    while let Some(t) = open.pop() {
-        if t == v {
-            return true;
-        }
-        if flow.factors(t) != [t] {
-            open.extend(flow.op(t).operands());
-        }
-    }
-    false
 }
 
 fn trained(model: &Model, flow: &Flow<'_>, factors: &[Value]) -> BTreeSet<ParamId> {

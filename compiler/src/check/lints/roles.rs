@@ -97,7 +97,8 @@ fn trace_without_decay(state: &State, equation: Span, growth: Growth) -> Diagnos
 fn noted(diagnostic: Diagnostic, name: &str, growth: Growth) -> Diagnostic {
     match growth {
         Growth::Sum(step) if step.is_finite() => {
-            diagnostic.note(format!("after T steps |{name}| can be as large as {step} T"))
+            let bound = if step == 1.0 { "T".to_owned() } else { format!("{step} T") };
+            diagnostic.note(format!("after T steps |{name}| can be as large as {bound}"))
         }
         Growth::Sum(_) => diagnostic,
         Growth::Factor(factor) => diagnostic.note(format!("it grows by a factor of {factor} at every step")),
