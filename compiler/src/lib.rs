@@ -5,9 +5,12 @@
 pub mod autodiff;
 pub mod back;
 pub mod check;
+pub mod doc;
 pub mod explain;
 pub mod gradcheck;
 pub mod interp;
 pub mod ir;
 pub mod loops;
 pub mod model;
+mod scan;
+pub mod stages;
