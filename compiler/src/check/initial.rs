@@ -225,8 +225,9 @@ impl Checker<'_> {
         &mut self,
         name: &Ident,
         init: &Init,
+        init_span: Span,
         constraint: &Constraint,
-        (init_span, constraint_span): (Span, Span),
+        constraint_span: Span,
     ) -> bool {
         let (low, high) = match constraint {
             Constraint::Free => return true,

@@ -7,7 +7,6 @@ mod intervals;
 mod numerics;
 mod ranges;
 mod redundancy;
-mod remarks;
 mod roles;
 
 use crate::ir::{StateId, Value};
@@ -16,7 +15,6 @@ use flow::Flow;
 use grammar::diag::Diagnostic;
 use grammar::span::Span;
 use ranges::Start;
-pub(super) use remarks::remarks;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the model does not say.
