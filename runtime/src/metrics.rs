@@ -61,12 +61,12 @@ impl Log {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn open(path: &Path, update: u64) -> Result<(Self, f64), Error> {
-        let lines = if path.exists() { read(path)? } else { vec![] };
-        let kept: Vec<&Map<String, Value>> =
-            lines.iter().filter(|l| get(l, "update") <= update as f64).collect();
-        let text: String = kept.iter().map(|l| Value::Object((*l).clone()).to_string() + "\n").collect();
+        let lines = if path.exists() { read_lines(path)? } else { vec![] };
+        let kept = lines.iter().filter(|(_, l)| get(l, "update") <= update as f64);
+        // The text is kept as it is: numbers that are read and written may change in the last bit.
+        let text: String = kept.clone().map(|(text, _)| text.as_str()).collect();
         files::write(path, text.as_bytes())?;
-        let seconds = kept.last().map_or(0.0, |l| get(l, "seconds"));
+        let seconds = kept.last().map_or(0.0, |(_, l)| get(l, "seconds"));
         let file = std::fs::OpenOptions::new().append(true).open(path);
         let file = file.map_err(|e| Error::file("write", path, &e))?;
         Ok((Log { path: path.into(), file }, seconds))
@@ -95,11 +95,17 @@ impl Log {
 /// # Errors
 /// If the file cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>, Error> {
+    Ok(read_lines(path)?.into_iter().map(|(_, line)| line).collect())
+}
+
+/// The same, with the text of every line.
+fn read_lines(path: &Path) -> Result<Vec<(String, Map<String, Value>)>, Error> {
     let bytes = files::read(path)?;
     let text = String::from_utf8_lossy(&bytes);
     let parsed = text.split_inclusive('\n').map_while(|line| {
         let whole = line.strip_suffix('\n')?;
-        serde_json::from_str::<Map<String, Value>>(whole).ok().filter(|l| l.contains_key("update"))
+        let object: Map<String, Value> = serde_json::from_str(whole).ok()?;
+        object.contains_key("update").then(|| (line.to_string(), object))
     });
     Ok(parsed.collect())
 }

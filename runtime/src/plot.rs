@@ -5,6 +5,7 @@
 use crate::{Error, files, metrics, run};
 use plotters::prelude::*;
 use plotters::style::register_font;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -179,23 +180,24 @@ fn draw(bands: &[Band], axis: &str, options: &Options) -> Result<String, Error> 
 
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
-fn chart(
-    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
-    bands: &[Band],
-    axis: &str,
-    options: &Options,
-) -> Drawn {
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+fn chart(area: &Area<'_>, bands: &[Band], axis: &str, options: &Options) -> Drawn {
     area.fill(&WHITE)?;
+    let title = if options.title.is_empty() { 8 } else { 52 };
+    let (head, body) = area.split_vertically(title + 28 * bands.len().div_ceil(2) as i32);
+    if !options.title.is_empty() {
+        let style = ("sans-serif", 24).into_font().color(&BLACK).pos(Pos::new(HPos::Center, VPos::Center));
+        head.draw(&Text::new(options.title.as_str(), (SIZE.0 as i32 / 2, 30), style))?;
+    }
+    legend(&head, bands, title)?;
     let points = || bands.iter().flat_map(|b| &b.points);
     let right = points().map(|p| p[0]).fold(1.0, f64::max);
     let low = points().map(|p| p[1]).fold(f64::INFINITY, f64::min);
     let high = points().map(|p| p[3]).fold(f64::NEG_INFINITY, f64::max);
-    let pad = ((high - low) * 0.06).max(1e-9 + high.abs() * 1e-3);
-    let mut builder = ChartBuilder::on(area);
-    builder.margin(18).margin_right(34).x_label_area_size(58).y_label_area_size(78);
-    if !options.title.is_empty() {
-        builder.caption(&options.title, ("sans-serif", 24));
-    }
+    let pad = ((high - low) * 0.04).max(1e-9 + high.abs() * 1e-3);
+    let mut builder = ChartBuilder::on(&body);
+    builder.margin(14).margin_right(34).x_label_area_size(58).y_label_area_size(78);
     let mut chart = builder.build_cartesian_2d(0.0..right, low - pad..high + pad)?;
     chart
         .configure_mesh()
@@ -218,41 +220,22 @@ fn chart(
         chart.draw_series([Polygon::new(lower.chain(upper).collect::<Vec<_>>(), colour.mix(0.18))])?;
         let median = band.points.iter().map(|p| (p[0], p[2]));
         let style = colour.stroke_width(2);
-        chart
-            .draw_series(LineSeries::new(median, style))?
-            .label(&band.name)
-            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 26, y)], colour.stroke_width(3)));
+        chart.draw_series(LineSeries::new(median, style))?;
     }
-    chart
-        .configure_series_labels()
-        .position(legend_place(bands, low, high, right))
-        .legend_area_size(34)
-        .margin(12)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.25))
-        .label_font(("sans-serif", 16))
-        .draw()?;
     area.present()?;
     Ok(())
 }
 
-/// The corner that curves visit least.
-fn legend_place(bands: &[Band], low: f64, high: f64, right: f64) -> SeriesLabelPosition {
-    let corners = [
-        (SeriesLabelPosition::UpperLeft, false, true),
-        (SeriesLabelPosition::LowerRight, true, false),
-        (SeriesLabelPosition::UpperRight, true, true),
-        (SeriesLabelPosition::LowerLeft, false, false),
-    ];
-    let crowd = |at_right: bool, at_top: bool| {
-        let inside = |p: &&[f64; 4]| {
-            let (x, y) = (p[0] / right, (p[2] - low) / (high - low).max(1e-12));
-            (x > 0.5) == at_right && if at_top { y > 0.7 } else { y < 0.3 }
-        };
-        bands.iter().flat_map(|b| &b.points).filter(inside).count()
-    };
-    let best = corners.into_iter().min_by_key(|(_, r, t)| crowd(*r, *t));
-    best.map_or(SeriesLabelPosition::UpperLeft, |(place, _, _)| place)
+/// Names and colours in two columns, above the curves, so that they never cover one.
+fn legend(area: &Area<'_>, bands: &[Band], top: i32) -> Drawn {
+    let style = ("sans-serif", 16).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));
+    for (k, band) in bands.iter().enumerate() {
+        let (x, y) = (92 + 420 * (k as i32 % 2), top + 14 + 28 * (k as i32 / 2));
+        let line = PALETTE[k % PALETTE.len()].stroke_width(3);
+        area.draw(&PathElement::new(vec![(x, y), (x + 28, y)], line))?;
+        area.draw(&Text::new(band.name.as_str(), (x + 38, y), style.clone()))?;
+    }
+    Ok(())
 }
 
 /// `1.5 M`, `20 k`, `0.25`.
