@@ -76,7 +76,7 @@ fn apply(tokens: &mut Vec<String>, kind: u8, at: usize, from: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) })]
 
     #[test]
     fn changed_specs_never_panic(
@@ -99,6 +99,7 @@ proptest! {
             prop_assert!(d.span().end as usize <= source.len());
             prop_assert!(compiler::explain::explain(d.code).is_some());
         }
+        checked.models.iter().for_each(|m| drop(compiler::check::remarks(m)));
         // Whatever is said can be shown.
         grammar::render::human("case.bpm", &source, &checked.diagnostics, false);
     }

@@ -103,6 +103,12 @@ impl From<SizeError> for Error {
     }
 }
 
+impl From<crate::engine::EngineError> for Error {
+    fn from(e: crate::engine::EngineError) -> Self {
+        Error::device(e.to_string())
+    }
+}
+
 /// The operating system's words, lower case and without the number.
 fn plain(reason: &std::io::Error) -> String {
     let text = reason.to_string();

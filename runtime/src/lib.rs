@@ -8,11 +8,33 @@
 //!
 //! Everything random comes from [`rng`], everything that is written goes through atomic renames.
 
+pub mod bench;
+pub mod checkpoint;
+pub mod cli;
+pub mod commands;
 pub mod engine;
 pub mod error;
+pub mod eval;
+pub mod exact;
+pub mod files;
 pub mod learner;
+pub mod metrics;
+pub mod optim;
 pub mod options;
+pub mod parallel;
+pub mod params;
+pub mod plot;
+pub mod progress;
+pub mod recipe;
+pub mod report;
 pub mod rng;
+pub mod rollout;
+pub mod run;
+pub mod setup;
+pub mod spec;
 pub mod task;
+pub mod tensors;
+pub mod train;
+pub mod wiring;
 
 pub use error::Error;

@@ -231,6 +231,22 @@ impl Options {
         sizes
     }
 
+    /// All that was not read yet, as numbers by name.
+    pub fn numbers(&mut self) -> std::collections::BTreeMap<String, f64> {
+        let mut numbers = std::collections::BTreeMap::new();
+        for (key, value) in std::mem::take(&mut self.given) {
+            let number = value.as_float().or(value.as_integer().map(|n| n as f64));
+            match number.filter(|x| x.is_finite()) {
+                Some(x) => {
+                    numbers.insert(key.clone(), x);
+                    self.resolved.insert(key, Value::Float(x));
+                }
+                None => self.wrong(&key, "a finite number", &value),
+            }
+        }
+        numbers
+    }
+
     /// The options asked for so far.
     pub fn entries(&self) -> &[Entry] {
         &self.entries

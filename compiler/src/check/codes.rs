@@ -9,6 +9,9 @@ macro_rules! codes {
     };
 }
 
+/// The codes of remarks, which are no mistakes.
+pub const REMARKS: &[&str] = &[LATENCY, LOCALITY, WRITE_CLASS];
+
 codes! {
     /// A name that nothing declares or defines.
     UNKNOWN_NAME = "BPM0101";
@@ -86,6 +89,12 @@ codes! {
     STATE_NEVER_READ = "BPM0309";
     /// `hold` of something that cannot be held.
     BAD_HOLD = "BPM0310";
+    /// A remark: how late a coincidence takes effect.
+    LATENCY = "BPM0311";
+    /// A remark: what a synapse must know.
+    LOCALITY = "BPM0312";
+    /// A remark: the form of a write.
+    WRITE_CLASS = "BPM0313";
 
     /// A parameter without a gradient path.
     NO_GRADIENT = "BPM0401";

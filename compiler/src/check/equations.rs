@@ -4,8 +4,8 @@ use super::builtins::Call;
 use super::checker::Checker;
 use super::codes;
 use super::names::{Symbol, nearest};
-use super::types::{Kind, Typed, shape_text};
-use crate::ir::{Axis, Shape, Source, StateId, Value};
+use super::types::{Kind, Typed};
+use crate::ir::{Shape, Source, StateId};
 use grammar::ast::{Expr, ExprKind, StatementKind, Target};
 use grammar::diag::Diagnostic;
 use grammar::span::Span;
@@ -51,11 +51,16 @@ pub(super) enum Meaning {
 
 /// What stands in the brackets of a target.
 #[derive(Clone, Copy)]
-enum Brackets {
+pub(super) enum Brackets {
+    /// There are none.
     None,
+    /// `[j]`
     Post,
+    /// `[i]`
     Pre,
+    /// `[j,i]`
     Both,
+    /// Axes, such as `[N]`.
     Shape(Shape),
 }
 
@@ -106,34 +111,14 @@ impl<'a> Checker<'a> {
             Some((Symbol::State(s), place)) if target.primed => {
                 let state = Meaning::State(s);
                 if let Some((first, _)) = earlier.iter().find(|(_, m)| *m == state) {
-                    self.report(
-                        Diagnostic::error(
-                            codes::DEFINED_TWICE,
-                            format!("`{name}'` has two equations"),
-                            target.span,
-                            "defined again here",
-                        )
-                        .label(*first, "first defined here")
-                        .label(place, "the state is declared here")
-                        .help("a state has one equation; add the terms up in one right side"),
-                    );
+                    self.second_equation(target, *first, place);
                     return Meaning::Nothing;
                 }
                 state
             }
             Some((Symbol::State(s), place)) => {
                 self.misspelt.insert(s);
-                self.report(
-                    Diagnostic::error(
-                        codes::MISSING_PRIME,
-                        format!("`{name}` is a state, whose equation gives its value after the step"),
-                        target.name.span,
-                        "no prime here",
-                    )
-                    .label(place, format!("`{name}` is declared as a state"))
-                    .help(format!("write `{name}' = …`"))
-                    .fix(target.name.span, format!("{name}'")),
-                );
+                self.missing_prime(target, place);
                 Meaning::Nothing
             }
             Some((Symbol::Poison, _)) => Meaning::Nothing,
@@ -152,6 +137,36 @@ impl<'a> Checker<'a> {
                 Meaning::Nothing
             }
         }
+    }
+
+    fn second_equation(&mut self, target: &Target, first: Span, place: Span) {
+        let name = &target.name.name;
+        self.report(
+            Diagnostic::error(
+                codes::DEFINED_TWICE,
+                format!("`{name}'` has two equations"),
+                target.span,
+                "defined again here",
+            )
+            .label(first, "first defined here")
+            .label(place, "the state is declared here")
+            .help("a state has one equation; add the terms up in one right side"),
+        );
+    }
+
+    fn missing_prime(&mut self, target: &Target, place: Span) {
+        let name = &target.name.name;
+        self.report(
+            Diagnostic::error(
+                codes::MISSING_PRIME,
+                format!("`{name}` is a state, whose equation gives its value after the step"),
+                target.name.span,
+                "no prime here",
+            )
+            .label(place, format!("`{name}` is declared as a state"))
+            .help(format!("write `{name}' = …`"))
+            .fix(target.name.span, format!("{name}'")),
+        );
     }
 
     fn primed_transient(&mut self, target: &Target, symbol: &Symbol, place: Span) -> Meaning {
@@ -339,268 +354,6 @@ impl<'a> Checker<'a> {
                 .help(format!("write `{fixed} = …`"))
                 .fix(target.span, fixed),
         );
-    }
-
-    fn fit_state(
-        &mut self,
-        s: StateId,
-        brackets: Brackets,
-        value: Typed,
-        equation: &Equation<'a>,
-        goal: &Goal<'a>,
-    ) -> Option<Value> {
-        let shape = self.states[s.index()].shape;
-        let fits = match (brackets, shape) {
-            (Brackets::None, _)
-            | (Brackets::Both, Shape::Matrix { .. })
-            | (Brackets::Post | Brackets::Pre, Shape::Vector(_)) => true,
-            (Brackets::Shape(other), _) => other == shape,
-            (Brackets::Both | Brackets::Post | Brackets::Pre, _) => false,
-        };
-        if !fits {
-            let brackets = match shape {
-                Shape::Matrix { .. } => "[j,i]",
-                Shape::Vector(_) | Shape::Scalar => "",
-            };
-            let declared = self.declared_text(&goal.target.name.name, shape);
-            let place = self.states[s.index()].span;
-            self.report(
-                Diagnostic::error(
-                    codes::BAD_TARGET,
-                    "the left side does not have the axes of the state",
-                    goal.target.span,
-                    "other axes than declared",
-                )
-                .label(place, declared)
-                .help(format!("write `{}'{brackets} = …`", goal.target.name.name)),
-            );
-            return None;
-        }
-        self.fit(shape, brackets, value, equation, goal)
-    }
-
-    /// Brings a value to the shape that it must have on the left side.
-    fn fit(
-        &mut self,
-        shape: Shape,
-        brackets: Brackets,
-        value: Typed,
-        equation: &Equation<'a>,
-        goal: &Goal<'a>,
-    ) -> Option<Value> {
-        let indexed = |post: bool| match brackets {
-            Brackets::Post => post,
-            Brackets::Pre => !post,
-            Brackets::None | Brackets::Both | Brackets::Shape(_) => false,
-        };
-        let fits = match (shape, value.kind) {
-            (_, Kind::Scalar) => true,
-            (Shape::Vector(a), Kind::Vector(b)) => a == b,
-            (Shape::Vector(a), Kind::Post(b)) => a == b && indexed(true),
-            (Shape::Vector(a), Kind::Pre(b)) => a == b && indexed(false),
-            (Shape::Matrix { post, .. }, Kind::Post(a)) => a == post,
-            (Shape::Matrix { pre, .. }, Kind::Pre(a)) => a == pre,
-            (Shape::Matrix { .. }, Kind::Matrix { .. }) => Kind::of(shape) == value.kind,
-            (Shape::Scalar, _)
-            | (Shape::Matrix { .. }, Kind::Vector(_))
-            | (Shape::Vector(_), Kind::Matrix { .. }) => false,
-        };
-        if !fits {
-            self.unfit(shape, value.kind, equation, goal);
-            return None;
-        }
-        Some(self.lift(value, Kind::of(shape)))
-    }
-
-    /// Reports a value without the axes of the left side.
-    fn unfit(&mut self, shape: Shape, kind: Kind, equation: &Equation<'a>, goal: &Goal<'a>) {
-        let text = self.operand_text(equation.value);
-        let name = &equation.title;
-        let code = match (shape, kind) {
-            (Shape::Matrix { post, pre }, Kind::Vector(a)) if a == post || a == pre => codes::ORIENTATION,
-            _ => codes::ASSIGNMENT_AXES,
-        };
-        let help = self.unfit_help(shape, kind, &text, goal);
-        let wanted = Kind::of(shape).describe(&self.axes);
-        let given = kind.describe(&self.axes);
-        let declared = match self.names.get(&goal.target.name.name).map(|e| (e.symbol.clone(), e.span)) {
-            Some((Symbol::State(_), place)) => (place, self.declared_text(&goal.target.name.name, shape)),
-            _ => (goal.target.span, format!("written as {wanted}")),
-        };
-        let mut diagnostic = Diagnostic::error(
-            code,
-            format!("`{name}` is {wanted}, but its equation gives {given}"),
-            equation.value.span,
-            format!("this is {given}"),
-        )
-        .label(declared.0, declared.1);
-        if let Some((place, label)) = self.unfit_origin(shape, kind, equation.value) {
-            diagnostic = diagnostic.label(place, label);
-        }
-        self.report(diagnostic.help(help));
-    }
-
-    /// Where the axis comes from that the left side does not have.
-    fn unfit_origin(&self, shape: Shape, kind: Kind, value: &Expr) -> Option<(Span, String)> {
-        let has: Vec<Axis> = super::parameters::dims(shape);
-        let extra = super::parameters::dims(kind.shape()).into_iter().find(|a| !has.contains(a))?;
-        self.origin(value, Some(extra))
-    }
-
-    fn unfit_help(&self, shape: Shape, kind: Kind, text: &str, goal: &Goal<'a>) -> String {
-        let prime = if goal.target.primed { "'" } else { "" };
-        let name = format!("{}{prime}", goal.target.name.name);
-        match (shape, kind) {
-            (Shape::Matrix { post, pre }, Kind::Vector(a)) => match (a == post, a == pre) {
-                (true, true) => format!("write `{text}[j]` or `{text}[i]`"),
-                (true, false) => format!("write `{text}[j]`"),
-                (false, true) => format!("write `{text}[i]`"),
-                (false, false) => format!("give the right side the axes `{}`", shape_text(&self.axes, shape)),
-            },
-            (Shape::Vector(_), Kind::Post(_)) => format!("write `{name}[j] = …`"),
-            (Shape::Vector(_), Kind::Pre(_)) => format!("write `{name}[i] = …`"),
-            (Shape::Vector(_), Kind::Matrix { .. }) => {
-                "sum over one axis with `rowsum`, `colsum` or `@`".to_owned()
-            }
-            (Shape::Scalar, Kind::Vector(_)) => {
-                "reduce the vector with `mean`, `sum` or a dot product, or declare the axis".to_owned()
-            }
-            (Shape::Matrix { post, pre }, Kind::Matrix { post: p, pre: q }) if (p, q) == (pre, post) => {
-                "rows are post, columns are pre: exchange `[j]` and `[i]`".to_owned()
-            }
-            _ => format!(
-                "both sides need the same axes: declare `{}{}`, or change the right side",
-                goal.target.name.name,
-                shape_text(&self.axes, kind.shape())
-            ),
-        }
-    }
-
-    fn fit_transient(
-        &mut self,
-        brackets: Brackets,
-        value: Typed,
-        equation: &Equation<'a>,
-        goal: &Goal<'a>,
-    ) -> Option<Typed> {
-        let kind = match (brackets, value.kind) {
-            (Brackets::Shape(shape), _) => {
-                let found = self.fit(shape, brackets, value, equation, goal)?;
-                return Some(Typed { value: found, kind: Kind::of(shape) });
-            }
-            (Brackets::None, Kind::Scalar | Kind::Vector(_) | Kind::Matrix { .. }) => value.kind,
-            (Brackets::Post, Kind::Post(a) | Kind::Vector(a))
-            | (Brackets::Pre, Kind::Pre(a) | Kind::Vector(a)) => Kind::Vector(a),
-            (Brackets::Both, Kind::Matrix { .. }) => value.kind,
-            _ => {
-                self.unfit_transient(brackets, value.kind, equation, goal);
-                return None;
-            }
-        };
-        Some(Typed { value: value.value, kind })
-    }
-
-    fn unfit_transient(&mut self, brackets: Brackets, kind: Kind, equation: &Equation<'a>, goal: &Goal<'a>) {
-        let name = &goal.target.name.name;
-        let given = kind.describe(&self.axes);
-        let help = match (brackets, kind) {
-            (Brackets::Both, Kind::Post(_) | Kind::Pre(_) | Kind::Scalar) => {
-                format!("name the axes, `{name}[N, N] = …`, to fill a whole matrix with it")
-            }
-            (_, Kind::Post(_)) => format!("write `{name}[j] = …`"),
-            (_, Kind::Pre(_)) => format!("write `{name}[i] = …`"),
-            (_, Kind::Matrix { .. }) => format!("write `{name}[j,i] = …`"),
-            (_, Kind::Scalar) => format!("write `{name} = …`, or name its axis: `{name}[N] = …`"),
-            (_, Kind::Vector(_)) => format!("write `{name} = …`"),
-        };
-        self.report(
-            Diagnostic::error(
-                codes::ASSIGNMENT_AXES,
-                format!("the two sides of the equation for `{name}` differ in their indices"),
-                equation.value.span,
-                format!("this is {given}"),
-            )
-            .label(goal.target.span, "defined here")
-            .help(help),
-        );
-    }
-
-    /// `where(e, S, rhs)` for every condition under which the state keeps its value.
-    fn hold(&mut self, equation: &Equation<'a>, s: StateId, value: Option<Value>) -> Option<Value> {
-        let shape = self.states[s.index()].shape;
-        let name = self.states[s.index()].name.clone();
-        let mut value = value;
-        for e in &equation.holds {
-            let condition = self.expr(e).and_then(|c| self.hold_condition(s, c, e));
-            let old = self.load(Source::State(s), shape, &name).value;
-            value = match (condition, value) {
-                (Some(c), Some(v)) => Some(self.builder.select(c, old, v)),
-                _ => None,
-            };
-        }
-        value
-    }
-
-    fn hold_condition(&mut self, s: StateId, condition: Typed, e: &Expr) -> Option<Value> {
-        let shape = self.states[s.index()].shape;
-        let fits = match (shape, condition.kind) {
-            (_, Kind::Scalar) => true,
-            (Shape::Matrix { post, .. }, Kind::Post(a)) => a == post,
-            (Shape::Matrix { pre, .. }, Kind::Pre(a)) => a == pre,
-            _ => Kind::of(shape) == condition.kind,
-        };
-        if fits {
-            return Some(self.lift(condition, Kind::of(shape)));
-        }
-        let state = &self.states[s.index()];
-        let (name, place) = (state.name.clone(), state.span);
-        let text = self.operand_text(e);
-        let help = match (shape, condition.kind) {
-            (Shape::Matrix { .. }, Kind::Vector(_)) => format!("write `{text}[j]` or `{text}[i]`"),
-            _ => "a condition is a scalar, or has the axes of the state".to_owned(),
-        };
-        let what = condition.kind.describe(&self.axes);
-        self.report(
-            Diagnostic::error(
-                codes::BAD_HOLD,
-                format!("this condition does not fit the state `{name}`"),
-                e.span,
-                format!("this is {what}"),
-            )
-            .label(place, self.declared_text(&name, shape))
-            .help(help),
-        );
-        None
-    }
-
-    /// Hands the conditions of `hold S when e` to the equations of their states.
-    pub(super) fn collect_holds(&mut self, equations: &mut [Equation<'a>]) {
-        let spec = self.spec;
-        for statement in &spec.statements {
-            let StatementKind::Hold { states, condition } = &statement.kind else { continue };
-            for name in states {
-                let entry = self.names.get(&name.name).map(|e| (e.symbol.clone(), e.span));
-                match entry {
-                    Some((Symbol::State(s), _)) => {
-                        if let Some(equation) = equations.iter_mut().find(|e| e.state == Some(s)) {
-                            equation.holds.push(condition);
-                        }
-                    }
-                    Some((Symbol::Poison, _)) => {}
-                    Some((symbol, place)) => self.report(
-                        Diagnostic::error(
-                            codes::BAD_HOLD,
-                            format!("`{}` is {} and cannot be held", name.name, symbol.noun()),
-                            name.span,
-                            "only a state keeps its value",
-                        )
-                        .label(place, "declared here")
-                        .help("name the state whose equation is to pause"),
-                    ),
-                    None => self.unknown_name(&name.name, name.span),
-                }
-            }
-        }
     }
 
     /// The value of a state after the step.

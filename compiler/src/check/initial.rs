@@ -225,9 +225,8 @@ impl Checker<'_> {
         &mut self,
         name: &Ident,
         init: &Init,
-        init_span: Span,
         constraint: &Constraint,
-        constraint_span: Span,
+        (init_span, constraint_span): (Span, Span),
     ) -> bool {
         let (low, high) = match constraint {
             Constraint::Free => return true,

@@ -2,13 +2,14 @@
 //!
 //! One judgement per file. Declarations come first (`names`, `axes`, `constants`, `parameters`,
 //! `states`), then equations are sorted (`order`) and built into the step IR (`equations`,
-//! `expressions`, `synapses`, `contraction`, `builtins`, `rules`), then outputs. `usage` and `lints`
-//! judge the whole.
+//! `assignment`, `hold`, `expressions`, `synapses`, `contraction`, `builtins`, `rules`), then outputs.
+//! `usage` and `lints` judge the whole.
 //!
 //! A judgement that fails reports once and poisons what depends on it, so that one cause gives one
 //! error and independent mistakes are found in one run. A model is made only of a spec without
 //! errors.
 
+mod assignment;
 mod axes;
 mod builtins;
 mod checker;
@@ -17,6 +18,7 @@ mod constants;
 mod contraction;
 mod equations;
 mod expressions;
+mod hold;
 mod initial;
 mod lints;
 mod names;
@@ -77,6 +79,12 @@ fn damaged_statements(file: &ast::File, errors: &[Span]) -> Vec<Span> {
     }
     spans.retain(|s| errors.iter().any(|e| s.start <= e.start && e.start <= s.end));
     spans
+}
+
+/// Facts about the plastic states of a model that are worth knowing and no mistakes: latency, locality,
+/// and the class of the write. Tools show them on request.
+pub fn remarks(model: &Model) -> Vec<Diagnostic> {
+    lints::remarks(model)
 }
 
 /// Checks the specs and rules of a file. `source` is the text that its spans refer to, for advice.

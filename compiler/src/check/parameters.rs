@@ -67,12 +67,8 @@ impl<'a> Checker<'a> {
         else {
             return;
         };
-        let constraint_span = match &d.constraint {
-            Some(AstConstraint::Interval { span, .. } | AstConstraint::Compare { span, .. }) => *span,
-            None => d.span,
-        };
-        let init_span = initial.map_or(d.span, initial_span);
-        if !self.starts_inside(&d.variable.name, &init, init_span, &constraint, constraint_span) {
+        let places = (initial.map_or(d.span, initial_span), constraint_span(d));
+        if !self.starts_inside(&d.variable.name, &init, &constraint, places) {
             return;
         }
         let param = Param {
@@ -86,15 +82,20 @@ impl<'a> Checker<'a> {
             gradscale: attributes.gradscale,
             span: d.variable.span,
         };
-        let symbol = match (attributes.rank, shape) {
+        let symbol = self.parameter_symbol(param, attributes.rank);
+        self.names.set(&d.variable.name.name, symbol);
+    }
+
+    /// Adds a parameter as one tensor or, with a rank, as its factors.
+    fn parameter_symbol(&mut self, param: Param, rank: Option<usize>) -> Symbol {
+        match (rank, param.shape) {
             (Some(rank), Shape::Matrix { post, pre }) => {
                 let post_factor = self.add_factor(&param, "post", rank, post);
                 let pre_factor = self.add_factor(&param, "pre", rank, pre);
                 Symbol::Factored(Factored { post_factor, pre_factor, rank, post, pre })
             }
             _ => Symbol::Param(self.add_param(param)),
-        };
-        self.names.set(&d.variable.name.name, symbol);
+        }
     }
 
     /// Adds a parameter tensor to the model.
@@ -235,6 +236,14 @@ pub(super) fn dims(shape: Shape) -> Vec<crate::ir::Axis> {
         Shape::Scalar => vec![],
         Shape::Vector(a) => vec![a],
         Shape::Matrix { post, pre } => vec![post, pre],
+    }
+}
+
+/// The place of a constraint.
+fn constraint_span(d: &ParameterDeclaration) -> Span {
+    match &d.constraint {
+        Some(AstConstraint::Interval { span, .. } | AstConstraint::Compare { span, .. }) => *span,
+        None => d.span,
     }
 }
 

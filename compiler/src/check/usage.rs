@@ -145,7 +145,7 @@ impl<'a> Checker<'a> {
                             s.name
                         )),
                     None => diagnostic.help(format!(
-                        "this spec has no plastic state and no trace; write `{name} = …` without `modulator`"
+                        "there is no plastic state and no trace; write `{name} = …` without `modulator`"
                     )),
                 };
                 self.report(diagnostic);

@@ -10,6 +10,7 @@ mod squared_error;
 use crate::options::Options;
 use crate::task::{Defaults, Goal};
 
+pub(crate) use actor_critic::softmax;
 pub use actor_critic::{ActorCritic, Baseline, Terms};
 pub use squared_error::SquaredError;
 

@@ -176,7 +176,7 @@ fn flat_functions(model: &Model, flow: &Flow<'_>, structure: &Reach, found: &mut
                 instruction.span,
                 "the gradient is zero on both sides of the jump",
             )
-            .help("use `sign_st` or a smooth function such as `tanh(4 * x)`, or say `stopgrad(…)` if it is meant"),
+            .help("use `sign_st` or a smooth function such as `tanh(4 * x)`, or wrap it in `stopgrad`"),
         );
     }
 }

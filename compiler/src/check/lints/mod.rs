@@ -7,6 +7,7 @@ mod intervals;
 mod numerics;
 mod ranges;
 mod redundancy;
+mod remarks;
 mod roles;
 
 use crate::ir::{StateId, Value};
@@ -15,6 +16,7 @@ use flow::Flow;
 use grammar::diag::Diagnostic;
 use grammar::span::Span;
 use ranges::Start;
+pub(super) use remarks::remarks;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the model does not say.

@@ -60,8 +60,8 @@ fn memoryless(state: &State, equation: Span) -> Diagnostic {
     )
     .label(state.span, "declared plastic here")
     .help(format!(
-        "keep the old value, for example `{name}' = clip({name} + …, -1, 1)`, or define a value of this \
-         step alone without `plastic` and prime"
+        "keep the old value, for example `{name}' = clip({name} + …, -1, 1)`, or define a value of \
+         this step alone without `plastic` and prime"
     ))
 }
 
@@ -90,7 +90,7 @@ fn trace_without_decay(state: &State, equation: Span, growth: Growth) -> Diagnos
         "only adds, and is never reset",
     )
     .label(state.span, "declared to persist here")
-    .help(format!("let it decay, `(1 - eta) * {name} + …`, bound it with `clip`, or reset it `per episode`"));
+    .help(format!("let it decay, `0.9 * {name} + …`, bound it with `clip`, or reset it `per episode`"));
     noted(diagnostic, name, growth)
 }
 

@@ -1,0 +1,288 @@
+//! The commands of `bpm`: from arguments to work.
+
+use crate::cli::{BackendName, Bench, Device, Eval, Plot, Run as RunArgs, Train};
+use crate::engine::Backend;
+use crate::exact::{self, Given};
+use crate::options::Options;
+use crate::progress::{Format, Progress, say};
+use crate::recipe::{self, Override, Recipe};
+use crate::rollout::Choice;
+use crate::run::{self, Machine, Run};
+use crate::spec::{self, Spec};
+use crate::{Error, bench, eval, plot, report, setup, task, tensors};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// How to talk to the user.
+#[derive(Clone, Copy, Debug)]
+pub struct Voice {
+    /// How messages look.
+    pub format: Format,
+    /// Only errors.
+    pub quiet: bool,
+}
+
+impl Voice {
+    /// A remark.
+    fn note(self, text: &str) {
+        if !self.quiet && self.format != Format::Json {
+            say(text);
+        }
+    }
+
+    /// Something that may be wrong.
+    fn warn(self, text: &str) {
+        report::warning(text, self.format);
+    }
+}
+
+fn threads(asked: Option<u16>) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(16);
+    asked.map_or_else(cores, usize::from)
+}
+
+fn backend(name: BackendName) -> Backend {
+    match name {
+        BackendName::Cranelift => Backend::Cranelift,
+        BackendName::Interp => Backend::Interp,
+    }
+}
+
+fn axes(texts: &[String]) -> Result<BTreeMap<String, usize>, Error> {
+    let parse = |text: &String| {
+        let (name, size) = text.split_once('=')?;
+        Some((name.trim().to_string(), size.trim().parse().ok().filter(|n| *n > 0)?))
+    };
+    let one = |text: &String| {
+        parse(text).ok_or_else(|| Error::usage(format!("`--axis {text}` is not of the form `NAME=SIZE`")))
+    };
+    texts.iter().map(one).collect()
+}
+
+/// `bpm train`
+///
+/// # Errors
+/// Whatever can go wrong.
+pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error> {
+    if args.device == Device::Cuda {
+        let error = Error::device("CUDA devices are not built into this version");
+        return Err(error.help("leave --device out, or use --device cpu"));
+    }
+    let Some(input) = &args.input else {
+        return Err(Error::usage("`bpm train` needs a recipe, a spec or the folder of a run")
+            .help("bpm train examples/cue-reward/small.toml")
+            .help("bpm train specs/backpropamine/simple.bpm --task maze")
+            .help("bpm train runs/cue-reward-small-seed0 --resume"));
+    };
+    let machine = Machine { backend: backend(args.backend), threads: threads(args.threads) };
+    let (spec, recipe, name) = read_input(input, &overrides(args)?, args)?;
+    report::spec_warnings(&spec, voice.format, voice.quiet);
+    let trainer = setup::trainer(spec, recipe, machine.backend, machine.threads)?;
+    let seed = trainer.recipe.schedule.seed;
+    let folder = match &args.out {
+        Some(folder) => folder.clone(),
+        None if run::is_run(input) => input.clone(),
+        None => PathBuf::from("runs").join(format!("{name}-seed{seed}")),
+    };
+    let mut run = if args.resume {
+        let (run, warnings) = Run::resume(&folder, trainer)?;
+        warnings.iter().for_each(|w| voice.warn(w));
+        run
+    } else {
+        Run::create(&folder, trainer, machine)?
+    };
+    voice.note(&headline(&run, machine));
+    let mut progress = Progress::new(&run.trainer, voice.format, voice.quiet);
+    let result = run.go(&mut progress, stop);
+    progress.finish();
+    result?;
+    voice.note(&format!("done: {} updates", run.trainer.update));
+    print(&format!("{}\n", folder.display()))
+}
+
+fn headline(run: &Run, machine: Machine) -> String {
+    let t = &run.trainer;
+    let threads = machine.threads.min(t.recipe.schedule.batch);
+    format!(
+        "{} on {}: {} parameters, batch {}, {:?} on {threads} thread{}, seed {}, from update {} to {}, in {}",
+        t.spec.model.name,
+        t.recipe.task_name,
+        t.params.count(),
+        t.recipe.schedule.batch,
+        machine.backend,
+        if threads == 1 { "" } else { "s" },
+        t.recipe.schedule.seed,
+        t.update,
+        t.recipe.schedule.updates,
+        run.folder.display()
+    )
+}
+
+fn overrides(args: &Train) -> Result<Vec<Override>, Error> {
+    let mut all = vec![];
+    if let Some(name) = &args.task {
+        all.push(Override::new("task.name", name.as_str()));
+    }
+    for (name, size) in axes(&args.axes)? {
+        all.push(Override::new(&format!("sizes.{name}"), size as i64));
+    }
+    for text in &args.sets {
+        all.push(Override::parse(text)?);
+    }
+    for (key, value) in [("run.seed", args.seed), ("run.updates", args.updates)] {
+        if let Some(n) = value {
+            let n = i64::try_from(n).map_err(|_| Error::usage(format!("`{key}` is too large: {n}")))?;
+            all.push(Override::new(key, n));
+        }
+    }
+    Ok(all)
+}
+
+/// The spec, the recipe and a name for the run.
+fn read_input(input: &Path, sets: &[Override], args: &Train) -> Result<(Spec, Recipe, String), Error> {
+    let stem = |path: &Path| path.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    if run::is_run(input) {
+        if !args.resume {
+            let error = Error::usage(format!("`{}` is a run", input.display()));
+            return Err(error.help("go on with it: --resume"));
+        }
+        let stored = run::load(input)?;
+        let recipe = Recipe::load(&input.join("recipe.toml"), sets)?;
+        return Ok((stored.spec, recipe, stem(input)));
+    }
+    if input.is_dir() {
+        let error =
+            Error::usage(format!("`{}` is a folder, but no run: it has no run.json", input.display()));
+        return Err(error.help("give a recipe (.toml), a spec (.bpm) or the folder of a run"));
+    }
+    let text = input.to_string_lossy();
+    let (file, _) = text.split_once('#').unwrap_or((&text, ""));
+    match Path::new(file).extension().and_then(|x| x.to_str()) {
+        Some("bpm") => {
+            let spec = spec::load(&text)?;
+            let recipe = Recipe::parse("the command line", &recipe::bare(&text), sets)?;
+            let name = format!("{}-{}", recipe.task_name, spec.model.name);
+            Ok((spec, recipe, name))
+        }
+        Some("toml") => {
+            let recipe = Recipe::load(input, sets)?;
+            let folder = input.parent().unwrap_or(Path::new(""));
+            let spec = spec::load(&folder.join(&recipe.spec).display().to_string())
+                .map_err(|e| e.help(format!("`spec` in `{}` is relative to that file", input.display())))?;
+            let name = format!("{}-{}", recipe.task_name, stem(input));
+            Ok((spec, recipe, name))
+        }
+        _ => {
+            Err(Error::usage(format!("`{}` is neither a recipe (.toml) nor a spec (.bpm)", input.display()))
+                .help("bpm train examples/cue-reward/small.toml"))
+        }
+    }
+}
+
+/// `bpm eval`
+///
+/// # Errors
+/// Whatever can go wrong; a score below the wanted one.
+pub fn evaluate(args: &Eval) -> Result<(), Error> {
+    let machine = Machine { backend: backend(args.backend), threads: threads(args.threads) };
+    let trainer = run::load_trained(&args.run, machine)?;
+    let choice = if args.greedy { Choice::Greedy } else { Choice::Sample };
+    let report = eval::evaluate(&trainer, args.episodes as usize, args.seed, choice, machine.threads)?;
+    match args.json {
+        true => print(&format!("{}\n", report.json()))?,
+        false => print(&report.text())?,
+    }
+    let first = &report.scores[0];
+    match args.min_score {
+        Some(wanted) if first.mean < wanted || first.mean.is_nan() => {
+            Err(Error::input(format!("{} is {:.4}, below {wanted}", first.name, first.mean)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `bpm run`
+///
+/// # Errors
+/// Whatever can go wrong.
+pub fn run(args: &RunArgs, voice: Voice) -> Result<(), Error> {
+    let spec = spec::load(&args.spec)?;
+    report::spec_warnings(&spec, voice.format, voice.quiet);
+    let read = |path: &PathBuf| tensors::read(path).map(|(t, _)| (path.display().to_string(), t));
+    let given = Given {
+        params: read(&args.params)?,
+        inputs: read(&args.inputs)?,
+        cotangents: args.cotangents.as_ref().map(read).transpose()?,
+        axes: axes(&args.axes)?,
+    };
+    let results = exact::run(&spec, given, backend(args.backend), args.dtype)?;
+    tensors::write(&args.out, &results, None)
+}
+
+/// `bpm bench`
+///
+/// # Errors
+/// Whatever can go wrong.
+pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
+    let spec = spec::load(&args.spec)?;
+    report::spec_warnings(&spec, voice.format, voice.quiet);
+    let job = bench::Job {
+        axes: axes(&args.axes)?,
+        batch: args.batch as usize,
+        steps: args.steps as usize,
+        repeat: args.repeat as usize,
+        threads: usize::from(args.threads),
+        backend: backend(args.backend),
+        input_bars: args.input_gradients,
+    };
+    let report = bench::bench(spec.model, &job)?;
+    if args.json {
+        let json = serde_json::to_string(&report).map_err(|e| Error::input(e.to_string()))?;
+        print(&format!("{json}\n"))
+    } else {
+        print(&report.text())
+    }
+}
+
+/// `bpm plot`
+///
+/// # Errors
+/// Whatever can go wrong.
+pub fn plot(args: &Plot) -> Result<(), Error> {
+    let options =
+        plot::Options { metric: args.metric.clone(), smooth: args.smooth, title: args.title.clone() };
+    let paths = plot::plot(&args.runs, &args.out, &options)?;
+    print(&paths.map(|p| format!("{}\n", p.display())).concat())
+}
+
+/// `bpm tasks`
+///
+/// # Errors
+/// If stdout cannot be written to.
+pub fn tasks() -> Result<(), Error> {
+    let mut text = String::new();
+    for (k, name) in task::NAMES.iter().enumerate() {
+        let mut options = Options::new("task", toml::Table::new());
+        task::build(k, &mut options);
+        text += &format!("{name}: {}\n", task::SUMMARIES[k]);
+        for e in options.entries() {
+            text += &format!("  {:<22} {:>8}  {}\n", e.key, e.default, e.doc);
+        }
+        text += "\n";
+    }
+    print(text.trim_end_matches('\n'))?;
+    print("\n")
+}
+
+/// Writes to stdout; a closed pipe is no error.
+fn print(text: &str) -> Result<(), Error> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::file("write", Path::new("stdout"), &e))
+        }
+        _ => Ok(()),
+    }
+}

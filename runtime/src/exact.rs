@@ -1,0 +1,538 @@
+//! `bpm run`: the exact interface to a compiled model. Tensors in, tensors out, nothing random.
+//!
+//! Inputs `<input>` of shape `[T, B, axes…]`, `init.<state>` of shape `[B, axes…]`, `reset` of
+//! shape `[T, B]`; cotangents `<output>`; results `out.<output>`, `state.<state>`, and with
+//! cotangents `grad.<param>`, `grad.in.<input>`, `grad.init.<state>`. Parameters are in the units
+//! of the spec, and so are their gradients.
+
+use crate::Error;
+use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState};
+use crate::spec::Spec;
+use crate::tensors::{Taker, Tensor, Tensors, brackets};
+use compiler::interp::{Cotangents, Interpreter, Sequence};
+use compiler::ir::{InputId, OutputId, Shape, Sizes};
+use compiler::model::{Init, Model, Role};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A number type of the results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dtype {
+    /// 32 bits.
+    F32,
+    /// 64 bits; only with the interpreter.
+    F64,
+}
+
+/// What is given.
+pub struct Given {
+    /// Parameters.
+    pub params: (String, Tensors),
+    /// Inputs, initial states, resets.
+    pub inputs: (String, Tensors),
+    /// Cotangents of outputs, if gradients are wanted.
+    pub cotangents: Option<(String, Tensors)>,
+    /// Sizes of axes.
+    pub axes: BTreeMap<String, usize>,
+}
+
+/// Everything checked and in order, in 64 bits.
+struct Job {
+    steps: usize,
+    rows: usize,
+    /// By parameter.
+    params: Vec<Vec<f64>>,
+    /// By input, `[T, B, …]`.
+    inputs: Vec<Vec<f64>>,
+    /// By state, `[B, …]`, where given.
+    initial: Vec<Option<Vec<f64>>>,
+    /// `[T, B]`.
+    resets: Vec<bool>,
+    /// By output, `[T, B, …]`, if gradients are wanted.
+    cotangents: Option<Vec<Vec<f64>>>,
+}
+
+/// Runs a model on tensors.
+///
+/// # Errors
+/// If a tensor is missing, unknown or misshapen (all of them are named), or the combination of back
+/// end and number type does not exist.
+pub fn run(spec: &Spec, given: Given, backend: Backend, dtype: Dtype) -> Result<Tensors, Error> {
+    if dtype == Dtype::F64 && backend != Backend::Interp {
+        return Err(Error::usage("`--dtype f64` needs `--backend interp`"));
+    }
+    let sizes = Sizes::bind(&spec.model.axes, &given.axes)?;
+    let job = Job::new(&spec.model, &sizes, given)?;
+    let results = match dtype {
+        Dtype::F64 => in_64_bits(&spec.model, &sizes, &job),
+        Dtype::F32 => in_32_bits(&spec.model, &sizes, &job, backend)?,
+    };
+    Ok(results.into_tensors(&spec.model, &sizes, &job, dtype))
+}
+
+fn shape_of(sizes: &Sizes, front: &[usize], shape: Shape) -> Vec<usize> {
+    [front, &sizes.dims(shape)].concat()
+}
+
+impl Job {
+    fn new(model: &Model, sizes: &Sizes, given: Given) -> Result<Self, Error> {
+        let mut inputs = Taker::new(given.inputs.0, given.inputs.1);
+        let (steps, rows) = extent(model, sizes, &inputs)?;
+        let front = [steps, rows];
+        let mut problems = vec![];
+        let mut params = Taker::new(given.params.0, given.params.1);
+        let dims = |p: &compiler::model::Param| p.dims.iter().map(|a| sizes.of(*a)).collect::<Vec<_>>();
+        let param_values: Vec<_> = model.params.iter().map(|p| params.required(&p.name, &dims(p))).collect();
+        problems.extend(params.finish().err());
+        let input_values = take_inputs(model, sizes, &mut inputs, front);
+        let initial = model.states.iter().map(|s| {
+            let name = format!("init.{}", s.name);
+            let shape = shape_of(sizes, &[rows], s.shape);
+            let random = crate::rollout::is_random(&s.init);
+            if random { inputs.required(&name, &shape) } else { inputs.optional(&name, &shape) }
+        });
+        let initial: Vec<_> = initial.map(|t| t.map(|t| t.to_f64())).collect();
+        let resets = take_resets(model, &mut inputs, front, &input_values);
+        problems.extend(inputs.finish().err());
+        let cotangents = given.cotangents.map(|(place, tensors)| {
+            let mut taker = Taker::new(place, tensors);
+            let one = |o: &compiler::model::Output| {
+                let shape = shape_of(sizes, &front, o.shape);
+                taker
+                    .optional(&o.name, &shape)
+                    .map_or_else(|| vec![0.0; shape.iter().product()], |t| t.to_f64())
+            };
+            let all = model.outputs.iter().map(one).collect();
+            problems.extend(taker.finish().err());
+            all
+        });
+        if !problems.is_empty() {
+            let lines: Vec<String> = problems.into_iter().map(|e: Error| e.message).collect();
+            return Err(Error::input(lines.join("\n")));
+        }
+        let params = param_values.into_iter().flatten().map(|t| t.to_f64()).collect();
+        Ok(Job { steps, rows, params, inputs: input_values, initial, resets, cotangents })
+    }
+
+    /// A part of a tensor `[T, B, …]`.
+    fn part<'a>(&self, tensor: &'a [f64], t: usize, b: usize) -> &'a [f64] {
+        let count = tensor.len() / (self.steps * self.rows);
+        let k = t * self.rows + b;
+        &tensor[k * count..(k + 1) * count]
+    }
+
+    fn row<'a>(&self, tensor: &'a [f64], b: usize) -> &'a [f64] {
+        let count = tensor.len() / self.rows;
+        &tensor[b * count..(b + 1) * count]
+    }
+
+    /// The initial states of a row: given ones, and `own` for the others.
+    fn initial(&self, own: Vec<Vec<f64>>, b: usize) -> Vec<Vec<f64>> {
+        let choose = |(own, given): (Vec<f64>, &Option<Vec<f64>>)| match given {
+            Some(g) => self.row(g, b).to_vec(),
+            None => own,
+        };
+        own.into_iter().zip(&self.initial).map(choose).collect()
+    }
+
+    fn resets_before(&self, t: usize, b: usize) -> bool {
+        self.resets[t * self.rows + b]
+    }
+}
+
+/// T and B, from the first input that is there, or from `reset`.
+fn extent(model: &Model, sizes: &Sizes, inputs: &Taker) -> Result<(usize, usize), Error> {
+    let all = model.inputs.iter().map(|i| (i.name.as_str(), sizes.dims(i.shape)));
+    for (name, dims) in all.chain([("reset", vec![])]) {
+        let Some(found) = inputs.shape(name) else { continue };
+        match found {
+            [t, b, rest @ ..] if *t > 0 && *b > 0 && rest == dims => return Ok((*t, *b)),
+            _ => {
+                let wanted: Vec<String> = ["T", "B"]
+                    .iter()
+                    .map(|s| s.to_string())
+                    .chain(dims.iter().map(usize::to_string))
+                    .collect();
+                return Err(Error::input(format!(
+                    "tensor `{name}` has shape {}, but it must have shape [{}] with T and B at least 1",
+                    brackets(found),
+                    wanted.join(", ")
+                )));
+            }
+        }
+    }
+    let names: Vec<&str> = model.inputs.iter().map(|i| i.name.as_str()).collect();
+    Err(Error::input(format!("the inputs hold none of `{}`, so T and B are unknown", names.join("`, `")))
+        .help("every input is a tensor of shape [T, B, axes…]"))
+}
+
+fn take_inputs(model: &Model, sizes: &Sizes, taker: &mut Taker, front: [usize; 2]) -> Vec<Vec<f64>> {
+    let one = |input: &compiler::model::Input| {
+        let shape = shape_of(sizes, &front, input.shape);
+        let found = match input.role {
+            Role::Reset => taker.optional(&input.name, &shape),
+            _ => taker.required(&input.name, &shape),
+        };
+        found.map_or_else(|| vec![0.0; shape.iter().product()], |t| t.to_f64())
+    };
+    model.inputs.iter().map(one).collect()
+}
+
+/// Where states return to their initial values: `reset`, and inputs with that role.
+fn take_resets(model: &Model, taker: &mut Taker, front: [usize; 2], inputs: &[Vec<f64>]) -> Vec<bool> {
+    let mut resets = vec![false; front[0] * front[1]];
+    if !model.inputs.iter().any(|i| i.name == "reset")
+        && let Some(t) = taker.optional("reset", &front)
+    {
+        resets.iter_mut().zip(t.to_f64()).for_each(|(r, x)| *r = x != 0.0);
+    }
+    for (_, x) in model.inputs.iter().zip(inputs).filter(|(i, _)| i.role == Role::Reset) {
+        resets.iter_mut().zip(x).for_each(|(r, x)| *r |= *x != 0.0);
+    }
+    resets
+}
+
+/// What comes out, in 64 bits; by output, state, parameter, input.
+struct Results {
+    outputs: Vec<Vec<f64>>,
+    states: Vec<Vec<f64>>,
+    params: Vec<Vec<f64>>,
+    inputs: Vec<Vec<f64>>,
+    initial: Vec<Vec<f64>>,
+}
+
+impl Results {
+    fn new(model: &Model, sizes: &Sizes, job: &Job) -> Self {
+        let zeros = |front: usize, shape: Shape| vec![0.0; front * sizes.count(shape)];
+        let cells = job.steps * job.rows;
+        Results {
+            outputs: model.outputs.iter().map(|o| zeros(cells, o.shape)).collect(),
+            states: model.states.iter().map(|s| zeros(job.rows, s.shape)).collect(),
+            params: vec![],
+            inputs: model.inputs.iter().map(|i| zeros(cells, i.shape)).collect(),
+            initial: model.states.iter().map(|s| zeros(job.rows, s.shape)).collect(),
+        }
+    }
+
+    /// The engine takes every initial state for its own. Where one was given, the parameter it
+    /// would have come from has no part in it.
+    fn forget_given_starts(&mut self, model: &Model, job: &Job) {
+        for (k, state) in model.states.iter().enumerate().filter(|(k, _)| job.initial[*k].is_some()) {
+            if let (Init::Param(p), true) = (&state.init, job.cotangents.is_some()) {
+                for rows in self.initial[k].chunks(self.params[p.index()].len()) {
+                    self.params[p.index()].iter_mut().zip(rows).for_each(|(g, x)| *g -= x);
+                }
+            }
+        }
+    }
+
+    fn into_tensors(self, model: &Model, sizes: &Sizes, job: &Job, dtype: Dtype) -> Tensors {
+        let mut all = Tensors::new();
+        let mut put = |name: String, shape: Vec<usize>, data: Vec<f64>| {
+            let tensor = match dtype {
+                Dtype::F32 => Tensor::f32(shape, data.into_iter().map(|x| x as f32).collect()),
+                Dtype::F64 => Tensor::f64(shape, data),
+            };
+            all.insert(name, tensor);
+        };
+        let cells = [job.steps, job.rows];
+        for (o, x) in model.outputs.iter().zip(self.outputs) {
+            put(format!("out.{}", o.name), shape_of(sizes, &cells, o.shape), x);
+        }
+        for (s, x) in model.states.iter().zip(self.states) {
+            put(format!("state.{}", s.name), shape_of(sizes, &[job.rows], s.shape), x);
+        }
+        if job.cotangents.is_none() {
+            return all;
+        }
+        for (p, x) in model.params.iter().zip(self.params).filter(|(p, _)| p.learned) {
+            put(format!("grad.{}", p.name), p.dims.iter().map(|a| sizes.of(*a)).collect(), x);
+        }
+        for (i, x) in model.inputs.iter().zip(self.inputs).filter(|(i, _)| i.role.is_differentiable()) {
+            put(format!("grad.in.{}", i.name), shape_of(sizes, &cells, i.shape), x);
+        }
+        for (s, x) in model.states.iter().zip(self.initial) {
+            put(format!("grad.init.{}", s.name), shape_of(sizes, &[job.rows], s.shape), x);
+        }
+        all
+    }
+}
+
+fn copy(to: &mut [f64], at: usize, from: &[f64]) {
+    to[at * from.len()..(at + 1) * from.len()].copy_from_slice(from);
+}
+
+fn widen(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+fn narrow(x: &[f64]) -> Vec<f32> {
+    x.iter().map(|x| *x as f32).collect()
+}
+
+/// The interpreter, from numbers to numbers in 64 bits.
+fn in_64_bits(model: &Arc<Model>, sizes: &Sizes, job: &Job) -> Results {
+    let interpreter = Interpreter::new(Arc::clone(model), sizes.clone());
+    let params: Vec<_> = job.params.iter().cloned().map(Arc::new).collect();
+    let own: Vec<Vec<f64>> = interpreter.initial(&params).iter().map(|t| t.to_vec()).collect();
+    let mut results = Results::new(model, sizes, job);
+    let mut boundary = BTreeMap::new();
+    let mut initial: Vec<Vec<f64>> = model.states.iter().map(|s| vec![0.0; sizes.count(s.shape)]).collect();
+    for b in 0..job.rows {
+        let cell = |x: &Vec<f64>, t: usize| Arc::new(job.part(x, t, b).to_vec());
+        let sequence = Sequence {
+            inputs: (0..job.steps).map(|t| job.inputs.iter().map(|x| cell(x, t)).collect()).collect(),
+            initial: job.initial(own.clone(), b).into_iter().map(Arc::new).collect(),
+            resets: (0..job.steps).map(|t| job.resets_before(t, b)).collect(),
+        };
+        let run = interpreter.run(&params, &sequence);
+        for (k, out) in results.outputs.iter_mut().enumerate() {
+            (0..job.steps).for_each(|t| copy(out, t * job.rows + b, &interpreter.output(&run, t, k)));
+        }
+        for (k, state) in results.states.iter_mut().enumerate() {
+            copy(state, b, &run.after[job.steps - 1][k]);
+        }
+        let Some(cotangents) = &job.cotangents else { continue };
+        let outputs = (0..job.steps).map(|t| cotangents.iter().map(|x| cell(x, t)).collect()).collect();
+        let bars = Cotangents { outputs, penalty: 0.0, last: vec![] };
+        let gradient = interpreter.backward(&sequence, &run, &bars);
+        for (t, inputs) in gradient.inputs.iter().enumerate() {
+            for (slot, bar) in results.inputs.iter_mut().zip(inputs) {
+                bar.iter().for_each(|bar| copy(slot, t * job.rows + b, bar));
+            }
+        }
+        for (k, bar) in gradient.initial.iter().enumerate() {
+            copy(&mut results.initial[k], b, bar);
+            if job.initial[k].is_none() {
+                initial[k].iter_mut().zip(bar).for_each(|(s, x)| *s += x);
+            }
+        }
+        for (value, bar) in gradient.boundary {
+            let sum = boundary.entry(value).or_insert_with(|| vec![0.0; bar.len()]);
+            sum.iter_mut().zip(bar).for_each(|(s, x)| *s += x);
+        }
+    }
+    results.params = interpreter.finish(&params, &boundary, &initial);
+    results
+}
+
+/// An engine, with 32 bits at its edges.
+fn in_32_bits(model: &Arc<Model>, sizes: &Sizes, job: &Job, backend: Backend) -> Result<Results, Error> {
+    let engine = Engine::new(Arc::clone(model), sizes.clone(), backend, &EngineOptions::default())?;
+    let params: Vec<Vec<f32>> = job.params.iter().map(|x| narrow(x)).collect();
+    let bound = engine.bind(&params)?;
+    let mode = if job.cotangents.is_some() { Mode::Train } else { Mode::Infer };
+    let mut tape = engine.tape(job.steps, mode);
+    let mut grads = engine.grads();
+    let mut results = Results::new(model, sizes, job);
+    let own: Vec<Vec<f64>> = bound.initial().states.iter().map(|x| widen(x)).collect();
+    for b in 0..job.rows {
+        let states = job.initial(own.clone(), b);
+        let start = RowState { states: states.iter().map(|x| narrow(x)).collect() };
+        bound.begin(&mut tape, Some(&start));
+        for t in 0..job.steps {
+            if t > 0 && job.resets_before(t, b) {
+                bound.reset(&mut tape, Some(&start));
+            }
+            for (k, x) in job.inputs.iter().enumerate() {
+                let slot = bound.input_mut(&mut tape, InputId(k as u32));
+                slot.copy_from_slice(&narrow(job.part(x, t, b)));
+            }
+            bound.step(&mut tape);
+            for (k, out) in results.outputs.iter_mut().enumerate() {
+                copy(out, t * job.rows + b, &widen(bound.output(&tape, t, OutputId(k as u32))));
+            }
+        }
+        let last = bound.state(&mut tape).states;
+        results.states.iter_mut().zip(last).for_each(|(slot, x)| copy(slot, b, &widen(&x)));
+        let Some(cotangents) = &job.cotangents else { continue };
+        for t in 0..job.steps {
+            for (k, x) in cotangents.iter().enumerate() {
+                let slot = bound.output_bar_mut(&mut tape, t, OutputId(k as u32));
+                slot.copy_from_slice(&narrow(job.part(x, t, b)));
+            }
+        }
+        bound.backward(&mut tape, &mut grads, 0.0, None);
+        for (k, slot) in results.inputs.iter_mut().enumerate() {
+            for t in 0..job.steps {
+                if let Some(bar) = bound.input_bar(&tape, t, InputId(k as u32)) {
+                    copy(slot, t * job.rows + b, &widen(bar));
+                }
+            }
+        }
+        let bars = bound.init_bar(&tape).states;
+        results.initial.iter_mut().zip(bars).for_each(|(slot, x)| copy(slot, b, &widen(&x)));
+    }
+    results.params = engine.finish(&bound, vec![grads]).iter().map(|x| widen(x)).collect();
+    results.forget_given_starts(model, job);
+    Ok(results)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPEC: &str = include_str!("../../specs/backpropamine/simple.bpm");
+
+    fn wave(shape: &[usize], tag: f64, scale: f64) -> Tensor {
+        let count: usize = shape.iter().product();
+        Tensor::f64(shape.to_vec(), (0..count).map(|k| scale * (0.7 * k as f64 + tag).sin()).collect())
+    }
+
+    /// The published fixture: B = 2, I = 3, N = 4, A = 2, T = 6.
+    fn given() -> Given {
+        let tensors = [
+            ("Wx", wave(&[4, 3], 1.0, 0.8)),
+            ("bx", wave(&[4], 2.0, 0.3)),
+            ("W", wave(&[4, 4], 3.0, 0.5)),
+            ("alpha", wave(&[4, 4], 4.0, 0.9)),
+            ("Wo", wave(&[2, 4], 5.0, 0.7)),
+            ("bo", wave(&[2], 6.0, 0.2)),
+            ("wv", wave(&[4], 7.0, 0.6)),
+            ("bv", wave(&[], 8.0, 0.1)),
+            ("wm", wave(&[4], 9.0, 1.2)),
+            ("bm", wave(&[], 10.0, 0.2)),
+        ];
+        let params = tensors.into_iter().map(|(n, t)| (n.to_string(), t)).collect();
+        let u = |k: usize| (0.3 * (k % 3) as f64 + 1.1 * (k / 3 % 2) as f64 + 0.5 * (k / 6) as f64).sin();
+        let inputs = Tensors::from([("u".into(), Tensor::f64(vec![6, 2, 3], (0..36).map(u).collect()))]);
+        let axes = [("I", 3), ("N", 4), ("A", 2)].map(|(n, s)| (n.to_string(), s)).into();
+        Given { params: ("p".into(), params), inputs: ("x".into(), inputs), cotangents: None, axes }
+    }
+
+    fn cotangents() -> Option<(String, Tensors)> {
+        let all =
+            [("policy".to_string(), wave(&[6, 2, 2], 0.3, 1.0)), ("value".into(), wave(&[6, 2], 0.9, 1.0))];
+        Some(("g".into(), all.into()))
+    }
+
+    fn go(given: Given, backend: Backend, dtype: Dtype) -> Result<Tensors, Error> {
+        run(&spec(), given, backend, dtype)
+    }
+
+    fn spec() -> Spec {
+        crate::spec::compile("simple.bpm", SPEC.into(), None).unwrap_or_else(|e| panic!("{e:?}"))
+    }
+
+    fn close(a: &[f64], b: &[f64], tolerance: f64) {
+        let norm = b.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
+        let error = a.iter().zip(b).map(|(x, y)| (x - y).powi(2)).sum::<f64>().sqrt();
+        assert!(a.len() == b.len() && error <= tolerance * norm, "{error} of {norm}\n{a:?}\n{b:?}");
+    }
+
+    #[test]
+    fn reference_values_of_simple_modulation() {
+        let out = go(given(), Backend::Interp, Dtype::F64).unwrap_or_else(|e| panic!("{e}"));
+        let y = out["state.y"].to_f64();
+        close(&y[..4], &[0.5916317205, -0.3886120494, -0.3677281650, 0.6482876783], 1e-9);
+        let policy = out["out.policy"].to_f64();
+        close(&policy[20..22], &[-0.0024057315, 0.0122932800], 1e-8);
+        close(&out["out.value"].to_f64()[10..11], &[0.0373083111], 1e-8);
+        close(&[out["state.H"].to_f64()[..16].iter().sum()], &[0.0435006600], 1e-8);
+        assert_eq!(out["out.policy"].shape, [6, 2, 2]);
+        assert_eq!(out["out.value"].shape, [6, 2]);
+        assert_eq!(out.len(), 4);
+    }
+
+    #[test]
+    fn back_ends_agree_and_gradients_have_names() {
+        let exact = go(Given { cotangents: cotangents(), ..given() }, Backend::Interp, Dtype::F64);
+        let exact = exact.unwrap_or_else(|e| panic!("{e}"));
+        for backend in [Backend::Interp, Backend::Cranelift] {
+            let found = go(Given { cotangents: cotangents(), ..given() }, backend, Dtype::F32);
+            let found = found.unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(found.keys().collect::<Vec<_>>(), exact.keys().collect::<Vec<_>>());
+            for (name, tensor) in &exact {
+                assert_eq!(found[name].shape, tensor.shape, "{name}");
+                close(&found[name].to_f64(), &tensor.to_f64(), 1e-4);
+            }
+        }
+        for name in ["grad.alpha", "grad.wm", "grad.in.u", "grad.init.y", "grad.init.H"] {
+            assert!(exact[name].to_f64().iter().any(|x| x.abs() > 1e-3), "{name} is vacuous");
+        }
+    }
+
+    /// A reset in the middle of a row is two rows, and a carried state is one.
+    #[test]
+    fn resets_and_initial_states() {
+        for (backend, dtype) in [(Backend::Interp, Dtype::F64), (Backend::Cranelift, Dtype::F32)] {
+            let whole = go(given(), backend, dtype).unwrap_or_else(|e| panic!("{e}"));
+            let cut = |from: usize, to: usize| {
+                let mut g = given();
+                let u = g.inputs.1["u"].to_f64()[from * 6..to * 6].to_vec();
+                g.inputs.1.insert("u".into(), Tensor::f64(vec![to - from, 2, 3], u));
+                g
+            };
+            let head = go(cut(0, 2), backend, dtype).unwrap_or_else(|e| panic!("{e}"));
+            let mut tail = cut(2, 6);
+            for name in ["y", "H"] {
+                tail.inputs.1.insert(format!("init.{name}"), head[&format!("state.{name}")].clone());
+            }
+            let tail = go(tail, backend, dtype).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(tail["state.H"], whole["state.H"], "carried");
+            let mut reset = given();
+            let mask = (0..12).map(|k| f64::from(u8::from(k == 4))).collect();
+            reset.inputs.1.insert("reset".into(), Tensor::f64(vec![6, 2], mask));
+            let reset = go(reset, backend, dtype).unwrap_or_else(|e| panic!("{e}"));
+            let fresh = go(cut(2, 6), backend, dtype).unwrap_or_else(|e| panic!("{e}"));
+            let (r, f, w) = (reset["state.H"].to_f64(), fresh["state.H"].to_f64(), whole["state.H"].to_f64());
+            assert_eq!(r[..16], f[..16], "row 0 starts anew");
+            assert_eq!(r[16..], w[16..], "row 1 does not");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named_together() {
+        let mut g = given();
+        g.params.1.remove("bv");
+        g.params.1.insert("Wo".into(), wave(&[4, 2], 1.0, 1.0));
+        g.inputs.1.insert("init.h".into(), wave(&[2, 4], 1.0, 1.0));
+        g.cotangents = Some(("g".into(), [("valeu".to_string(), wave(&[6, 2], 1.0, 1.0))].into()));
+        let message = go(g, Backend::Interp, Dtype::F64).expect_err("mistakes").message;
+        let expected = [
+            "tensor `Wo` in `p` has shape [4, 2], but it must have shape [2, 4]",
+            "`p` has no tensor `bv`; it needs one of shape []",
+            "`x` has an unknown tensor `init.h`; did you mean `init.H`?",
+            "`g` has an unknown tensor `valeu`; did you mean `value`?",
+        ];
+        assert_eq!(message.lines().collect::<Vec<_>>(), expected);
+        let mut g = given();
+        g.inputs.1.insert("u".into(), wave(&[6, 3], 1.0, 1.0));
+        let message = go(g, Backend::Interp, Dtype::F64).expect_err("shape").message;
+        assert_eq!(
+            message,
+            "tensor `u` has shape [6, 3], but it must have shape [T, B, 3] with T and B at least 1"
+        );
+        assert!(go(given(), Backend::Cranelift, Dtype::F64).is_err());
+        let g = Given { axes: [("N".to_string(), 4)].into(), ..given() };
+        assert!(go(g, Backend::Interp, Dtype::F64).expect_err("open").message.contains("I, A"));
+    }
+
+    #[test]
+    fn learned_initial_states_have_gradients_unless_given() {
+        let text =
+            "spec s {\n  axis N = 3\n  in u[N]\n  state y[N] = learn\n  y' = tanh(0.5 * y + u)\n  out y'\n}";
+        let spec = crate::spec::compile("s.bpm", text.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
+        let name = spec.model.params[0].name.clone();
+        for (backend, dtype) in
+            [(Backend::Interp, Dtype::F64), (Backend::Interp, Dtype::F32), (Backend::Cranelift, Dtype::F32)]
+        {
+            for start in [false, true] {
+                let mut inputs: Tensors = [("u".to_string(), wave(&[4, 2, 3], 1.0, 1.0))].into();
+                if start {
+                    inputs.insert("init.y".into(), wave(&[2, 3], 2.0, 0.5));
+                }
+                let given = Given {
+                    params: ("p".into(), [(name.clone(), wave(&[3], 1.0, 0.2))].into()),
+                    inputs: ("x".into(), inputs),
+                    cotangents: Some(("g".into(), [("y".to_string(), wave(&[4, 2, 3], 5.0, 1.0))].into())),
+                    axes: BTreeMap::new(),
+                };
+                let out = run(&spec, given, backend, dtype).unwrap_or_else(|e| panic!("{e}"));
+                let size = out[&format!("grad.{name}")].to_f64().iter().map(|x| x.abs()).sum::<f64>();
+                assert_eq!(size > 1e-6, !start, "{size}");
+                assert!(out["grad.init.y"].to_f64().iter().any(|x| x.abs() > 1e-3));
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! One row through one episode: world, network, sampled actions.
+
+use crate::engine::{Bound, RowState, Tape};
+use crate::learner::ActorCritic;
+use crate::params::draw;
+use crate::rng::{Address, Purpose};
+use crate::task::{Goal, Task};
+use crate::wiring::Wiring;
+use compiler::ir::{OutputId, Sizes, StateId};
+use compiler::model::{Init, Model, ResetPolicy};
+
+/// How actions are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Drawn from the policy.
+    Sample,
+    /// The likeliest one.
+    Greedy,
+}
+
+/// What happened in an episode.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// Rewards by step.
+    pub rewards: Vec<f32>,
+    /// Actions by step.
+    pub actions: Vec<usize>,
+    /// Values of the state by step, if the model has them.
+    pub values: Vec<f32>,
+    /// The task's scores.
+    pub scores: Vec<f64>,
+    /// Targets by step, where there are any.
+    pub targets: Vec<(usize, Vec<f32>)>,
+}
+
+/// A number that is not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NonFinite {
+    /// The step.
+    pub step: usize,
+    /// Where it was seen.
+    pub at: Place,
+}
+
+/// Where a number is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In an output.
+    Output(OutputId),
+    /// In a state after the step.
+    State(StateId),
+}
+
+/// Everything about a network and its task that does not change during an episode.
+#[derive(Clone, Copy)]
+pub struct Stage<'a> {
+    /// The model with its parameters.
+    pub bound: &'a Bound<'a>,
+    /// The model.
+    pub model: &'a Model,
+    /// Its sizes.
+    pub sizes: &'a Sizes,
+    /// The connections.
+    pub wiring: &'a Wiring,
+    /// The task.
+    pub task: &'a dyn Task,
+}
+
+impl Stage<'_> {
+    /// Runs an episode on a tape.
+    ///
+    /// # Errors
+    /// At the first output that is not finite; the episode ends there.
+    pub fn run(
+        &self,
+        tape: &mut Tape,
+        address: Address,
+        carried: Option<&RowState>,
+        choice: Choice,
+    ) -> Result<Record, NonFinite> {
+        let start = self.start(address, carried);
+        self.bound.begin(tape, start.as_ref());
+        let mut episode = self.task.episode(address);
+        let mut record = Record::default();
+        let mut total = 0.0;
+        for t in 0..self.task.steps() {
+            episode.observe(t, self.bound.input_mut(tape, self.wiring.input));
+            if let Some(id) = self.wiring.reward {
+                self.bound.input_mut(tape, id)[0] = episode.previous_reward();
+            }
+            self.put_noise(tape, address, t);
+            self.bound.step(tape);
+            self.check_outputs(tape, t)?;
+            if let Some(id) = self.wiring.value {
+                record.values.push(self.bound.output(tape, t, id)[0]);
+            }
+            let output = self.bound.output(tape, t, self.wiring.output);
+            if let Goal::Act(_) = self.task.goal() {
+                let action = choose(output, address, t, choice);
+                let reward = episode.act(t, action);
+                total += f64::from(reward);
+                record.actions.push(action);
+                record.rewards.push(reward);
+            }
+            if let Some(target) = episode.target(t) {
+                record.targets.push((t, target.to_vec()));
+            }
+            if t + 1 == self.task.steps() {
+                record.scores = episode.scores(output, total);
+            }
+        }
+        Ok(record)
+    }
+
+    /// Runs an episode again, with the actions it took, and finds the first step after which a
+    /// state or an output is not finite.
+    pub fn locate(&self, tape: &mut Tape, address: Address, carried: Option<&RowState>) -> Option<NonFinite> {
+        let start = self.start(address, carried);
+        self.bound.begin(tape, start.as_ref());
+        let mut episode = self.task.episode(address);
+        for t in 0..self.task.steps() {
+            episode.observe(t, self.bound.input_mut(tape, self.wiring.input));
+            if let Some(id) = self.wiring.reward {
+                self.bound.input_mut(tape, id)[0] = episode.previous_reward();
+            }
+            self.put_noise(tape, address, t);
+            self.bound.step(tape);
+            let states = self.bound.state(tape).states;
+            let broken = states.iter().position(|s| s.iter().any(|x| !x.is_finite()));
+            if let Some(k) = broken {
+                return Some(NonFinite { step: t, at: Place::State(StateId(k as u32)) });
+            }
+            if let Err(e) = self.check_outputs(tape, t) {
+                return Some(e);
+            }
+            if let Goal::Act(_) = self.task.goal() {
+                let output = self.bound.output(tape, t, self.wiring.output);
+                episode.act(t, choose(output, address, t, Choice::Sample));
+            }
+        }
+        None
+    }
+
+    fn put_noise(&self, tape: &mut Tape, address: Address, t: usize) {
+        self.wiring.draw_noise(self.sizes, address, t, |id, noise| {
+            for (slot, x) in self.bound.input_mut(tape, id).iter_mut().zip(noise) {
+                *slot = x as f32;
+            }
+        });
+    }
+
+    fn check_outputs(&self, tape: &Tape, t: usize) -> Result<(), NonFinite> {
+        for id in [Some(self.wiring.output), self.wiring.value].into_iter().flatten() {
+            if self.bound.output(tape, t, id).iter().any(|x| !x.is_finite()) {
+                return Err(NonFinite { step: t, at: Place::Output(id) });
+            }
+        }
+        Ok(())
+    }
+
+    /// The states at the start of an episode; `None` if all have their own initial values.
+    fn start(&self, address: Address, carried: Option<&RowState>) -> Option<RowState> {
+        let mut start: Option<RowState> = None;
+        for (k, state) in self.model.states.iter().enumerate() {
+            let numbers = match carried.filter(|_| !resets(state.reset, address.episode)) {
+                Some(c) => c.states[k].clone(),
+                None if is_random(&state.init) => {
+                    let mut stream = address.stream(Purpose::States, k as u32);
+                    let numbers = draw(&state.init, &self.sizes.dims(state.shape), self.sizes, &mut stream);
+                    numbers.into_iter().map(|x| x as f32).collect()
+                }
+                None => continue,
+            };
+            start.get_or_insert_with(|| self.bound.initial()).states[k] = numbers;
+        }
+        start
+    }
+}
+
+/// Whether a state starts at random numbers.
+pub fn is_random(init: &Init) -> bool {
+    !matches!(init, Init::Constant(_) | Init::Param(_))
+}
+
+/// Whether a state starts anew at an episode.
+fn resets(policy: ResetPolicy, episode: u32) -> bool {
+    match policy {
+        ResetPolicy::EveryEpisodes(k) => episode.is_multiple_of(k.max(1)),
+        ResetPolicy::Persist => episode == 0,
+    }
+}
+
+/// Whether any state outlives an episode.
+pub fn carries(model: &Model) -> bool {
+    model.states.iter().any(|s| s.reset != ResetPolicy::EveryEpisodes(1))
+}
+
+fn choose(logits: &[f32], address: Address, t: usize, choice: Choice) -> usize {
+    match choice {
+        Choice::Sample => {
+            let p = crate::learner::softmax(logits);
+            address.stream(Purpose::Action, t as u32).categorical(&p)
+        }
+        Choice::Greedy => {
+            let top = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+            logits.iter().position(|&z| z == top).unwrap_or(0)
+        }
+    }
+}
+
+/// The advantages of an episode over a baseline.
+pub fn advantages(learner: &ActorCritic, record: &Record, baseline: &[f32]) -> Vec<f64> {
+    let returns = learner.returns(&record.rewards);
+    returns.iter().zip(baseline).map(|(r, v)| r - f64::from(*v)).collect()
+}

@@ -1,0 +1,555 @@
+//! Training: one update after the other.
+//!
+//! An update binds the parameters, takes every row of the batch through an episode and back, sums
+//! gradients, and moves the parameters. Rows are cut into chunks by a fixed rule, each chunk has
+//! its own gradient sums, and chunks are summed in order: the result has the same bits for any
+//! number of threads. A thread keeps one tape and uses it for row after row.
+
+use crate::engine::{Bound, Engine, Grads, Mode, RowState, Tape};
+use crate::error::Error;
+use crate::learner::{ActorCritic, Baseline, Learner, SquaredError, Terms};
+use crate::optim::Optimiser;
+use crate::parallel;
+use crate::params::ParamStore;
+use crate::recipe::Recipe;
+use crate::rng::{Address, Domain};
+use crate::rollout::{Choice, NonFinite, Place, Record, Stage, advantages, carries};
+use crate::spec::Spec;
+use crate::wiring::Wiring;
+use std::ops::Range;
+
+/// A run in memory.
+pub struct Trainer {
+    /// The spec.
+    pub spec: Spec,
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The compiled model.
+    pub engine: Engine,
+    /// How task and model are connected.
+    pub wiring: Wiring,
+    /// The parameters.
+    pub params: ParamStore,
+    /// The optimiser.
+    pub optimiser: Optimiser,
+    /// Updates done.
+    pub update: u64,
+    /// The states of every row that outlive an episode; empty if none does.
+    pub carried: Vec<RowState>,
+    workers: Vec<Option<Tape>>,
+    tapes: Vec<Tape>,
+}
+
+/// What an update did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Means of the task's scores over rows.
+    pub scores: Vec<f64>,
+    /// Standard deviation of the first score over rows.
+    pub spread: f64,
+    /// The loss.
+    pub loss: f64,
+    /// Mean squared advantage.
+    pub value_loss: f64,
+    /// Mean entropy of the policy, in nats.
+    pub entropy: f64,
+    /// Mean penalty of the spec.
+    pub penalty: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// What a row contributes to an outcome.
+#[derive(Clone, Debug, Default)]
+struct RowOutcome {
+    scores: Vec<f64>,
+    terms: Terms,
+    loss: f64,
+    penalty: f64,
+    state: Option<RowState>,
+}
+
+/// A failure in a row.
+type RowError = (usize, NonFinite);
+
+impl Trainer {
+    /// Sets up a run at its beginning.
+    pub fn new(
+        spec: Spec,
+        recipe: Recipe,
+        engine: Engine,
+        wiring: Wiring,
+        params: ParamStore,
+        threads: usize,
+    ) -> Self {
+        let optimiser = Optimiser::new(recipe.optimiser, params.raw.iter().map(Vec::len));
+        let workers = (0..threads.max(1)).map(|_| None).collect();
+        Trainer {
+            spec,
+            recipe,
+            engine,
+            wiring,
+            params,
+            optimiser,
+            update: 0,
+            carried: vec![],
+            workers,
+            tapes: vec![],
+        }
+    }
+
+    /// Does one update.
+    ///
+    /// # Errors
+    /// If a number is not finite; the parameters are those before the update.
+    pub fn step(&mut self) -> Result<Outcome, Error> {
+        let (rows, mut gradients) = self.gradients()?;
+        let before_chain = crate::optim::norm(&gradients);
+        self.params.chain(&mut gradients);
+        let grad_norm = self.optimiser.clip(&mut gradients);
+        if !(before_chain.is_finite() && grad_norm.is_finite()) {
+            return Err(self.bad_gradient(&gradients));
+        }
+        if self.update >= self.recipe.learner.burn_in() {
+            let learned: Vec<bool> = self.params.about.iter().map(|a| a.learned).collect();
+            self.optimiser.step(&mut self.params.raw, &gradients, &learned);
+        }
+        self.update += 1;
+        let outcome = self.outcome(&rows, grad_norm);
+        if rows.iter().all(|r| r.state.is_some()) {
+            self.carried = rows.into_iter().filter_map(|r| r.state).collect();
+        }
+        match outcome.loss.is_finite() {
+            true => Ok(outcome),
+            false => Err(Error::diverged(format!("update {}: the loss is not finite", self.update))),
+        }
+    }
+
+    /// The rows' outcomes and the gradient of the loss with respect to the values of parameters.
+    fn gradients(&mut self) -> Result<(Vec<RowOutcome>, Vec<Vec<f32>>), Error> {
+        let bound = self.engine.bind(&self.params.values())?;
+        let pass = Pass {
+            stage: stage(&self.engine, &self.wiring, &self.recipe, &bound),
+            engine: &self.engine,
+            learner: &self.recipe.learner,
+            seed: self.recipe.schedule.seed,
+            episode: self.update as u32,
+            batch: self.recipe.schedule.batch,
+            carried: &self.carried,
+        };
+        let done = match &self.recipe.learner {
+            Learner::ActorCritic(a) if a.baseline == Baseline::First => {
+                pass.with_shared_baseline(a, &mut self.workers, &mut self.tapes)
+            }
+            _ => pass.row_by_row(&mut self.workers),
+        };
+        match done {
+            Ok((rows, chunks)) => Ok((rows, self.engine.finish(&bound, chunks))),
+            Err((row, at)) => Err(self.bad_number(row, self.locate(row).unwrap_or(at))),
+        }
+    }
+
+    fn outcome(&self, rows: &[RowOutcome], grad_norm: f64) -> Outcome {
+        let count = rows.len() as f64;
+        let moments = count * self.recipe.task.steps() as f64;
+        let mean = |f: &dyn Fn(&RowOutcome) -> f64| rows.iter().map(f).sum::<f64>() / count;
+        let scores: Vec<f64> =
+            (0..self.recipe.task.scores().len()).map(|k| mean(&|r: &RowOutcome| r.scores[k])).collect();
+        let spread = mean(&|r: &RowOutcome| (r.scores[0] - scores[0]).powi(2)).sqrt();
+        let mut terms = Terms::default();
+        rows.iter().for_each(|r| terms.add(&r.terms));
+        let penalty = rows.iter().map(|r| r.penalty).sum::<f64>() / moments;
+        Outcome {
+            spread,
+            loss: mean(&|r: &RowOutcome| r.loss) + penalty,
+            value_loss: terms.value / moments,
+            entropy: terms.entropy / moments,
+            penalty,
+            grad_norm,
+            scores,
+        }
+    }
+
+    /// The first step of a row in which a state or an output is not finite.
+    fn locate(&self, row: usize) -> Option<NonFinite> {
+        let bound = self.engine.bind(&self.params.values()).ok()?;
+        let stage = stage(&self.engine, &self.wiring, &self.recipe, &bound);
+        let mut tape = self.engine.tape(stage.task.steps(), Mode::Infer);
+        let seed = self.recipe.schedule.seed;
+        let address = Address { seed, domain: Domain::Train, episode: self.update as u32, row: row as u32 };
+        stage.locate(&mut tape, address, self.carried.get(row))
+    }
+
+    fn bad_number(&self, row: usize, found: NonFinite) -> Error {
+        let model = self.engine.model();
+        let (what, span) = match found.at {
+            Place::Output(id) => {
+                (format!("output `{}`", model.outputs[id.index()].name), model.outputs[id.index()].span)
+            }
+            Place::State(id) => {
+                (format!("state `{}`", model.states[id.index()].name), model.states[id.index()].span)
+            }
+        };
+        Error::diverged(format!(
+            "training diverged in update {}: {what} is not finite after step {} of row {row}",
+            self.update + 1,
+            found.step
+        ))
+        .help(format!("it is declared in {}", self.spec.line(span)))
+        .help("bound plastic states with `clip` or let them decay; lower `optimiser.rate` or set `optimiser.clip`")
+    }
+
+    fn bad_gradient(&self, gradients: &[Vec<f32>]) -> Error {
+        // A state may be infinite and every output finite; the gradient is not, then.
+        let mut rows = 0..self.recipe.schedule.batch;
+        if let Some((row, found)) = rows.find_map(|row| self.locate(row).map(|found| (row, found))) {
+            return self.bad_number(row, found);
+        }
+        let broken = gradients.iter().position(|g| g.iter().any(|x| !x.is_finite()));
+        let number = self.update + 1;
+        let Some(param) = broken.map(|k| &self.engine.model().params[k]) else {
+            return Error::diverged(format!(
+                "training diverged in update {number}: the gradient is too large"
+            ));
+        };
+        let message = format!(
+            "training diverged in update {number}: the gradient of parameter `{}` is not finite",
+            param.name
+        );
+        Error::diverged(message).help(format!("it is declared in {}", self.spec.line(param.span)))
+    }
+}
+
+fn stage<'a>(engine: &'a Engine, wiring: &'a Wiring, recipe: &'a Recipe, bound: &'a Bound<'a>) -> Stage<'a> {
+    Stage { bound, model: engine.model(), sizes: engine.sizes(), wiring, task: &*recipe.task }
+}
+
+/// The forward and backward pass of one update.
+struct Pass<'a> {
+    stage: Stage<'a>,
+    engine: &'a Engine,
+    learner: &'a Learner,
+    seed: u64,
+    episode: u32,
+    batch: usize,
+    carried: &'a [RowState],
+}
+
+type Rows = Result<(Vec<RowOutcome>, Vec<Grads>), RowError>;
+
+impl Pass<'_> {
+    fn address(&self, row: usize) -> Address {
+        Address { seed: self.seed, domain: Domain::Train, episode: self.episode, row: row as u32 }
+    }
+
+    /// The weight of a step of a row in the loss.
+    fn share(&self) -> f64 {
+        1.0 / (self.batch as f64 * self.stage.task.steps() as f64)
+    }
+
+    fn forward(&self, row: usize, tape: &mut Tape) -> Result<Record, RowError> {
+        let carried = self.carried.get(row);
+        self.stage.run(tape, self.address(row), carried, Choice::Sample).map_err(|e| (row, e))
+    }
+
+    /// The ordinary case: a row's loss needs only the row. One tape per thread.
+    fn row_by_row(&self, workers: &mut [Option<Tape>]) -> Rows {
+        let work = |tape: &mut Option<Tape>, rows: Range<usize>| {
+            let tape = tape.get_or_insert_with(|| self.engine.tape(self.stage.task.steps(), Mode::Train));
+            let mut grads = self.engine.grads();
+            let mut outcomes = vec![];
+            for row in rows {
+                let record = self.forward(row, tape)?;
+                outcomes.push(self.backward(tape, &record, &record.values, None, &mut grads));
+            }
+            Ok((outcomes, grads))
+        };
+        gather(parallel::run(workers, parallel::chunks(self.batch), work))
+    }
+
+    /// All rows use the values of row 0, and row 0's value head is trained by all: two phases, and a
+    /// tape per row.
+    fn with_shared_baseline(
+        &self,
+        learner: &ActorCritic,
+        workers: &mut [Option<Tape>],
+        tapes: &mut Vec<Tape>,
+    ) -> Rows {
+        while tapes.len() < self.batch {
+            tapes.push(self.engine.tape(self.stage.task.steps(), Mode::Train));
+        }
+        let jobs: Vec<(usize, &mut Tape)> = tapes.iter_mut().enumerate().collect();
+        let records: Result<Vec<Record>, RowError> =
+            parallel::run(workers, jobs, |_, (row, tape)| self.forward(row, tape)).into_iter().collect();
+        let records = records?;
+        let baseline = records.first().map(|r| r.values.clone()).unwrap_or_default();
+        let mut pooled = vec![0.0; baseline.len()];
+        for record in &records {
+            for (sum, advantage) in pooled.iter_mut().zip(advantages(learner, record, &baseline)) {
+                *sum += advantage;
+            }
+        }
+        let mut rest = tapes.as_mut_slice();
+        let mut jobs = vec![];
+        for rows in parallel::chunks(self.batch) {
+            let (head, tail) = rest.split_at_mut(rows.len());
+            jobs.push((rows, head));
+            rest = tail;
+        }
+        let work = |_: &mut Option<Tape>, (rows, tapes): (Range<usize>, &mut [Tape])| {
+            let mut grads = self.engine.grads();
+            let zeros = vec![0.0; pooled.len()];
+            let outcome = |(row, tape): (usize, &mut Tape)| {
+                let values = if row == 0 { &pooled } else { &zeros };
+                self.backward(tape, &records[row], &baseline, Some(values), &mut grads)
+            };
+            Ok((rows.zip(tapes).map(outcome).collect(), grads))
+        };
+        gather(parallel::run(workers, jobs, work))
+    }
+
+    /// Writes the cotangents of a row and runs its backward pass. `value_advantages` says what the
+    /// row's value output is held against, if not its own advantages.
+    fn backward(
+        &self,
+        tape: &mut Tape,
+        record: &Record,
+        baseline: &[f32],
+        value_advantages: Option<&Vec<f64>>,
+        grads: &mut Grads,
+    ) -> RowOutcome {
+        let mut row = RowOutcome { scores: record.scores.clone(), ..RowOutcome::default() };
+        row.penalty =
+            (0..self.stage.task.steps()).map(|t| f64::from(self.stage.bound.penalty(tape, t))).sum();
+        row.state = carries(self.stage.model).then(|| self.stage.bound.state(tape));
+        match self.learner {
+            Learner::ActorCritic(a) => {
+                let found = advantages(a, record, baseline);
+                let held = value_advantages.unwrap_or(&found);
+                row.terms = self.policy_cotangents(a, tape, &record.actions, &found, held);
+                row.loss = a.loss(&row.terms) / self.stage.task.steps() as f64;
+            }
+            Learner::SquaredError(s) => self.error_cotangents(*s, tape, record, &mut row),
+        }
+        self.stage.bound.backward(tape, grads, self.share() as f32, None);
+        row
+    }
+
+    /// `held` are the advantages that train the value.
+    fn policy_cotangents(
+        &self,
+        learner: &ActorCritic,
+        tape: &mut Tape,
+        actions: &[usize],
+        advantages: &[f64],
+        held: &[f64],
+    ) -> Terms {
+        let (bound, wiring) = (self.stage.bound, self.stage.wiring);
+        let mut terms = Terms::default();
+        for (t, (&action, &advantage)) in actions.iter().zip(advantages).enumerate() {
+            let logits = bound.output(tape, t, wiring.output).to_vec();
+            terms.add(&learner.terms(&logits, action, advantage));
+            let bar = bound.output_bar_mut(tape, t, wiring.output);
+            learner.logits_bar(&logits, action, advantage, self.share(), bar);
+            if let Some(id) = wiring.value {
+                bound.output_bar_mut(tape, t, id)[0] = learner.value_bar(held[t], self.share());
+            }
+        }
+        terms
+    }
+
+    fn error_cotangents(
+        &self,
+        learner: SquaredError,
+        tape: &mut Tape,
+        record: &Record,
+        row: &mut RowOutcome,
+    ) {
+        let (bound, id) = (self.stage.bound, self.stage.wiring.output);
+        for (t, target) in &record.targets {
+            let output = bound.output(tape, *t, id).to_vec();
+            row.loss += learner.loss(&output, target);
+            let bar = bound.output_bar_mut(tape, *t, id);
+            learner.output_bar(&output, target, 1.0 / self.batch as f64, bar);
+        }
+    }
+}
+
+fn gather(chunks: Vec<Result<(Vec<RowOutcome>, Grads), RowError>>) -> Rows {
+    let mut rows = vec![];
+    let mut grads = vec![];
+    for chunk in chunks {
+        let (mut outcomes, sums) = chunk?;
+        rows.append(&mut outcomes);
+        grads.push(sums);
+    }
+    Ok((rows, grads))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Backend;
+    use crate::{setup, spec};
+
+    const SPEC: &str = "spec simple {
+  axis I = ?, N = 7, A = ?
+  in u[I]
+  learn Wx[N,I], bx[N] ~ linear
+  learn W[N,N], alpha[N,N] ~ uniform(0, 0.5)
+  learn wm[N], bm ~ linear
+  learn Wo[A,N], bo[A], wv[N], bv ~ linear
+  state y[N] = 0
+  plastic H[N,N] = 0 KEEP
+  y' = tanh(Wx @ u + bx + (W + alpha * H) @ y)
+  modulator m = tanh(wm . y' + bm)
+  H'[j,i] = clip(H + m * y'[j] * y[i], -1, 1)
+  out policy[A] = Wo @ y' + bo
+  out value = wv . y' + bv
+}";
+
+    fn trainer(spec: &str, recipe: &str, threads: usize) -> Trainer {
+        let spec = spec::compile("s.bpm", spec.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
+        let text = format!("spec = \"s.bpm\"\n{recipe}");
+        let recipe = Recipe::parse("r", &text, &[]).unwrap_or_else(|e| panic!("{e}"));
+        setup::trainer(spec, recipe, Backend::Cranelift, threads).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn cue(threads: usize, extra: &str, keep: &str) -> Trainer {
+        let recipe = format!(
+            "[task]\nname = \"cue-reward\"\ncues = 2\nbits = 2\nsteps = 20\n[run]\nbatch = 5\n\
+             [optimiser]\nrate = 0.01\n{extra}"
+        );
+        trainer(&SPEC.replace("KEEP", keep), &recipe, threads)
+    }
+
+    fn after(mut t: Trainer, updates: usize) -> (Vec<Vec<f32>>, Vec<Outcome>) {
+        let outcomes = (0..updates).map(|_| t.step().unwrap_or_else(|e| panic!("{e}"))).collect();
+        (t.params.raw, outcomes)
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bits() {
+        for extra in ["", "[learner]\nbaseline = \"first\"\n"] {
+            for keep in ["", "every 3 episodes"] {
+                let one = after(cue(1, extra, keep), 6);
+                for threads in [2, 3, 8] {
+                    assert_eq!(one, after(cue(threads, extra, keep), 6), "{extra} {keep} {threads}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn carried_states_make_a_difference() {
+        assert_ne!(after(cue(1, "", ""), 3).0, after(cue(1, "", "every 3 episodes"), 3).0);
+        let first = |keep| after(cue(1, "", keep), 1).0;
+        assert_eq!(first(""), first("every 3 episodes"), "the first episode starts anew");
+    }
+
+    #[test]
+    fn burn_in_changes_nothing() {
+        let start = cue(1, "", "").params.raw;
+        assert_eq!(after(cue(1, "[learner]\nburn_in = 4\n", ""), 4).0, start);
+        assert_ne!(after(cue(1, "[learner]\nburn_in = 4\n", ""), 5).0, start);
+    }
+
+    /// The gradient of an update against finite differences of the loss with the same actions. The
+    /// policy term has a constant advantage, so it is checked on a learner without the value loss
+    /// and with values that the parameters in question cannot move.
+    #[test]
+    fn the_gradient_is_the_slope_of_the_loss() {
+        let base = cue(1, "[learner]\nvalue = 0.0\n", "");
+        let (bound_loss, gradients) = loss_and_gradient(&base);
+        assert!(bound_loss.is_finite());
+        let mut checked = 0;
+        for name in ["Wo", "W", "alpha", "wm", "Wx"] {
+            let k = base.params.about.iter().position(|a| a.name == name).expect("parameter");
+            for at in [0, base.params.raw[k].len() - 1] {
+                let h = 3e-3;
+                let moved = |d: f32| {
+                    let mut t = cue(1, "[learner]\nvalue = 0.0\n", "");
+                    t.params.raw[k][at] += d;
+                    replayed_loss(&t, &base)
+                };
+                let slope = (moved(h) - moved(-h)) / (2.0 * f64::from(h));
+                let found = f64::from(gradients[k][at]);
+                assert!((slope - found).abs() < 2e-4 + 0.03 * slope.abs(), "{name}[{at}]: {slope} {found}");
+                checked += usize::from(found.abs() > 1e-3);
+            }
+        }
+        assert!(checked >= 4, "vacuous: {checked}");
+    }
+
+    fn loss_and_gradient(t: &Trainer) -> (f64, Vec<Vec<f32>>) {
+        let mut copy = cue(1, "[learner]\nvalue = 0.0\n", "");
+        copy.params = t.params.clone();
+        let (rows, gradients) = copy.gradients().unwrap_or_else(|e| panic!("{e}"));
+        (rows.iter().map(|r| r.loss).sum::<f64>() / rows.len() as f64, gradients)
+    }
+
+    /// The loss of `t` with the actions and advantages that `base` had.
+    fn replayed_loss(t: &Trainer, base: &Trainer) -> f64 {
+        let Learner::ActorCritic(learner) = &base.recipe.learner else { panic!("actor-critic") };
+        let steps = base.recipe.task.steps();
+        let mut total = 0.0;
+        for row in 0..5u32 {
+            let address = Address { seed: 0, domain: Domain::Train, episode: 0, row };
+            let old = base.engine.bind(&base.params.values()).expect("bind");
+            let stage = |bound| Stage {
+                bound,
+                model: base.engine.model(),
+                sizes: base.engine.sizes(),
+                wiring: &base.wiring,
+                task: &*base.recipe.task,
+            };
+            let mut tape = base.engine.tape(steps, Mode::Infer);
+            let record = stage(&old).run(&mut tape, address, None, Choice::Sample).expect("finite");
+            let advantages = advantages(learner, &record, &record.values);
+            let new = t.engine.bind(&t.params.values()).expect("bind");
+            let mut tape = t.engine.tape(steps, Mode::Infer);
+            let mut world = base.recipe.task.episode(address);
+            new.begin(&mut tape, None);
+            for (s, &action) in record.actions.iter().enumerate() {
+                world.observe(s, new.input_mut(&mut tape, t.wiring.input));
+                new.step(&mut tape);
+                let logits = new.output(&tape, s, t.wiring.output);
+                total += learner.loss(&learner.terms(logits, action, advantages[s]));
+                world.act(s, action);
+            }
+        }
+        total / (5.0 * steps as f64)
+    }
+
+    #[test]
+    fn divergence_names_the_line() {
+        let spec = SPEC
+            .replace("plastic H[N,N] = 0 KEEP", "plastic H[N,N] = 0 unbounded")
+            .replace("clip(H + m * y'[j] * y[i], -1, 1)", "H * 1e9 + m * y'[j] * y[i]");
+        let mut t = trainer(&spec, "[task]\nname = \"maze\"\n[run]\nbatch = 2\n", 1);
+        let error = (0..3).find_map(|_| t.step().err()).expect("diverges");
+        assert_eq!(error.exit_code(), 4);
+        assert!(error.message.contains("update 1: state `H` is not finite after step"), "{}", error.message);
+        assert!(error.help[0].contains("s.bpm:9: plastic H[N,N]"), "{:?}", error.help);
+    }
+
+    #[test]
+    fn the_supervised_task_learns() {
+        let spec = "spec p {
+  axis N = ?
+  in u[N]
+  learn W[N,N], alpha[N,N] ~ normal(0, 0.01)
+  learn eta in (0, 1) = 0.01
+  state y[N] = 0
+  plastic H[N,N] = 0
+  y' = tanh((W + alpha * H) @ y + u)
+  H'[j,i] = (1 - eta) * H + eta * y'[j] * y[i]
+  out y'
+}";
+        let recipe = "[task]\nname = \"pattern-completion\"\nbits = 12\npatterns = 1\ncycles = 1\n\
+                      [run]\nbatch = 4\n[optimiser]\nrate = 0.01\n";
+        let outcomes = after(trainer(spec, recipe, 1), 300).1;
+        let mean = |o: &[Outcome]| o.iter().map(|o| o.scores[2]).sum::<f64>() / o.len() as f64;
+        assert!(mean(&outcomes[..20]) > 0.3 && mean(&outcomes[280..]) < 0.05, "{}", mean(&outcomes[280..]));
+    }
+}

@@ -1,0 +1,186 @@
+//! Connects a task to a model: which axes it binds, which input it feeds, which outputs it reads.
+
+use crate::Error;
+use crate::learner::Learner;
+use crate::params::draw;
+use crate::rng::{Address, Purpose};
+use crate::task::{Goal, Task};
+use compiler::ir::{InputId, OutputId, Shape, Sizes};
+use compiler::model::{Init, Model, Role};
+use grammar::diag::did_you_mean;
+use std::collections::BTreeMap;
+
+/// The connections.
+#[derive(Clone, Debug)]
+pub struct Wiring {
+    /// What the task shows goes here.
+    pub input: InputId,
+    /// The previous reward goes here, if the spec has `in mod reward`.
+    pub reward: Option<InputId>,
+    /// Noise inputs and how they are drawn.
+    pub noise: Vec<(InputId, Init, Vec<usize>)>,
+    /// Action logits, or the vector that is compared with the target.
+    pub output: OutputId,
+    /// The value of the state, for actor-critic learners.
+    pub value: Option<OutputId>,
+}
+
+/// Sizes of all axes: those of the task, then those of the recipe, then those of the spec.
+///
+/// # Errors
+/// If an axis is bound twice in different ways, is unknown, or is bound by nobody.
+pub fn bind_sizes(model: &Model, task: &dyn Task, given: &BTreeMap<String, usize>) -> Result<Sizes, Error> {
+    let mut bound = given.clone();
+    for (name, size) in task.axes() {
+        let Some(axis) = model.axes.named.iter().find(|a| a.name == name) else { continue };
+        if let Some(other) = given.get(name).filter(|n| **n != size) {
+            return Err(Error::usage(format!(
+                "the task binds axis `{name}` to {size}, the recipe to {other}"
+            ))
+            .help(format!("leave `sizes.{name}` out")));
+        }
+        if let Some(fixed) = axis.size.filter(|n| *n != size) {
+            return Err(Error::input(format!(
+                "the task binds axis `{name}` to {size}, but spec `{}` fixes it at {fixed}",
+                model.name
+            ))
+            .help(format!("write `axis {name} = ?` in the spec")));
+        }
+        bound.insert(name.to_string(), size);
+    }
+    Sizes::bind(&model.axes, &bound).map_err(|e| {
+        let error = Error::from(e.clone());
+        match e {
+            compiler::ir::SizeError::Unbound(names) => error.help(format!(
+                "in a recipe: `sizes.{0} = 100`; on the command line: --set sizes.{0}=100",
+                names[0]
+            )),
+            _ => error,
+        }
+    })
+}
+
+impl Wiring {
+    /// Finds the connections.
+    ///
+    /// # Errors
+    /// If the model lacks an input or output that the task needs, or one has the wrong size.
+    pub fn new(model: &Model, sizes: &Sizes, task: &dyn Task, learner: &Learner) -> Result<Self, Error> {
+        let mut wiring = Wiring {
+            input: find_input(model, sizes, task)?,
+            reward: None,
+            noise: vec![],
+            output: OutputId(0),
+            value: None,
+        };
+        wiring.other_inputs(model, sizes, task)?;
+        match (task.goal(), learner) {
+            (Goal::Act(n), _) => {
+                wiring.output = find_output(model, sizes, "policy", Some(n), "one logit per action")?;
+                wiring.value = Some(find_output(model, sizes, "value", None, "the value of the state")?);
+            }
+            (Goal::Match(n), _) => {
+                let name = match model.outputs.as_slice() {
+                    [only] => only.name.as_str(),
+                    _ => "y",
+                };
+                wiring.output = find_output(model, sizes, name, Some(n), "one number per unit")?;
+            }
+        }
+        Ok(wiring)
+    }
+
+    fn other_inputs(&mut self, model: &Model, sizes: &Sizes, task: &dyn Task) -> Result<(), Error> {
+        for (k, input) in model.inputs.iter().enumerate() {
+            let id = InputId(k as u32);
+            let acts = matches!(task.goal(), Goal::Act(_));
+            match &input.role {
+                _ if id == self.input => {}
+                Role::Noise(init) => self.noise.push((id, init.clone(), sizes.dims(input.shape))),
+                Role::Reset => {}
+                Role::Modulator if input.name == "reward" && input.shape == Shape::Scalar && acts => {
+                    self.reward = Some(id);
+                }
+                _ => {
+                    let message = format!("the task has nothing to put into input `{}`", input.name);
+                    let help = "a task feeds one signal (`in u[I]`), noise, and for tasks with actions the \
+                                previous reward (`in mod reward`)";
+                    return Err(Error::input(message).help(help));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Noise for a step: input by input.
+    pub fn draw_noise(
+        &self,
+        sizes: &Sizes,
+        address: Address,
+        step: usize,
+        mut put: impl FnMut(InputId, Vec<f64>),
+    ) {
+        if self.noise.is_empty() {
+            return;
+        }
+        let mut stream = address.stream(Purpose::Noise, step as u32);
+        for (id, init, dims) in &self.noise {
+            put(*id, draw(init, dims, sizes, &mut stream));
+        }
+    }
+}
+
+fn find_input(model: &Model, sizes: &Sizes, task: &dyn Task) -> Result<InputId, Error> {
+    let wanted = task.inputs();
+    let signals: Vec<usize> =
+        (0..model.inputs.len()).filter(|&k| model.inputs[k].role == Role::Signal).collect();
+    let named = signals.iter().find(|&&k| model.inputs[k].name == "u");
+    let index = match (named, signals.as_slice()) {
+        (Some(k), _) => *k,
+        (None, [only]) => *only,
+        _ => {
+            let message =
+                format!("spec `{}` has no input `u` for the {wanted} inputs of the task", model.name);
+            return Err(Error::input(message).help("declare `axis I = ?` and `in u[I]`"));
+        }
+    };
+    let found = sizes.count(model.inputs[index].shape);
+    if found != wanted {
+        let message =
+            format!("input `{}` has {found} elements, but the task shows {wanted}", model.inputs[index].name);
+        return Err(Error::input(message).help("declare `axis I = ?` and `in u[I]`; the task binds I"));
+    }
+    Ok(InputId(index as u32))
+}
+
+fn find_output(
+    model: &Model,
+    sizes: &Sizes,
+    name: &str,
+    size: Option<usize>,
+    what: &str,
+) -> Result<OutputId, Error> {
+    let Some(id) = model.output(name) else {
+        let names: Vec<&str> = model.outputs.iter().map(|o| o.name.as_str()).collect();
+        let shape = if size.is_some() { "[A]" } else { "" };
+        let error = Error::input(format!("the task needs an output `{name}` ({what})"));
+        return Err(match did_you_mean(name, names.iter().copied()) {
+            Some(c) => error.help(format!("did you mean to call output `{c}` so?")),
+            None => {
+                error.help(format!("add `out {name}{shape} = …`; the spec's outputs: {}", names.join(", ")))
+            }
+        });
+    };
+    let shape = model.outputs[id.index()].shape;
+    let fits = match size {
+        Some(n) => matches!(shape, Shape::Vector(_)) && sizes.count(shape) == n,
+        None => shape == Shape::Scalar,
+    };
+    if fits {
+        return Ok(id);
+    }
+    let (found, wanted) =
+        (crate::tensors::brackets(&sizes.dims(shape)), size.map(|n| vec![n]).unwrap_or_default());
+    let wanted = crate::tensors::brackets(&wanted);
+    Err(Error::input(format!("output `{name}` has shape {found}, but the task needs {wanted} ({what})")))
+}

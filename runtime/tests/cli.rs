@@ -1,0 +1,312 @@
+//! `bpm` as a user calls it: arguments in; output, files, error text and exit code out.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const SPEC: &str = "spec tiny {
+  axis I = ?, N = 6, A = ?
+  in u[I]
+  learn Wx[N,I], bx[N] ~ linear
+  learn W[N,N], alpha[N,N] ~ uniform(0, 0.1)
+  learn eta in (0, 1) = 0.1
+  learn Wo[A,N], bo[A], wv[N], bv ~ linear
+  state y[N] = 0
+  plastic H[N,N] = 0
+  y' = tanh(Wx @ u + bx + (W + alpha * H) @ y)
+  H'[j,i] = clip(H + eta * y'[j] * y[i], -1, 1)
+  out policy[A] = Wo @ y' + bo
+  out value = wv . y' + bv
+}
+";
+
+const RECIPE: &str = "spec = \"tiny.bpm\"
+[task]
+name = \"cue-reward\"
+cues = 2
+bits = 2
+steps = 15
+[optimiser]
+rate = 0.01
+[run]
+batch = 3
+updates = 12
+log_every = 5
+checkpoint_every = 2
+";
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> std::io::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        std::fs::write(folder.path().join("tiny.bpm"), SPEC)?;
+        std::fs::write(folder.path().join("r.toml"), RECIPE)?;
+        Ok(Place(folder))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, args: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bpm"));
+        command.current_dir(self.0.path()).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
+        command.args(args.split_whitespace());
+        command
+    }
+
+    fn bpm(&self, args: &str) -> std::io::Result<Output> {
+        self.command(args).output()
+    }
+
+    /// Runs a command that must succeed; gives stdout.
+    fn ok(&self, args: &str) -> Result<String, Box<dyn std::error::Error>> {
+        let out = self.bpm(args)?;
+        assert_eq!(out.status.code(), Some(0), "{args}: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(String::from_utf8(out.stdout)?)
+    }
+
+    /// Runs a command that must fail with a code and say all of these words.
+    fn fails(&self, args: &str, code: i32, words: &[&str]) -> Outcome {
+        let out = self.bpm(args)?;
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{args}: {text}");
+        assert!(!text.contains("panicked"), "{text}");
+        for word in words {
+            assert!(text.contains(word), "{args}: no `{word}` in\n{text}");
+        }
+        Ok(())
+    }
+
+    /// The curve without its clock.
+    fn curve(&self, run: &str) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+        let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl"))?;
+        let strip = |l: &str| l.split(",\"seconds\"").next().unwrap_or(l).to_string();
+        Ok(text.lines().map(strip).collect())
+    }
+
+    fn checkpoints(&self, run: &str) -> std::io::Result<Vec<PathBuf>> {
+        let mut found = vec![];
+        for entry in std::fs::read_dir(self.path(run).join("checkpoints"))? {
+            found.push(entry?.path());
+        }
+        found.retain(|p| p.extension().is_some_and(|x| x == "safetensors"));
+        found.sort();
+        Ok(found)
+    }
+
+    fn same_end(&self, a: &str, b: &str) -> Outcome {
+        let (one, two) = (self.curve(a)?, self.curve(b)?);
+        assert_eq!(one.len(), two.len());
+        for (x, y) in one.iter().zip(&two) {
+            assert_eq!(x, y);
+        }
+        let last = |run: &str| -> std::io::Result<Vec<u8>> {
+            std::fs::read(self.checkpoints(run)?.last().map_or(Path::new(""), |p| p))
+        };
+        assert!(last(a)? == last(b)?, "checkpoints differ");
+        let params = |run: &str| std::fs::read(self.path(run).join("params.safetensors"));
+        assert!(params(a)? == params(b)?, "parameters differ");
+        Ok(())
+    }
+}
+
+#[test]
+fn usage() -> Outcome {
+    let p = Place::new()?;
+    p.fails("train", 2, &["needs a recipe", "small.toml", "--task maze", "--resume"])?;
+    p.fails("trian", 2, &["train"])?;
+    assert!(p.ok("--version")?.starts_with("bpm "));
+    assert!(p.ok("tasks")?.contains("wall_penalty"));
+    p.fails("train r.toml --device cuda", 3, &["CUDA", "--device cpu"])
+}
+
+#[test]
+fn wrong_input() -> Outcome {
+    let p = Place::new()?;
+    p.fails("train missing.toml", 2, &["cannot read `missing.toml`: no such file"])?;
+    p.fails("train tiny.bpm", 2, &["names a task", "\"maze\""])?;
+    p.fails("train r.toml --set task.cuse=3", 2, &["--set task.cuse", "did you mean `cues`?"])?;
+    p.fails("train r.toml --set task.bits=0", 2, &["`task.bits` must be a whole number from 1"])?;
+    p.fails("train r.toml --set run", 2, &["key=value"])?;
+    p.fails("train r.toml --axis I=3", 2, &["the task binds axis `I` to 9", "sizes.I"])?;
+    p.fails("train r.toml --axis M=3", 2, &["there is no axis `M`"])?;
+    p.fails("train r.toml --set init.etta=1", 2, &["no parameter `etta`", "did you mean `eta`?"])?;
+    p.fails("train r.toml --task pattern-completion", 2, &["has no key `cues`"])?;
+    p.fails("train tiny.bpm --task pattern-completion", 1, &["binds axis `N` to 1001", "fixes it at 6"])?;
+    p.fails("train .", 2, &["no run.json"])?;
+    p.fails("eval .", 2, &["no run.json"])?;
+    std::fs::write(p.path("bad.bpm"), SPEC.replace("tanh(Wx", "tahn(Wx"))?;
+    p.fails("train bad.bpm --task maze", 1, &["bad.bpm:10", "tahn"])?;
+    std::fs::write(p.path("bad.bpm"), SPEC.replace("out value", "out worth"))?;
+    p.fails("train bad.bpm --task maze", 1, &["needs an output `value`"])
+}
+
+#[test]
+fn files_that_cannot_be_written() -> Outcome {
+    let p = Place::new()?;
+    p.fails("train r.toml --out /proc/none/run", 2, &["/proc/none"])?;
+    std::fs::write(p.path("file"), "")?;
+    p.fails("train r.toml --out file/run", 2, &["file/run"])?;
+    p.ok("train r.toml --out run -q")?;
+    p.fails("train r.toml --out run", 2, &["`run` is not empty", "--resume", "--out DIR"])?;
+    // A metrics file that takes nothing: the run stops, and what was saved stays.
+    let before = p.checkpoints("run")?;
+    std::fs::remove_file(p.path("run/metrics.jsonl"))?;
+    std::fs::create_dir(p.path("run/metrics.jsonl"))?;
+    p.fails("train run --resume --updates 20", 2, &["metrics.jsonl"])?;
+    assert_eq!(p.checkpoints("run")?, before);
+    Ok(())
+}
+
+#[test]
+fn resumed_runs_have_the_same_bits() -> Outcome {
+    let p = Place::new()?;
+    p.ok("train r.toml --out whole -q --threads 2")?;
+    p.ok("train r.toml --out cut -q --updates 7 --threads 1")?;
+    p.ok("train cut --resume --updates 12 -q --threads 3")?;
+    // The shorter run closed its last window early.
+    assert_eq!(p.curve("cut")?.len(), 4);
+    let params = |run: &str| std::fs::read(p.path(run).join("params.safetensors"));
+    assert_eq!(params("whole")?, params("cut")?);
+    let newest = p.checkpoints("whole")?.pop().unwrap_or_default();
+    assert_eq!(p.checkpoints("whole")?.len(), 2, "only two are kept");
+    assert!(newest.ends_with("000000000012.safetensors"));
+    p.fails("train r.toml --out cut --resume --set task.steps=16", 2, &["`task.steps` was 15 and is 16"])?;
+    std::fs::write(p.path("tiny.bpm"), SPEC.replace("-1, 1", "-2, 2"))?;
+    p.fails("train r.toml --out cut --resume", 2, &["the spec has changed"])?;
+    p.fails("train r.toml --out nothing --resume", 2, &["`nothing` is no run"])
+}
+
+#[test]
+fn a_killed_run_goes_on() -> Outcome {
+    let p = Place::new()?;
+    let long = "train r.toml -q --updates 3000 --set run.checkpoint_every=100 --out";
+    p.ok(&format!("{long} whole"))?;
+    let mut child =
+        p.command(&format!("{long} killed")).stderr(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    while p.checkpoints("killed").map_or(0, |c| c.len()) == 0 && child.try_wait()?.is_none() {
+        std::thread::yield_now();
+    }
+    child.kill()?;
+    child.wait()?;
+    // A line cut short, as a power failure leaves it.
+    let metrics = p.path("killed/metrics.jsonl");
+    let text = std::fs::read_to_string(&metrics)? + "{\"update\":99";
+    std::fs::write(&metrics, text)?;
+    p.ok(&format!("{long} killed --resume"))?;
+    p.same_end("whole", "killed")
+}
+
+#[test]
+fn interrupted_runs_save_a_checkpoint() -> Outcome {
+    let p = Place::new()?;
+    let long = "train r.toml --updates 4294967296 --set run.checkpoint_every=4294967296 --out run";
+    let child = p.command(long).stderr(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    while !std::fs::metadata(p.path("run/metrics.jsonl")).is_ok_and(|m| m.len() > 0) {
+        std::thread::yield_now();
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
+    let out = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(130), "{text}");
+    assert!(text.contains("a checkpoint is saved") && text.contains("bpm train run --resume"), "{text}");
+    assert_eq!(p.checkpoints("run")?.len(), 1);
+    Ok(())
+}
+
+#[test]
+fn damaged_checkpoints_are_passed_over() -> Outcome {
+    let p = Place::new()?;
+    p.ok("train r.toml --out whole -q")?;
+    p.ok("train r.toml --out hurt -q")?;
+    let damage = |path: &Path| -> std::io::Result<()> {
+        let mut bytes = std::fs::read(path)?;
+        let at = bytes.len() - 5;
+        bytes[at] ^= 64;
+        std::fs::write(path, bytes)
+    };
+    let both = p.checkpoints("hurt")?;
+    damage(&both[1])?;
+    let out = p.bpm("train hurt --resume")?;
+    assert_eq!(out.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        text.contains("warning") && text.contains("checksum") && text.contains("from update 10"),
+        "{text}"
+    );
+    p.same_end("whole", "hurt")?;
+    for path in p.checkpoints("hurt")? {
+        std::fs::write(path, [7; 40])?;
+    }
+    p.fails("train hurt --resume", 2, &["no valid safetensors", "no checkpoint of this run can be read"])
+}
+
+#[test]
+fn evaluation_and_plots() -> Outcome {
+    let p = Place::new()?;
+    p.ok("train r.toml --out a -q")?;
+    p.ok("train r.toml --out b -q --seed 1")?;
+    assert!(p.ok("eval a --episodes 20")?.contains("return"));
+    let report: serde_json::Value = serde_json::from_str(&p.ok("eval a --episodes 20 --json --threads 3")?)?;
+    assert_eq!(report["episodes"], 20);
+    let again: serde_json::Value = serde_json::from_str(&p.ok("eval a --episodes 20 --json --threads 1")?)?;
+    assert_eq!(report, again);
+    p.ok("eval a --episodes 20 --greedy --min-score -100")?;
+    p.fails("eval a --episodes 20 --min-score 99", 1, &["below 99"])?;
+    assert_eq!(p.ok("plot a b --out curve.png --smooth 2")?, "curve.svg\ncurve.png\n");
+    assert!(std::fs::read_to_string(p.path("curve.svg"))?.contains("2 seeds"));
+    p.fails("plot a --metric retrun", 2, &["no metrics named `retrun`", "return"])
+}
+
+#[test]
+fn diverging_runs_say_where() -> Outcome {
+    let p = Place::new()?;
+    let spec = SPEC.replace("plastic H[N,N] = 0", "plastic H[N,N] = 0 unbounded");
+    std::fs::write(
+        p.path("tiny.bpm"),
+        spec.replace("clip(H + eta * y'[j] * y[i], -1, 1)", "1e9 * H + eta * y'[j] * y[i]"),
+    )?;
+    p.fails("train r.toml --out run", 4, &["diverged in update", "`H` is not finite", "tiny.bpm:9"])
+}
+
+#[test]
+fn messages_for_programs() -> Outcome {
+    let p = Place::new()?;
+    let out = p.bpm("train r.toml --out run --message-format json")?;
+    let text = String::from_utf8(out.stderr)?;
+    assert!(!text.is_empty());
+    for line in text.lines() {
+        let value: serde_json::Value = serde_json::from_str(line)?;
+        assert_eq!(value["schema"], 1, "{line}");
+    }
+    let out = p.bpm("train r.toml --out run --message-format json")?;
+    let value: serde_json::Value = serde_json::from_str(&String::from_utf8(out.stderr)?)?;
+    assert_eq!((&value["reason"], &value["exit_code"]), (&"error".into(), &2.into()));
+    Ok(())
+}
+
+#[test]
+fn exact_runs() -> Outcome {
+    use runtime::tensors::{Tensor, Tensors, write};
+    let p = Place::new()?;
+    p.ok("train tiny.bpm --task maze --updates 2 --set run.batch=2 --set task.steps=5 --out run -q")?;
+    let u = Tensor::f32(vec![3, 2, 17], (0..102).map(|k| (k as f32).sin()).collect());
+    write(&p.path("x.safetensors"), &Tensors::from([("u".into(), u)]), None)?;
+    let policy = Tensor::f32(vec![3, 2, 4], vec![1.0; 24]);
+    write(&p.path("g.safetensors"), &Tensors::from([("policy".into(), policy)]), None)?;
+    let axes = "--axis I=17 --axis A=4";
+    let base = format!("run tiny.bpm --params run/params.safetensors --inputs x.safetensors {axes}");
+    p.ok(&format!("{base} --out y.safetensors --cotangents g.safetensors"))?;
+    let (found, _) = runtime::tensors::read(&p.path("y.safetensors"))?;
+    assert_eq!(found["out.policy"].shape, [3, 2, 4]);
+    assert_eq!(found["grad.alpha"].shape, [6, 6]);
+    p.ok(&format!("{base} --out z.safetensors --backend interp --dtype f64"))?;
+    p.fails(&format!("{base} --out /dev/full"), 2, &["cannot write `/dev/full`: no space left on device"])?;
+    p.fails(&format!("{base} --out y --dtype f64"), 2, &["--backend interp"])?;
+    p.fails(&base.replace("x.saf", "g.saf").replace("run tiny", "run --out o tiny"), 1, &["none of `u`"])?;
+    std::fs::write(p.path("x.safetensors"), b"rubbish")?;
+    p.fails(&format!("{base} --out y"), 2, &["x.safetensors", "no valid safetensors"])
+}

@@ -1,0 +1,74 @@
+//! Every recipe in `examples/` fits its spec, has the published size, and the small one learns.
+
+use runtime::engine::Backend;
+use runtime::recipe::{Override, Recipe};
+use runtime::train::Trainer;
+use runtime::{Error, setup, spec};
+use std::path::{Path, PathBuf};
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
+}
+
+fn trainer(path: &Path, sets: &[&str], backend: Backend) -> Result<Trainer, Error> {
+    let sets: Result<Vec<Override>, Error> = sets.iter().map(|s| Override::parse(s)).collect();
+    let recipe = Recipe::load(path, &sets?)?;
+    let place = path.parent().unwrap_or(Path::new("")).join(&recipe.spec);
+    setup::trainer(spec::load(&place.display().to_string())?, recipe, backend, 2)
+}
+
+#[test]
+fn every_recipe_fits_its_spec() -> Result<(), Box<dyn std::error::Error>> {
+    let mut count = 0;
+    for folder in std::fs::read_dir(examples())? {
+        let folder = folder?.path();
+        if !folder.is_dir() {
+            continue;
+        }
+        for file in std::fs::read_dir(folder)? {
+            let path = file?.path();
+            if path.extension().is_some_and(|x| x == "toml") {
+                trainer(&path, &[], Backend::Interp).map_err(|e| format!("{}: {e}", path.display()))?;
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 14, "{count}");
+    Ok(())
+}
+
+/// The published counts; those of the modulated cue-reward networks less the eta that the released
+/// code declares and does not use.
+#[test]
+fn learned_parameters_are_counted_as_published() -> Result<(), Error> {
+    for (name, count) in [
+        ("cue-reward/plain", 46_203),
+        ("cue-reward/plastic", 86_204),
+        ("cue-reward/simple", 86_404),
+        ("cue-reward/retroactive", 86_405),
+        ("maze/plain", 12_305),
+        ("maze/plain-code", 22_523),
+        ("maze/plastic-code", 22_731),
+        ("maze/simple-code", 22_406),
+        ("maze/retroactive-code", 22_407),
+    ] {
+        let trainer = trainer(&examples().join(format!("{name}.toml")), &[], Backend::Interp)?;
+        assert_eq!(trainer.params.count(), count, "{name}");
+    }
+    Ok(())
+}
+
+/// A network that ignores reward cannot earn more than 0; the best possible mean is 15.5.
+#[test]
+fn the_small_recipe_learns() -> Result<(), Error> {
+    let sets = ["sizes.N=24", "run.batch=20", "optimiser.rate=4e-3"];
+    let mut trainer = trainer(&examples().join("cue-reward/small.toml"), &sets, Backend::Cranelift)?;
+    let mut last = vec![];
+    for _ in 0..700 {
+        last.push(trainer.step()?.scores[0]);
+    }
+    let mean = last[650..].iter().sum::<f64>() / 50.0;
+    assert!(last[..50].iter().sum::<f64>() / 50.0 < 2.0, "learned too early");
+    assert!(mean > 12.0 && mean < 15.8, "{mean}");
+    Ok(())
+}
