@@ -5,7 +5,6 @@
 pub mod autodiff;
 pub mod back;
 pub mod check;
-pub mod doc;
 pub mod explain;
 pub mod gradcheck;
 pub mod interp;
@@ -14,3 +13,6 @@ pub mod loops;
 pub mod model;
 mod scan;
 pub mod stages;
+pub mod verdict;
+
+pub use scan::ParseError;

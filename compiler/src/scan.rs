@@ -146,7 +146,11 @@ impl<'t> Line<'t> {
 
     /// Nothing may follow.
     pub(crate) fn end(&self) -> Read<()> {
-        if self.rest().is_empty() { Ok(()) } else { Err(self.error(format!("unexpected text{}", self.found()))) }
+        if self.rest().is_empty() {
+            Ok(())
+        } else {
+            Err(self.error(format!("unexpected text{}", self.found())))
+        }
     }
 }
 

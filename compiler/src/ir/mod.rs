@@ -35,7 +35,7 @@ mod print;
 mod verify;
 
 pub use build::Builder;
-pub use parse::{ParseError, parse};
+pub use parse::parse;
 pub use print::{print, shape_text, type_text};
 pub use verify::verify;
 

@@ -5,7 +5,9 @@
 //! axes that the model declares.
 
 use super::print::{BINARY, UNARY, shape_text};
-use super::{Axis, Function, InputId, Instruction, Op, OutputId, ParamId, Shape, Sink, Source, StateId, Type, Value};
+use super::{
+    Axis, Function, InputId, Instruction, Op, OutputId, ParamId, Shape, Sink, Source, StateId, Type, Value,
+};
 use crate::model::Model;
 use crate::scan::{Line, ParseError, Read, lines};
 use grammar::span::Span;
