@@ -37,6 +37,8 @@ pub enum Command {
     Eval(Eval),
     /// Run a model on tensors, exactly.
     Run(Run),
+    /// Time a model: forward, forward and backward, memory.
+    Bench(Bench),
     /// Draw learning curves of runs.
     Plot(Plot),
     /// List the tasks and their options.
@@ -138,6 +140,37 @@ pub struct Run {
     /// The type of the results; f64 needs the interpreter.
     #[arg(long, value_enum, default_value = "f32", value_name = "DTYPE")]
     pub dtype: Dtype,
+}
+
+/// `bpm bench`
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// The spec; FILE.bpm#NAME for one of several.
+    pub spec: String,
+    /// The size of an axis.
+    #[arg(long = "axis", value_name = "NAME=SIZE")]
+    pub axes: Vec<String>,
+    /// Rows.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub batch: u32,
+    /// Steps.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub steps: u32,
+    /// Repetitions; the median counts.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Threads.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: u16,
+    /// Compute the cotangents of inputs, too.
+    #[arg(long)]
+    pub input_gradients: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// What runs the model.
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    pub backend: BackendName,
 }
 
 /// `bpm plot`

@@ -1,6 +1,6 @@
 //! The commands of `bpm`: from arguments to work.
 
-use crate::cli::{BackendName, Device, Eval, Plot, Run as RunArgs, Train};
+use crate::cli::{BackendName, Bench, Device, Eval, Plot, Run as RunArgs, Train};
 use crate::engine::Backend;
 use crate::exact::{self, Given};
 use crate::options::Options;
@@ -9,7 +9,7 @@ use crate::recipe::{self, Override, Recipe};
 use crate::rollout::Choice;
 use crate::run::{self, Machine, Run};
 use crate::spec::{self, Spec};
-use crate::{Error, eval, plot, report, setup, task, tensors};
+use crate::{Error, bench, eval, plot, report, setup, task, tensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -218,6 +218,31 @@ pub fn run(args: &RunArgs, voice: Voice) -> Result<(), Error> {
     };
     let results = exact::run(&spec, given, backend(args.backend), args.dtype)?;
     tensors::write(&args.out, &results, None)
+}
+
+/// `bpm bench`
+///
+/// # Errors
+/// Whatever can go wrong.
+pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
+    let spec = spec::load(&args.spec)?;
+    report::spec_warnings(&spec, voice.format, voice.quiet);
+    let job = bench::Job {
+        axes: axes(&args.axes)?,
+        batch: args.batch as usize,
+        steps: args.steps as usize,
+        repeat: args.repeat as usize,
+        threads: usize::from(args.threads),
+        backend: backend(args.backend),
+        input_bars: args.input_gradients,
+    };
+    let report = bench::bench(spec.model, &job)?;
+    if args.json {
+        let json = serde_json::to_string(&report).map_err(|e| Error::input(e.to_string()))?;
+        print(&format!("{json}\n"))
+    } else {
+        print(&report.text())
+    }
 }
 
 /// `bpm plot`

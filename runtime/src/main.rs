@@ -48,6 +48,7 @@ fn run(command: &Command, voice: Voice) -> Result<(), Error> {
         }
         Command::Eval(args) => commands::evaluate(args),
         Command::Run(args) => commands::run(args, voice),
+        Command::Bench(args) => commands::bench(args, voice),
         Command::Plot(args) => commands::plot(args),
         Command::Tasks => commands::tasks(),
     }

@@ -1,0 +1,249 @@
+//! `bpm bench`: how fast a spec runs here, and in how much memory.
+//!
+//! Rows get random inputs and output cotangents; parameters start as a training run would. Forward
+//! is the whole sequence of every row, step by step, as an environment drives it; backward follows
+//! each row at once. Times are wall-clock, the median over repetitions after one warm-up.
+
+use crate::Error;
+use crate::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape};
+use crate::params::{ParamStore, draw};
+use crate::rng::{Address, Domain, Purpose};
+use crate::{parallel, rollout};
+use compiler::ir::{InputId, OutputId, Shape, Sizes};
+use compiler::model::{ConstExpr, Init, Model, Role};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Sizes of axes.
+    pub axes: BTreeMap<String, usize>,
+    /// Rows.
+    pub batch: usize,
+    /// Steps.
+    pub steps: usize,
+    /// Repetitions.
+    pub repeat: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Implementation.
+    pub backend: Backend,
+    /// Whether the backward pass gives cotangents of inputs.
+    pub input_bars: bool,
+}
+
+/// Milliseconds over the repetitions.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Times {
+    /// The middle one.
+    pub median: f64,
+    /// The shortest.
+    pub min: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The spec.
+    pub spec: String,
+    /// Rows.
+    pub batch: usize,
+    /// Steps.
+    pub steps: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Compiling all kernels, in milliseconds.
+    pub compile_ms: f64,
+    /// Bytes of machine code.
+    pub code_bytes: usize,
+    /// Forward, in milliseconds.
+    pub forward_ms: Times,
+    /// Forward and backward, in milliseconds.
+    pub forward_backward_ms: Times,
+    /// Elements of all matrix states, times steps, times rows, per second of forward and backward.
+    pub synapse_steps_per_second: f64,
+    /// Growth of the process's peak memory, in MiB; zero where the system does not tell.
+    pub peak_mib: f64,
+}
+
+/// Measures a model.
+///
+/// # Errors
+/// If axes are missing, or the engine refuses the model.
+pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
+    let sizes = Sizes::bind(&model.axes, &job.axes)?;
+    let params = ParamStore::new(&model, &sizes, 0, &BTreeMap::new())?;
+    let before = peak_bytes();
+    let started = Instant::now();
+    let options = EngineOptions { input_bars: job.input_bars, ..EngineOptions::default() };
+    let engine = Engine::new(Arc::clone(&model), sizes.clone(), job.backend, &options)?;
+    let compile_ms = started.elapsed().as_secs_f64() * 1e3;
+    let bound = engine.bind(&params.values())?;
+    let data = Data::draw(&model, &sizes, job);
+    let mut workers: Vec<Option<Tape>> = (0..job.threads).map(|_| None).collect();
+    let (mut forward, mut both) = (vec![], vec![]);
+    for round in 0..=job.repeat {
+        let alone = time(|| drop(run(&bound, &data, job, &mut workers, false)));
+        let all = time(|| {
+            let grads = run(&bound, &data, job, &mut workers, true);
+            std::hint::black_box(engine.finish(&bound, grads));
+        });
+        if round > 0 {
+            forward.push(alone);
+            both.push(all);
+        }
+    }
+    let synapses: usize = model
+        .states
+        .iter()
+        .filter(|s| matches!(s.shape, Shape::Matrix { .. }))
+        .map(|s| sizes.count(s.shape))
+        .sum();
+    let forward_backward_ms = Times::of(both);
+    let per_pass = (synapses * job.batch * job.steps) as f64;
+    Ok(Report {
+        spec: model.name.clone(),
+        batch: job.batch,
+        steps: job.steps,
+        threads: job.threads,
+        compile_ms,
+        code_bytes: engine.code_bytes(),
+        forward_ms: Times::of(forward),
+        forward_backward_ms,
+        synapse_steps_per_second: per_pass / (forward_backward_ms.median * 1e-3),
+        peak_mib: peak_bytes().saturating_sub(before) as f64 / f64::from(1 << 20),
+    })
+}
+
+impl Times {
+    fn of(mut ms: Vec<f64>) -> Times {
+        ms.sort_by(f64::total_cmp);
+        let at = |k: usize| ms.get(k).copied().unwrap_or(f64::NAN);
+        Times { median: at(ms.len() / 2), min: at(0), max: at(ms.len().saturating_sub(1)) }
+    }
+}
+
+impl Report {
+    /// For people.
+    pub fn text(&self) -> String {
+        let line = |name: &str, t: Times| {
+            format!("{name:<18} {:>10.2} ms   (min {:.2}, max {:.2})\n", t.median, t.min, t.max)
+        };
+        format!(
+            "{}: batch {}, {} steps, {} thread{}\n",
+            self.spec,
+            self.batch,
+            self.steps,
+            self.threads,
+            if self.threads == 1 { "" } else { "s" }
+        ) + &format!("{:<18} {:>10.2} ms   ({} bytes of code)\n", "compile", self.compile_ms, self.code_bytes)
+            + &line("forward", self.forward_ms)
+            + &line("forward+backward", self.forward_backward_ms)
+            + &format!(
+                "{:<18} {:>10.1} million synapse-steps/s\n",
+                "throughput",
+                self.synapse_steps_per_second / 1e6
+            )
+            + &format!("{:<18} {:>10.1} MiB\n", "peak memory", self.peak_mib)
+    }
+}
+
+/// Numbers for every row.
+struct Data {
+    /// By row, step and input.
+    inputs: Vec<Vec<Vec<Vec<f32>>>>,
+    /// By step and output; the same for all rows.
+    bars: Vec<Vec<Vec<f32>>>,
+    /// By row: where states start, if some start at random.
+    states: Vec<Option<Vec<Vec<f32>>>>,
+}
+
+impl Data {
+    fn draw(model: &Model, sizes: &Sizes, job: &Job) -> Data {
+        let numbers = |row: usize, step: usize, purpose: Purpose, shape: Shape| -> Vec<f32> {
+            let address = Address { seed: 0, domain: Domain::Eval, episode: 0, row: row as u32 };
+            let mut stream = address.stream(purpose, step as u32);
+            (0..sizes.count(shape)).map(|_| (2.0 * stream.uniform() - 1.0) as f32).collect()
+        };
+        let input = |row: usize, t: usize, i: &compiler::model::Input| match i.role {
+            Role::Reset => vec![0.0; sizes.count(i.shape)],
+            _ => numbers(row, t, Purpose::Noise, i.shape),
+        };
+        let row_inputs = |row: usize| {
+            (0..job.steps).map(|t| model.inputs.iter().map(|i| input(row, t, i)).collect()).collect()
+        };
+        let bars = |t: usize| model.outputs.iter().map(|o| numbers(0, t, Purpose::Action, o.shape)).collect();
+        Data {
+            inputs: (0..job.batch).map(row_inputs).collect(),
+            bars: (0..job.steps).map(bars).collect(),
+            states: (0..job.batch).map(|row| random_states(model, sizes, row)).collect(),
+        }
+    }
+}
+
+fn random_states(model: &Model, sizes: &Sizes, row: usize) -> Option<Vec<Vec<f32>>> {
+    if !model.states.iter().any(|s| rollout::is_random(&s.init)) {
+        return None;
+    }
+    let address = Address { seed: 0, domain: Domain::Eval, episode: 0, row: row as u32 };
+    let zero = Init::Constant(ConstExpr::Number(0.0));
+    let state = |(k, s): (usize, &compiler::model::State)| {
+        let init = if rollout::is_random(&s.init) { &s.init } else { &zero };
+        let mut stream = address.stream(Purpose::States, k as u32);
+        let numbers = draw(init, &sizes.dims(s.shape), sizes, &mut stream);
+        numbers.into_iter().map(|x| x as f32).collect()
+    };
+    Some(model.states.iter().enumerate().map(state).collect())
+}
+
+/// All rows, forward and perhaps backward.
+fn run(
+    bound: &Bound<'_>,
+    data: &Data,
+    job: &Job,
+    workers: &mut [Option<Tape>],
+    backward: bool,
+) -> Vec<Grads> {
+    let engine = bound.engine();
+    parallel::run(workers, parallel::chunks(job.batch), |tape, rows| {
+        let tape = tape.get_or_insert_with(|| engine.tape(job.steps, Mode::Train));
+        let mut grads = engine.grads();
+        for row in rows {
+            let states = data.states[row].clone().map(|states| RowState { states });
+            bound.begin(tape, states.as_ref());
+            for step in &data.inputs[row] {
+                for (k, x) in step.iter().enumerate() {
+                    bound.input_mut(tape, InputId(k as u32)).copy_from_slice(x);
+                }
+                bound.step(tape);
+            }
+            if backward {
+                for (t, bars) in data.bars.iter().enumerate() {
+                    for (k, bar) in bars.iter().enumerate() {
+                        bound.output_bar_mut(tape, t, OutputId(k as u32)).copy_from_slice(bar);
+                    }
+                }
+                bound.backward(tape, &mut grads, 0.0, None);
+            }
+        }
+        grads
+    })
+}
+
+fn time(work: impl FnOnce()) -> f64 {
+    let started = Instant::now();
+    work();
+    started.elapsed().as_secs_f64() * 1e3
+}
+
+/// The peak resident memory of this process, where the system tells.
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
