@@ -289,7 +289,7 @@ fn gradcheck(args: &Gradcheck, voice: Voice) -> Done {
     let bound = verdict::small_sizes(&loaded.model, &loaded.bound);
     let sizes = stages::bind(&loaded.model, &bound)?;
     let options = Options { seed: args.seed, steps: args.steps, ..Options::default() };
-    let report = compiler::gradcheck::check(&loaded.model, &sizes, &options);
+    let report = verdict::thorough(&loaded.model, &sizes, &options);
     let explained = loaded.diagnostics.iter().filter(|d| d.severity == Severity::Warning);
     let spans: Vec<_> = explained.flat_map(|d| d.labels.iter().map(|l| l.span)).collect();
     let verdict = Verdict::new(&loaded.model, bound, report, args.tolerance, &spans);
@@ -312,12 +312,7 @@ struct Loaded {
 
 impl Loaded {
     fn subject<'a>(&'a self, usage: &'a Use) -> stages::Subject<'a> {
-        stages::Subject {
-            source: &self.source,
-            model: &self.model,
-            bound: &self.bound,
-            usage,
-        }
+        stages::Subject { source: &self.source, model: &self.model, bound: &self.bound, usage }
     }
 }
 
