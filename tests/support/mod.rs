@@ -2,9 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use compiler::gradcheck::{Case, Options, random_case};
+use compiler::gradcheck::{self, Case, Options, random_case};
 use compiler::interp::{Interpreter, Tensor};
-use compiler::ir::{InputId, OutputId, Sizes};
+use compiler::ir::{InputId, Op, OutputId, Sizes, Value};
 use compiler::model::Model;
 use runtime::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape};
 use std::collections::BTreeMap;
@@ -284,4 +284,39 @@ pub fn compare_case(engine: &Engine, case: &Case) -> Worst {
         worst.see(&format!("grad.{}", p.name), &found.params[k], &params[k], 0.1);
     }
     worst
+}
+
+/// Whether the gradient of a case is decided by rounding. So it is where a change of the parameters
+/// in the seventh digit changes the gradient about as much as machine code differs, and where a clip
+/// is so close to its bound that single precision cannot tell (a weight at its bound that takes an
+/// increment of 1e-9 is still at its bound in single precision, and passes no gradient).
+pub fn is_at_a_kink(model: &Arc<Model>, sizes: &Sizes, case: &Case, error: f64) -> bool {
+    let interpreter = Interpreter::new(model.clone(), sizes.clone());
+    let run = interpreter.run(&case.params, &case.sequence);
+    let at_a_bound = |values: &[Option<Tensor>]| {
+        model.step.values().any(|(_, instruction)| {
+            let Op::Clip { x, low, high } = instruction.op else { return false };
+            let at = |v: Value| values[v.index()].clone().expect("it is evaluated");
+            let bounds = [at(low)[0], at(high)[0]];
+            let close = |x: f64, b: f64| x != b && (x - b).abs() < 1.2e-7 * b.abs();
+            at(x).iter().any(|x| bounds.iter().any(|b| close(*x, *b)))
+        })
+    };
+    if run.values.iter().any(|values| at_a_bound(values)) {
+        return true;
+    }
+    let gradient = |case: &Case| gradcheck::gradient(&interpreter, case);
+    let here = gradient(case);
+    let mut random = gradcheck::Random::new(99);
+    (0..6).any(|_| {
+        let mut moved = case.clone();
+        for x in moved.params.iter_mut().chain(&mut moved.sequence.initial) {
+            *x = Arc::new(x.iter().map(|v| v * (1.0 + 1e-6 * random.symmetric())).collect());
+        }
+        gradient(&moved).iter().zip(&here).any(|((_, a), (_, b))| {
+            let norm = b.iter().map(|x| x * x).sum::<f64>().sqrt().max(0.1);
+            let off = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+            off / norm > 0.1 * error
+        })
+    })
 }
