@@ -11,3 +11,4 @@ pub mod interp;
 pub mod ir;
 pub mod loops;
 pub mod model;
+pub mod passes;

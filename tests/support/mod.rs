@@ -141,7 +141,7 @@ pub fn run_row(engine: &Engine, case: &Case) -> RowResult {
             (0..model.outputs.len()).map(|k| bound.output(&tape, t, OutputId(k as u32)).to_vec()).collect()
         })
         .collect();
-    let penalties = (0..steps).map(|t| bound.penalty(&tape, t)).collect();
+    let penalties = (0..steps).map(|t| bound.penalty(&mut tape, t)).collect();
     let states = bound.state(&mut tape).states;
     for (t, bars) in case.bars.outputs.iter().enumerate() {
         for (k, bar) in bars.iter().enumerate() {

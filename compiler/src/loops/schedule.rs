@@ -6,8 +6,8 @@
 //! them as they were before the step.
 //!
 //! **Joining.** The last sweep of a step can run together with the first sweep of the next call if
-//! nothing needs its sums before then: outputs of the step do not (going forward), and the vectors
-//! that the next call's first sweep reads do not. Vectors that do follow from those sums are
+//! nothing needs its sums before then: outputs of the step do not (going forward; penalties can
+//! wait), and the vectors that the next call's first sweep reads do not. Vectors that do follow from those sums are
 //! *late*: they are computed after the joined sweep, and a state that is late counts as stage 1 in
 //! the next call. A step with `n` sweeps then costs `n − 1`.
 //!

@@ -413,7 +413,10 @@ impl Tape {
         self.slot(program, self.frame_of(t), offset, Self::output_len(bound, output))
     }
 
-    pub(super) fn penalty(&self, bound: &Bound<'_>, t: usize) -> f32 {
+    pub(super) fn penalty(&mut self, bound: &Bound<'_>, t: usize) -> f32 {
+        if t + 1 == self.steps {
+            self.flush(bound);
+        }
         let program = &bound.engine.program;
         let frame = self.frame_of(t);
         program.penalties.iter().map(|offset| self.slot(program, frame, *offset, 1)[0]).sum()

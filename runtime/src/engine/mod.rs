@@ -141,6 +141,11 @@ impl Engine {
         backend: Backend,
         options: &EngineOptions,
     ) -> Result<Engine, EngineError> {
+        // The interpreter keeps the step as it was checked; kernels run its optimised form.
+        let model = match backend {
+            Backend::Interp => model,
+            Backend::Cranelift => Arc::new(compiler::passes::optimise(&model)),
+        };
         let interpreter = Interpreter::new(model, sizes);
         let lower = compiler::loops::LowerOptions { input_bars: options.input_bars };
         let program =
@@ -320,9 +325,10 @@ impl Bound<'_> {
         }
     }
 
-    /// The sum of step `t`'s penalty terms.
-    pub fn penalty(&self, tape: &Tape, t: usize) -> f32 {
-        match &tape.0 {
+    /// The sum of step `t`'s penalty terms. It may need sums that the last step has left pending;
+    /// they are finished then.
+    pub fn penalty(&self, tape: &mut Tape, t: usize) -> f32 {
+        match &mut tape.0 {
             TapeKind::Interp(tape) => tape.penalty(t),
             TapeKind::Jit(tape) => tape.penalty(self, t),
         }
