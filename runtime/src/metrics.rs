@@ -62,9 +62,9 @@ impl Log {
     /// If the file cannot be read or written.
     pub fn open(path: &Path, update: u64) -> Result<(Self, f64), Error> {
         let lines = if path.exists() { read_lines(path)? } else { vec![] };
-        let kept = lines.iter().filter(|(_, l)| get(l, "update") <= update as f64);
+        let kept: Vec<&Line> = lines.iter().filter(|(_, l)| get(l, "update") <= update as f64).collect();
         // The text is kept as it is: numbers that are read and written may change in the last bit.
-        let text: String = kept.clone().map(|(text, _)| text.as_str()).collect();
+        let text: String = kept.iter().map(|(text, _)| text.as_str()).collect();
         files::write(path, text.as_bytes())?;
         let seconds = kept.last().map_or(0.0, |(_, l)| get(l, "seconds"));
         let file = std::fs::OpenOptions::new().append(true).open(path);
@@ -98,8 +98,11 @@ pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>, Error> {
     Ok(read_lines(path)?.into_iter().map(|(_, line)| line).collect())
 }
 
+/// A line as text and as what it says.
+type Line = (String, Map<String, Value>);
+
 /// The same, with the text of every line.
-fn read_lines(path: &Path) -> Result<Vec<(String, Map<String, Value>)>, Error> {
+fn read_lines(path: &Path) -> Result<Vec<Line>, Error> {
     let bytes = files::read(path)?;
     let text = String::from_utf8_lossy(&bytes);
     let parsed = text.split_inclusive('\n').map_while(|line| {

@@ -291,8 +291,13 @@ mod tests {
         }
 
         #[test]
-        fn no_damage_panics(at in 0usize..70, with in any::<char>(), set in "[a-z.]{0,9}=[0-9a-z\\[{\"]{0,5}") {
-            let text: String = SMALL.chars().enumerate().map(|(k, c)| if k == at { with } else { c }).collect();
+        fn no_damage_panics(
+            at in 0usize..70,
+            with in any::<char>(),
+            set in "[a-z.]{0,9}=[0-9a-z\\[{\"]{0,5}",
+        ) {
+            let damaged = |(k, c)| if k == at { with } else { c };
+            let text: String = SMALL.chars().enumerate().map(damaged).collect();
             let sets: Vec<Override> = Override::parse(&set).into_iter().collect();
             let _ = Recipe::parse("r.toml", &text, &sets);
         }

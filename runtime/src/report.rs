@@ -29,7 +29,11 @@ pub fn error(error: &Error, format: Format) {
         Format::Json => {
             let code = error.exit_code();
             let line = json!({
-                "schema": 1, "reason": "error", "message": error.message, "help": error.help, "exit_code": code,
+                "schema": 1,
+                "reason": "error",
+                "message": error.message,
+                "help": error.help,
+                "exit_code": code,
             });
             say(&line.to_string());
         }

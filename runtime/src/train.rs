@@ -196,7 +196,7 @@ impl Trainer {
             found.step
         ))
         .help(format!("it is declared in {}", self.spec.line(span)))
-        .help("bound plastic states with `clip` or let them decay; lower `optimiser.rate` or set `optimiser.clip`")
+        .help("bound plastic states with `clip` or decay; lower `optimiser.rate`; set `optimiser.clip`")
     }
 
     fn bad_gradient(&self, gradients: &[Vec<f32>]) -> Error {
