@@ -174,7 +174,13 @@ pub fn gradient(interpreter: &Interpreter, case: &Case) -> Vec<(String, Vec<f64>
         found.push((format!("grad.init.{}", s.name), g));
     }
     for (k, i) in model.inputs.iter().enumerate() {
-        let all = row.inputs.iter().flat_map(|step| step[k].iter().flat_map(|x| x.iter().copied()));
+        // A signal that no output needs has a gradient too: zero.
+        let zero = || Arc::new(vec![0.0; interpreter.sizes.count(i.shape)]);
+        let bar = |step: &Vec<Option<Tensor>>| match &step[k] {
+            Some(x) => Some(x.clone()),
+            None => i.role.is_differentiable().then(zero),
+        };
+        let all = row.inputs.iter().filter_map(bar).flat_map(|x| x.to_vec());
         found.push((format!("grad.in.{}", i.name), all.collect()));
     }
     found

@@ -3,10 +3,10 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use compiler::gradcheck::{Case, Options, random_case};
-use compiler::interp::Interpreter;
+use compiler::interp::{Interpreter, Tensor};
 use compiler::ir::{InputId, OutputId, Sizes};
 use compiler::model::Model;
-use runtime::engine::{Backend, Engine, EngineOptions, Mode, RowState};
+use runtime::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -99,6 +99,7 @@ impl Worst {
 }
 
 /// Everything that one row gives on an engine.
+#[derive(Clone, Debug)]
 pub struct RowResult {
     /// By step and output.
     pub outputs: Vec<Vec<Vec<f32>>>,
@@ -114,53 +115,101 @@ pub struct RowResult {
     pub inputs: Vec<Vec<Option<Vec<f32>>>>,
 }
 
-fn narrow(x: &[f64]) -> Vec<f32> {
+/// In single precision.
+pub fn narrow(x: &[f64]) -> Vec<f32> {
     x.iter().map(|v| *v as f32).collect()
+}
+
+/// How a row is run. None of it may change a result.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Manner {
+    /// The length that is announced to the tape; the true one if absent.
+    pub announced: Option<usize>,
+    /// States are read before every step with an odd index.
+    pub peeks: bool,
 }
 
 /// Runs a case on an engine, forward and backward.
 pub fn run_row(engine: &Engine, case: &Case) -> RowResult {
-    let model = engine.model();
+    run_in_manner(engine, case, Manner::default())
+}
+
+/// Runs a case on a fresh tape.
+pub fn run_in_manner(engine: &Engine, case: &Case, manner: Manner) -> RowResult {
     let params: Vec<Vec<f32>> = case.params.iter().map(|p| narrow(p)).collect();
     let bound = engine.bind(&params).expect("parameters fit");
+    let announced = manner.announced.unwrap_or(case.sequence.inputs.len());
+    let mut tape = engine.tape(announced, Mode::Train);
+    let mut grads = engine.grads();
+    let mut row = run_on(&bound, &mut tape, &mut grads, case, manner);
+    row.params = engine.finish(&bound, vec![grads]);
+    row
+}
+
+/// Writes the inputs of a step.
+pub fn feed(bound: &Bound<'_>, tape: &mut Tape, inputs: &[Tensor]) {
+    for (k, x) in inputs.iter().enumerate() {
+        bound.input_mut(tape, InputId(k as u32)).copy_from_slice(&narrow(x));
+    }
+}
+
+/// All outputs of a step.
+pub fn outputs_at(bound: &Bound<'_>, tape: &Tape, t: usize) -> Vec<Vec<f32>> {
+    let count = bound.engine().model().outputs.len();
+    (0..count).map(|k| bound.output(tape, t, OutputId(k as u32)).to_vec()).collect()
+}
+
+/// Runs a case on a tape that may have been used before; the gradients of the parameters stay in
+/// `grads`.
+pub fn run_on(
+    bound: &Bound<'_>,
+    tape: &mut Tape,
+    grads: &mut Grads,
+    case: &Case,
+    manner: Manner,
+) -> RowResult {
+    let model = bound.engine().model();
     let steps = case.sequence.inputs.len();
     let initial = RowState { states: case.sequence.initial.iter().map(|s| narrow(s)).collect() };
-    let mut tape = engine.tape(steps, Mode::Train);
-    bound.begin(&mut tape, Some(&initial));
+    bound.begin(tape, Some(&initial));
     for (t, inputs) in case.sequence.inputs.iter().enumerate() {
         if case.sequence.resets[t] {
-            bound.reset(&mut tape, Some(&initial));
+            bound.reset(tape, Some(&initial));
         }
-        for (k, x) in inputs.iter().enumerate() {
-            bound.input_mut(&mut tape, InputId(k as u32)).copy_from_slice(&narrow(x));
+        feed(bound, tape, inputs);
+        if manner.peeks && t % 2 == 1 {
+            bound.state(tape);
         }
-        bound.step(&mut tape);
+        bound.step(tape);
     }
-    let outputs = (0..steps)
-        .map(|t| {
-            (0..model.outputs.len()).map(|k| bound.output(&tape, t, OutputId(k as u32)).to_vec()).collect()
-        })
-        .collect();
-    let penalties = (0..steps).map(|t| bound.penalty(&mut tape, t)).collect();
-    let states = bound.state(&mut tape).states;
+    let outputs = (0..steps).map(|t| outputs_at(bound, tape, t)).collect();
+    let penalties = (0..steps).map(|t| bound.penalty(tape, t)).collect();
+    let states = bound.state(tape).states;
     for (t, bars) in case.bars.outputs.iter().enumerate() {
         for (k, bar) in bars.iter().enumerate() {
-            bound.output_bar_mut(&mut tape, t, OutputId(k as u32)).copy_from_slice(&narrow(bar));
+            bound.output_bar_mut(tape, t, OutputId(k as u32)).copy_from_slice(&narrow(bar));
         }
     }
-    let mut grads = engine.grads();
     let last = RowState { states: case.bars.last.iter().map(|s| narrow(s)).collect() };
-    bound.backward(&mut tape, &mut grads, case.bars.penalty as f32, Some(&last));
+    bound.backward(tape, grads, case.bars.penalty as f32, Some(&last));
     let inputs = (0..steps)
         .map(|t| {
             (0..model.inputs.len())
-                .map(|k| bound.input_bar(&tape, t, InputId(k as u32)).map(<[f32]>::to_vec))
+                .map(|k| bound.input_bar(tape, t, InputId(k as u32)).map(<[f32]>::to_vec))
                 .collect()
         })
         .collect();
-    let initial = bound.init_bar(&tape).states;
-    let params = engine.finish(&bound, vec![grads]);
-    RowResult { outputs, penalties, states, params, initial, inputs }
+    let initial = bound.init_bar(tape).states;
+    RowResult { outputs, penalties, states, params: vec![], initial, inputs }
+}
+
+/// A case with the numbers that single precision has.
+pub fn single_precision(mut case: Case) -> Case {
+    let round = |x: &mut Tensor| *x = Arc::new(x.iter().map(|v| f64::from(*v as f32)).collect());
+    let sequence = &mut case.sequence;
+    case.params.iter_mut().chain(&mut sequence.initial).chain(&mut case.bars.last).for_each(round);
+    sequence.inputs.iter_mut().chain(&mut case.bars.outputs).flatten().for_each(round);
+    case
 }
 
 /// Runs a random case on an engine and on the interpreter.
@@ -171,17 +220,22 @@ pub fn compare(
     backend: Backend,
     engine_options: &EngineOptions,
 ) -> Worst {
-    let mut case = random_case(model, sizes, options);
     // The engine sees single precision; the interpreter gets the same numbers.
-    for x in case.params.iter_mut().chain(&mut case.sequence.initial) {
-        *x = Arc::new(x.iter().map(|v| f64::from(*v as f32)).collect());
-    }
+    let case = single_precision(random_case(model, sizes, options));
     let engine = Engine::new(model.clone(), sizes.clone(), backend, engine_options).expect("it compiles");
-    let found = run_row(&engine, &case);
+    compare_case(&engine, &case)
+}
+
+/// Runs a case on an engine and on the interpreter.
+pub fn compare_case(engine: &Engine, case: &Case) -> Worst {
+    let (model, sizes) = (Arc::new(engine.model().clone()), engine.sizes());
+    let found = run_row(engine, case);
     let interpreter = Interpreter::new(model.clone(), sizes.clone());
     let run = interpreter.run(&case.params, &case.sequence);
     let row = interpreter.backward(&case.sequence, &run, &case.bars);
-    let params = interpreter.finish(&case.params, &row.boundary, &row.initial);
+    // The case gives every initial state, so learned ones have no part in it.
+    let unlearned: Vec<Vec<f64>> = row.initial.iter().map(|x| vec![0.0; x.len()]).collect();
+    let params = interpreter.finish(&case.params, &row.boundary, &unlearned);
     let mut worst = Worst { name: String::new(), error: 0.0 };
     let steps = case.sequence.inputs.len();
     for t in 0..steps {

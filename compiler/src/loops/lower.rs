@@ -856,9 +856,11 @@ impl<'f> Unit<'f> {
             Op::Pad { x, start, .. } => {
                 zero(nests);
                 copy(nests, x, self.sizes.of(start));
-                // The copy may run over its end by a few lanes; what lies there is zero.
-                let end = self.sizes.of(start) + self.sizes.count(self.f.ty(x).shape);
-                if end % LANES != 0 && end < len {
+                // A copy whose length is no multiple of the lanes runs over its end by the rest of
+                // a register; what lies there is zero.
+                let part = self.sizes.count(self.f.ty(x).shape);
+                let end = self.sizes.of(start) + part;
+                if part % LANES != 0 && end < len {
                     let mut body = Body::default();
                     let zero = body.constant(0.0);
                     let to = Place { offset: place.offset + end, ..place };

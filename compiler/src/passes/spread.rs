@@ -161,7 +161,15 @@ impl Pass {
     }
 
     /// `(rest · factor) @ v`, or with a quotient.
-    fn factored(&mut self, side: Side, f: Binary, factor: Value, rest: Value, v: Value, limit: usize) -> Value {
+    fn factored(
+        &mut self,
+        side: Side,
+        f: Binary,
+        factor: Value,
+        rest: Value,
+        v: Value,
+        limit: usize,
+    ) -> Value {
         match (self.op(factor), side) {
             (Op::Splat(s, _), _) => {
                 let sum = self.spread(side, rest, v, limit);

@@ -87,8 +87,16 @@ pub enum Mode {
 /// The states of one row, by state, row-major.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowState {
-    /// One tensor per state.
+    /// One tensor per state. Where a row starts, an empty one stands for the state's own initial
+    /// value.
     pub states: Vec<Vec<f32>>,
+}
+
+/// Where the states of a stretch of steps start.
+struct Start<'s> {
+    states: Vec<&'s [f32]>,
+    /// Whether a state starts at its own initial value, so that a learned one gets a gradient.
+    own: Vec<bool>,
 }
 
 /// A model bound to sizes and a back end.
@@ -277,19 +285,28 @@ impl Bound<'_> {
 
     /// Starts a row: its states become `states`, or their initial values.
     pub fn begin(&self, tape: &mut Tape, states: Option<&RowState>) {
-        let states = states.map_or(&self.initial, |s| &s.states);
+        let start = self.start(states);
         match &mut tape.0 {
-            TapeKind::Interp(t) => t.begin(states),
-            TapeKind::Jit(t) => t.begin(self, states),
+            TapeKind::Interp(t) => t.begin(&start),
+            TapeKind::Jit(t) => t.begin(self, &start),
         }
     }
 
     /// Sets the states back before the next step, and cuts the gradient there.
     pub fn reset(&self, tape: &mut Tape, states: Option<&RowState>) {
-        let states = states.map_or(&self.initial, |s| &s.states);
+        let start = self.start(states);
         match &mut tape.0 {
-            TapeKind::Interp(t) => t.reset(states),
-            TapeKind::Jit(t) => t.reset(self, states),
+            TapeKind::Interp(t) => t.reset(&start),
+            TapeKind::Jit(t) => t.reset(self, &start),
+        }
+    }
+
+    fn start<'s>(&'s self, states: Option<&'s RowState>) -> Start<'s> {
+        let given = |k: usize| states.and_then(|s| s.states.get(k)).filter(|s| !s.is_empty());
+        let count = self.initial.len();
+        Start {
+            states: (0..count).map(|k| given(k).unwrap_or(&self.initial[k]).as_slice()).collect(),
+            own: (0..count).map(|k| given(k).is_none()).collect(),
         }
     }
 
