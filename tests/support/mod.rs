@@ -223,12 +223,12 @@ pub fn compare(
     // The engine sees single precision; the interpreter gets the same numbers.
     let case = single_precision(random_case(model, sizes, options));
     let engine = Engine::new(model.clone(), sizes.clone(), backend, engine_options).expect("it compiles");
-    compare_case(&engine, &case)
+    compare_case(model, &engine, &case)
 }
 
 /// Runs a case on an engine and on the interpreter.
-pub fn compare_case(engine: &Engine, case: &Case) -> Worst {
-    let (model, sizes) = (Arc::new(engine.model().clone()), engine.sizes());
+pub fn compare_case(model: &Arc<Model>, engine: &Engine, case: &Case) -> Worst {
+    let sizes = engine.sizes();
     let found = run_row(engine, case);
     let interpreter = Interpreter::new(model.clone(), sizes.clone());
     let run = interpreter.run(&case.params, &case.sequence);
