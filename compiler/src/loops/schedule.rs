@@ -159,8 +159,7 @@ fn join(f: &Function, direction: Direction, live: &[bool], sweeps: usize) -> Opt
             return None;
         }
         let is_late = |v: &Value| stage[v.index()] >= sweeps;
-        let early_needed =
-            f.results.iter().any(|(sink, v)| matches!(sink, Sink::Output(_) | Sink::Penalty) && is_late(v));
+        let early_needed = f.results.iter().any(|(sink, v)| matches!(sink, Sink::Output(_)) && is_late(v));
         if early_needed {
             return None;
         }
