@@ -378,3 +378,16 @@ fn the_largest_elements_share_the_gradient() {
         assert_eq!(bound.input_bar(&tape, 0, InputId(0)), Some(&[0.0, 0.5, 0.0, 0.5, 0.0][..]));
     }
 }
+
+#[test]
+fn parts_outside_of_a_vector_are_refused() {
+    for (equation, size) in [("out o[3] = slice(x, 2, 3)", 4), ("out o = x[3]", 3)] {
+        let model = model_of(&format!("spec s {{\n  axis N = ?\n  in x[N]\n  {equation}\n}}"));
+        for backend in [Backend::Interp, Backend::Cranelift] {
+            let sizes = small_sizes(&model, size);
+            let found = Engine::new(model.clone(), sizes, backend, &EngineOptions::default());
+            let why = found.err().expect("it is refused").to_string();
+            assert!(why.contains("needs a vector of"), "{why}");
+        }
+    }
+}

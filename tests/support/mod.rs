@@ -125,7 +125,7 @@ pub fn narrow(x: &[f64]) -> Vec<f32> {
 pub struct Manner {
     /// The length that is announced to the tape; the true one if absent.
     pub announced: Option<usize>,
-    /// States are read before every step with an odd index.
+    /// States are read on the way: twice, then not, and so on.
     pub peeks: bool,
 }
 
@@ -177,7 +177,7 @@ pub fn run_on(
             bound.reset(tape, Some(&initial));
         }
         feed(bound, tape, inputs);
-        if manner.peeks && t % 2 == 1 {
+        if manner.peeks && t % 3 != 2 {
             bound.state(tape);
         }
         bound.step(tape);
@@ -201,6 +201,28 @@ pub fn run_on(
         .collect();
     let initial = bound.init_bar(tape).states;
     RowResult { outputs, penalties, states, params: vec![], initial, inputs }
+}
+
+/// A result as bits, tensor by tensor, with the two zeros taken as one: the sums of an empty
+/// stretch of time may give either.
+pub fn bits(row: &RowResult) -> Vec<(String, Vec<u32>)> {
+    let of = |x: &[f32]| x.iter().map(|v| (v + 0.0).to_bits()).collect::<Vec<u32>>();
+    let mut found = vec![("penalty".to_owned(), of(&row.penalties))];
+    for (t, step) in row.outputs.iter().enumerate() {
+        found.extend(step.iter().enumerate().map(|(k, x)| (format!("output {k} of step {t}"), of(x))));
+    }
+    for (t, step) in row.inputs.iter().enumerate() {
+        let bars = step.iter().enumerate().filter_map(|(k, x)| Some((k, x.as_ref()?)));
+        found.extend(bars.map(|(k, x)| (format!("gradient of input {k} of step {t}"), of(x))));
+    }
+    for (what, tensors) in [
+        ("state", &row.states),
+        ("gradient of initial state", &row.initial),
+        ("gradient of parameter", &row.params),
+    ] {
+        found.extend(tensors.iter().enumerate().map(|(k, x)| (format!("{what} {k}"), of(x))));
+    }
+    found
 }
 
 /// A case with the numbers that single precision has.

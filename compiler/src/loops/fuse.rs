@@ -1,8 +1,11 @@
 //! Fuses multiplications into additions, and drops what nothing uses.
 //!
 //! Before: `%3 = mul %1, %2; %4 = add %0, %3`. After: `%3 = fma %1, %2, %0`. A product is fused
-//! where its only use is a sum or a difference. This changes roundings (one instead of two), the
-//! same way on every back end, because it happens here and nowhere else.
+//! wherever it is added or subtracted, unless it is stored: a stored product is rounded, so that
+//! who computes with it here gets the bits that others load. This changes roundings (one instead
+//! of two), the same way on every back end, because it happens here and nowhere else. Whether a
+//! product is fused depends on its own use alone, never on what else the nest computes: a step
+//! that is joined with its neighbour, one that is not, and its replay give the same bits.
 
 use super::Effect;
 use super::body::{Body, BodyOp, Id};
@@ -10,36 +13,24 @@ use super::body::{Body, BodyOp, Id};
 /// Rewrites a body and its effects.
 pub(super) fn fuse(body: Body, effects: Vec<Effect>) -> (Body, Vec<Effect>) {
     let mut ops = body.ops;
-    let mut uses = count_uses(&ops, &effects);
+    let stored: Vec<Id> = effects.iter().filter_map(Effect::stored).collect();
     for k in 0..ops.len() {
         let product = |id: Id| match ops[id.index()] {
-            BodyOp::Mul(a, b) if uses[id.index()] == 1 => Some((a, b)),
+            BodyOp::Mul(a, b) if !stored.contains(&id) => Some((a, b)),
             _ => None,
         };
         let fused = match ops[k] {
             BodyOp::Add(x, y) => product(y)
-                .map(|(a, b)| (y, BodyOp::Fma(a, b, x)))
-                .or_else(|| product(x).map(|(a, b)| (x, BodyOp::Fma(a, b, y)))),
-            BodyOp::Sub(x, y) => product(y).map(|(a, b)| (y, BodyOp::FmaNeg(a, b, x))),
+                .map(|(a, b)| BodyOp::Fma(a, b, x))
+                .or_else(|| product(x).map(|(a, b)| BodyOp::Fma(a, b, y))),
+            BodyOp::Sub(x, y) => product(y).map(|(a, b)| BodyOp::FmaNeg(a, b, x)),
             _ => None,
         };
-        if let Some((gone, op)) = fused {
-            uses[gone.index()] = 0;
+        if let Some(op) = fused {
             ops[k] = op;
         }
     }
     compact(&ops, effects)
-}
-
-fn count_uses(ops: &[BodyOp], effects: &[Effect]) -> Vec<usize> {
-    let mut uses = vec![0; ops.len()];
-    for op in ops {
-        op.operands().iter().for_each(|o| uses[o.index()] += 1);
-    }
-    for effect in effects {
-        effect.operands().iter().for_each(|o| uses[o.index()] += 1);
-    }
-    uses
 }
 
 /// Keeps what the effects need, in order.
@@ -65,6 +56,18 @@ fn compact(ops: &[BodyOp], effects: Vec<Effect>) -> (Body, Vec<Effect>) {
 }
 
 impl Effect {
+    /// The value that it stores as it is.
+    fn stored(&self) -> Option<Id> {
+        match self {
+            Effect::Store(_, v) => Some(*v),
+            Effect::Add(..)
+            | Effect::SumPre(..)
+            | Effect::SumPost(..)
+            | Effect::SumAll(..)
+            | Effect::MaxAll(..) => None,
+        }
+    }
+
     /// The values it uses.
     pub fn operands(&self) -> Vec<Id> {
         match self {

@@ -60,12 +60,12 @@ pub fn reduced_matrix(f: &Function, op: &Op) -> Option<Value> {
 
 /// Whether a value is a matrix that one call hands to the next.
 pub fn is_incoming(f: &Function, direction: Direction, v: Value) -> bool {
-    is_matrix(f, v)
-        && match (direction, &f.at(v).op) {
-            (Direction::Forward, Op::Load(Source::State(_))) => true,
-            (Direction::Backward, Op::Load(Source::NextBar(_))) => true,
-            _ => false,
-        }
+    let Op::Load(source) = f.at(v).op else { return false };
+    let incoming = match direction {
+        Direction::Forward => matches!(source, Source::State(_)),
+        Direction::Backward => matches!(source, Source::NextBar(_)),
+    };
+    incoming && is_matrix(f, v)
 }
 
 /// Schedules a function.

@@ -1,0 +1,367 @@
+//! Results are the same bits, however a row is run: for every checkpoint interval, on a fresh tape
+//! and on a used one, for a reset in the middle and separate episodes, whether or not the backward
+//! pass is wanted, whether or not states are read on the way.
+
+mod support;
+
+use compiler::gradcheck::{Case, Options, random_case};
+use compiler::interp::{Cotangents, Sequence, Tensor};
+use compiler::ir::{InputId, Sizes};
+use compiler::model::Model;
+use runtime::engine::{Backend, Engine, EngineOptions, Mode, RowState};
+use std::sync::Arc;
+use support::{
+    Manner, RowResult, all_specs, bits, feed, model_of, narrow, outputs_at, run_in_manner, run_on,
+    single_precision, small_sizes,
+};
+
+const STEPS: usize = 7;
+
+/// Expressions that the write of a step and the read of the next have in common, matrices of
+/// several shapes, and sums in the sweep that writes: where a compiler that joins sweeps is tempted
+/// to round differently from one that does not.
+const TEMPTING: &[&str] = &[
+    "spec shared_products {
+  axis N = ?
+  in u[N]
+  learn W[N,N], V[N,N] ~ uniform(-1, 1)
+  learn s = 0.3, r[N] = 0.5
+  state y[N] = 0
+  plastic H[N,N] = 0
+  y' = tanh(u + (H + s * W + r[j] * V) @ y)
+  H'[j,i] = clip(0.5 * H + s * W + r[j] * V + 0.3 * y'[j] * y[i], -0.7, 0.7)
+  out y'
+}",
+    "spec product_as_state {
+  axis N = ?
+  in u[N]
+  learn W[N,N] ~ uniform(-1, 1)
+  state y[N] = 0
+  plastic H[N,N] = 0.5
+  y' = tanh(u + (W + H) @ y)
+  H'[j,i] = tanh(H) * W
+  out y'
+}",
+    "spec product_of_write_and_read {
+  axis N = ?
+  in u[N]
+  learn W[N,N], V[N,N] ~ uniform(-1, 1)
+  learn s = 0.3
+  state y[N] = 0, z[N] = 0
+  plastic H[N,N] = 0
+  y' = tanh(u + (W + s * H) @ y + z)
+  H'[j,i] = clip(H + 0.3 * y'[j] * y[i], -0.7, 0.7)
+  z' = 0.1 * ((V + s * H') @ y')
+  out y'
+}",
+    "spec product_of_write_and_sum {
+  axis N = ?
+  in u[N]
+  learn V[N,N] ~ uniform(-1, 1)
+  state y[N] = 0, z[N] = 0
+  plastic H[N,N] = 0
+  trace E[N,N] = 0
+  modulator m = tanh(sum(y'))
+  y' = tanh(u + (V + H) @ y + z)
+  E'[j,i] = 0.7 * E + 0.3 * y'[j] * y[i]
+  H'[j,i] = clip(H + m * E, -0.7, 0.7)
+  z' = 0.1 * ((V + m * E) @ y')
+  out y'
+}",
+    "spec sums_in_the_write {
+  axis N = ?
+  in u[N]
+  learn W[N,N] ~ uniform(-1, 1)
+  learn s = 0.3
+  state y[N] = 0, z[N] = 0
+  plastic H[N,N] = 0
+  trace E[N,N] = 0
+  y' = tanh(u + (s * H + W * E) @ y + z)
+  E'[j,i] = 0.7 * E + 0.3 * y'[j] * y[i]
+  H'[j,i] = clip(H + s * E * y'[j], -0.7, 0.7)
+  z' = 0.1 * ((s * H' + W * E) @ y')
+  out y'
+  out o[N] = H'^T @ y'
+  penalty mean(H' * H') + 0.1 * sum(s * E)
+}",
+    "spec two_shapes {
+  axis N = ?, M = ?
+  in u[N], w[M]
+  learn V[M,N] ~ uniform(-1, 1)
+  learn s = 0.4
+  state z[M] = 0, y[N] = 0
+  plastic H[M,N] = 0, G[N,M] = 0
+  z' = tanh(w + (V + s * H) @ y)
+  y' = tanh(u + G @ z')
+  H'[j,i] = clip(0.9 * H + s * V * z'[j] * y[i], -0.4, 0.4)
+  G'[j,i] = clip(G + s * y[j] * z[i], -0.4, 0.4)
+  out y'
+}",
+    "spec no_matrix {
+  axis N = ?
+  in u[N]
+  learn W[N,N] ~ uniform(-1, 1)
+  state y[N] = 0
+  y' = tanh(W @ y + u)
+  out y'
+}",
+];
+
+/// The library and the specs above, at sizes that leave lanes of a register empty.
+fn models() -> Vec<(String, Arc<Model>, Sizes)> {
+    let tempting = TEMPTING.iter().map(|text| model_of(text)).map(|m| (m.name.clone(), m));
+    tempting
+        .chain(all_specs())
+        .map(|(name, model)| {
+            let sizes = small_sizes(&model, 5);
+            (name, model, sizes)
+        })
+        .collect()
+}
+
+fn engine(model: &Arc<Model>, sizes: &Sizes, checkpoint_every: Option<usize>) -> Engine {
+    let options = EngineOptions { checkpoint_every, ..EngineOptions::default() };
+    Engine::new(model.clone(), sizes.clone(), Backend::Cranelift, &options).expect("it compiles")
+}
+
+fn case(model: &Model, sizes: &Sizes, seed: u64, reset_at: Option<usize>) -> Case {
+    let options = Options { seed, steps: STEPS, state_scale: 0.4, reset_at };
+    single_precision(random_case(model, sizes, &options))
+}
+
+fn params(case: &Case) -> Vec<Vec<f32>> {
+    case.params.iter().map(|p| narrow(p)).collect()
+}
+
+fn same(name: &str, what: &str, found: &RowResult, expected: &RowResult) {
+    for ((k, a), (_, b)) in bits(found).iter().zip(&bits(expected)) {
+        assert_eq!(a, b, "{name}: {k} depends on {what}");
+    }
+}
+
+#[test]
+fn checkpoints_change_nothing() {
+    for (name, model, sizes) in models() {
+        for reset_at in [None, Some(3)] {
+            let case = case(&model, &sizes, 1, reset_at);
+            let expected = run_in_manner(&engine(&model, &sizes, Some(1)), &case, Manner::default());
+            for interval in [2, 3, 4, STEPS - 1, STEPS, STEPS + 5] {
+                let found = run_in_manner(&engine(&model, &sizes, Some(interval)), &case, Manner::default());
+                same(&name, &format!("a checkpoint every {interval} steps"), &found, &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn reading_states_on_the_way_changes_nothing() {
+    for (name, model, sizes) in models() {
+        let case = case(&model, &sizes, 2, Some(4));
+        let engine = engine(&model, &sizes, None);
+        let expected = run_in_manner(&engine, &case, Manner::default());
+        let peeks = Manner { peeks: true, ..Manner::default() };
+        same(&name, "reading states", &run_in_manner(&engine, &case, peeks), &expected);
+    }
+}
+
+#[test]
+fn tapes_may_outgrow_their_announced_length() {
+    for (name, model, sizes) in models() {
+        let case = case(&model, &sizes, 3, Some(2));
+        let engine = engine(&model, &sizes, None);
+        let expected = run_in_manner(&engine, &case, Manner::default());
+        for announced in [0, 1, 2, STEPS - 1, 100] {
+            let manner = Manner { announced: Some(announced), ..Manner::default() };
+            let found = run_in_manner(&engine, &case, manner);
+            same(&name, &format!("an announced length of {announced}"), &found, &expected);
+        }
+    }
+}
+
+#[test]
+fn rows_do_not_see_what_ran_on_their_tape_before() {
+    for (name, model, sizes) in models() {
+        let engine = engine(&model, &sizes, None);
+        let (first, mut second) = (case(&model, &sizes, 4, Some(2)), case(&model, &sizes, 5, None));
+        second.params.clone_from(&first.params);
+        let bound = engine.bind(&params(&first)).expect("parameters fit");
+        let fresh = run_in_manner(&engine, &second, Manner::default());
+        let mut tape = engine.tape(STEPS, Mode::Train);
+        run_on(&bound, &mut tape, &mut engine.grads(), &first, Manner::default());
+        let mut grads = engine.grads();
+        let mut used = run_on(&bound, &mut tape, &mut grads, &second, Manner::default());
+        used.params = engine.finish(&bound, vec![grads]);
+        same(&name, "the row before", &used, &fresh);
+        // A shorter row after a longer one.
+        let mut short = second.clone();
+        short.sequence.inputs.truncate(2);
+        short.sequence.resets.truncate(2);
+        short.bars.outputs.truncate(2);
+        let fresh = run_in_manner(&engine, &short, Manner::default());
+        let mut grads = engine.grads();
+        let mut used = run_on(&bound, &mut tape, &mut grads, &short, Manner::default());
+        used.params = engine.finish(&bound, vec![grads]);
+        same(&name, "the longer row before", &used, &fresh);
+    }
+}
+
+#[test]
+fn gradients_are_summed_row_by_row() {
+    for (name, model, sizes) in models() {
+        let engine = engine(&model, &sizes, None);
+        let (first, mut second) = (case(&model, &sizes, 6, None), case(&model, &sizes, 7, Some(5)));
+        second.params.clone_from(&first.params);
+        let bound = engine.bind(&params(&first)).expect("parameters fit");
+        let mut chunks = vec![];
+        for case in [&first, &second] {
+            let mut grads = engine.grads();
+            run_on(&bound, &mut engine.tape(STEPS, Mode::Train), &mut grads, case, Manner::default());
+            chunks.push(grads);
+        }
+        let apart = engine.finish(&bound, chunks);
+        let mut together = engine.grads();
+        let mut tape = engine.tape(STEPS, Mode::Train);
+        for case in [&first, &second] {
+            run_on(&bound, &mut tape, &mut together, case, Manner::default());
+        }
+        let together = engine.finish(&bound, vec![together]);
+        // Chunks are summed in double precision, rows within a chunk in single precision.
+        for (p, (a, b)) in model.params.iter().zip(apart.iter().zip(&together)) {
+            let norm = a.iter().map(|x| x * x).sum::<f32>().sqrt().max(0.1);
+            let off = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+            assert!(off < 1e-4 * norm, "{name}: {} is not the sum over rows: {off:e} of {norm}", p.name);
+        }
+    }
+}
+
+/// Steps `from..to` of a case, as an episode of its own.
+fn episode(case: &Case, from: usize, to: usize, last: bool) -> Case {
+    let zeros = |x: &Tensor| Arc::new(vec![0.0; x.len()]);
+    Case {
+        params: case.params.clone(),
+        sequence: Sequence {
+            inputs: case.sequence.inputs[from..to].to_vec(),
+            initial: case.sequence.initial.clone(),
+            resets: vec![false; to - from],
+        },
+        bars: Cotangents {
+            outputs: case.bars.outputs[from..to].to_vec(),
+            penalty: case.bars.penalty,
+            last: match last {
+                true => case.bars.last.clone(),
+                false => case.bars.last.iter().map(zeros).collect(),
+            },
+        },
+    }
+}
+
+#[test]
+fn a_reset_is_the_beginning_of_an_episode() {
+    for (name, model, sizes) in models() {
+        let engine = engine(&model, &sizes, Some(2));
+        for at in [0, 1, 3, STEPS - 1] {
+            let whole = case(&model, &sizes, 8, Some(at));
+            let found = run_in_manner(&engine, &whole, Manner::default());
+            let bound = engine.bind(&params(&whole)).expect("parameters fit");
+            let mut grads = engine.grads();
+            let mut tape = engine.tape(STEPS, Mode::Train);
+            // The backward pass goes from the last episode to the first, and adds in this order.
+            let second =
+                run_on(&bound, &mut tape, &mut grads, &episode(&whole, at, STEPS, true), Manner::default());
+            let mut expected = second.clone();
+            if at > 0 {
+                let first = episode(&whole, 0, at, false);
+                let first = run_on(&bound, &mut tape, &mut grads, &first, Manner::default());
+                expected.outputs = [first.outputs, second.outputs].concat();
+                expected.penalties = [first.penalties, second.penalties].concat();
+                expected.inputs = [first.inputs, second.inputs].concat();
+                for (sum, x) in expected.initial.iter_mut().zip(&first.initial) {
+                    sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
+                }
+            }
+            expected.params = engine.finish(&bound, vec![grads]);
+            same(&name, &format!("whether step {at} is a reset or a new episode"), &found, &expected);
+        }
+    }
+}
+
+#[test]
+fn inference_gives_what_training_gives() {
+    for (name, model, sizes) in models() {
+        let engine = engine(&model, &sizes, None);
+        let case = case(&model, &sizes, 9, Some(4));
+        let trained = run_in_manner(&engine, &case, Manner::default());
+        let bound = engine.bind(&params(&case)).expect("parameters fit");
+        let initial = RowState { states: case.sequence.initial.iter().map(|s| narrow(s)).collect() };
+        let mut tape = engine.tape(1, Mode::Infer);
+        // Twice, so that the second time begins on a used tape.
+        for peek in [false, true] {
+            bound.begin(&mut tape, Some(&initial));
+            for (t, inputs) in case.sequence.inputs.iter().enumerate() {
+                if case.sequence.resets[t] {
+                    bound.reset(&mut tape, Some(&initial));
+                }
+                feed(&bound, &mut tape, inputs);
+                bound.step(&mut tape);
+                let found = outputs_at(&bound, &tape, t);
+                assert_eq!(found, trained.outputs[t], "{name}: outputs of step {t}");
+                assert_eq!(bound.penalty(&tape, t), trained.penalties[t], "{name}: penalty of step {t}");
+                if peek {
+                    bound.state(&mut tape);
+                }
+            }
+            assert_eq!(bound.state(&mut tape).states, trained.states, "{name}: final states");
+        }
+    }
+}
+
+#[test]
+fn inputs_may_be_written_before_a_reset() {
+    for (name, model, sizes) in models() {
+        let engine = engine(&model, &sizes, None);
+        let case = case(&model, &sizes, 10, Some(3));
+        let expected = run_in_manner(&engine, &case, Manner::default());
+        let bound = engine.bind(&params(&case)).expect("parameters fit");
+        let initial = RowState { states: case.sequence.initial.iter().map(|s| narrow(s)).collect() };
+        for mode in [Mode::Train, Mode::Infer] {
+            let mut tape = engine.tape(STEPS, mode);
+            bound.begin(&mut tape, Some(&initial));
+            for (t, inputs) in case.sequence.inputs.iter().enumerate() {
+                feed(&bound, &mut tape, inputs);
+                if case.sequence.resets[t] {
+                    bound.reset(&mut tape, Some(&initial));
+                    bound.reset(&mut tape, Some(&initial));
+                }
+                bound.step(&mut tape);
+                assert_eq!(outputs_at(&bound, &tape, t), expected.outputs[t], "{name}: step {t}, {mode:?}");
+            }
+            assert_eq!(bound.state(&mut tape).states, expected.states, "{name}: {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn inputs_that_are_not_written_are_zero() {
+    for (name, model, sizes) in models() {
+        let engine = engine(&model, &sizes, None);
+        let mut case = case(&model, &sizes, 11, None);
+        let zeros = |x: &Tensor| Arc::new(vec![0.0; x.len()]);
+        for inputs in case.sequence.inputs.iter_mut().skip(1).step_by(2) {
+            *inputs = inputs.iter().map(zeros).collect();
+        }
+        let expected = run_in_manner(&engine, &case, Manner::default());
+        let bound = engine.bind(&params(&case)).expect("parameters fit");
+        let initial = RowState { states: case.sequence.initial.iter().map(|s| narrow(s)).collect() };
+        let mut tape = engine.tape(STEPS, Mode::Train);
+        for _ in 0..2 {
+            bound.begin(&mut tape, Some(&initial));
+            for (t, inputs) in case.sequence.inputs.iter().enumerate() {
+                for (k, x) in inputs.iter().enumerate().filter(|_| t % 2 == 0) {
+                    bound.input_mut(&mut tape, InputId(k as u32)).copy_from_slice(&narrow(x));
+                }
+                bound.step(&mut tape);
+                assert_eq!(outputs_at(&bound, &tape, t), expected.outputs[t], "{name}: step {t}");
+            }
+        }
+    }
+}
