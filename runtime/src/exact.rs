@@ -11,7 +11,7 @@ use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
 use compiler::interp::{Cotangents, Interpreter, Sequence};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
-use compiler::model::{Init, Model, Role};
+use compiler::model::{Model, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -123,7 +123,7 @@ pub struct Engine {
 
 enum Kind {
     Interp,
-    Jit(jit::Code),
+    Jit(Box<jit::Code>),
 }
 
 /// Parameters in the layout of a back end.
@@ -137,7 +137,6 @@ pub struct Bound<'e> {
 /// One row's memory.
 pub struct Tape(TapeKind);
 
-#[expect(clippy::large_enum_variant, reason = "there is one tape per thread")]
 enum TapeKind {
     Interp(interp::Tape),
     Jit(jit::Tape),
@@ -177,7 +176,7 @@ impl Engine {
             Backend::Interp => Kind::Interp,
             Backend::Cranelift => {
                 check_addressable(&program)?;
-                Kind::Jit(jit::Code::new(&program)?)
+                Kind::Jit(Box::new(jit::Code::new(&program)?))
             }
         };
         Ok(Engine { interpreter, program, kind, backend, options: *options })
