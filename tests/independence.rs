@@ -305,7 +305,7 @@ fn inference_gives_what_training_gives() {
                 bound.step(&mut tape);
                 let found = outputs_at(&bound, &tape, t);
                 assert_eq!(found, trained.outputs[t], "{name}: outputs of step {t}");
-                assert_eq!(bound.penalty(&tape, t), trained.penalties[t], "{name}: penalty of step {t}");
+                assert_eq!(bound.penalty(&mut tape, t), trained.penalties[t], "{name}: penalty of step {t}");
                 if peek {
                     bound.state(&mut tape);
                 }
