@@ -12,3 +12,8 @@ pub mod ir;
 pub mod loops;
 pub mod model;
 pub mod passes;
+mod scan;
+pub mod stages;
+pub mod verdict;
+
+pub use scan::ParseError;
