@@ -125,7 +125,7 @@ fn engine(model: &Arc<Model>, sizes: &Sizes, checkpoint_every: Option<usize>) ->
 }
 
 fn case(model: &Model, sizes: &Sizes, seed: u64, reset_at: Option<usize>) -> Case {
-    let options = Options { seed, steps: STEPS, state_scale: 0.4, reset_at };
+    let options = Options { seed, steps: STEPS, state_scale: 0.4, reset_at, ..Options::default() };
     single_precision(random_case(model, sizes, &options))
 }
 
