@@ -282,7 +282,7 @@ impl Plan {
 
     fn options(&self) -> Options {
         let reset_at = self.reset.filter(|t| *t < self.steps);
-        Options { seed: self.seed, steps: self.steps, state_scale: self.scale, reset_at }
+        Options { seed: self.seed, steps: self.steps, state_scale: self.scale, reset_at, ..Options::default() }
     }
 }
 
@@ -321,7 +321,7 @@ fn examine(
         Engine::new(model.clone(), sizes.clone(), Backend::Cranelift, &options).expect("it compiles")
     };
     let plain = engine(Some(interval));
-    let worst = compare_case(&plain, &case);
+    let worst = compare_case(model, &plain, &case);
     let aside = worst.error > SINGLE && is_at_a_kink(model, sizes, &case, worst.error);
     if worst.error > SINGLE && !aside {
         return Err(format!("machine code: {} is off by {:.1e}", worst.name, worst.error));

@@ -28,11 +28,13 @@ pub struct Options {
     pub state_scale: f64,
     /// A reset of the states before this step.
     pub reset_at: Option<usize>,
+    /// Whether half of the elements of signals are exactly zero, as missing values are.
+    pub sparse: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { seed: 0, steps: 6, state_scale: 0.5, reset_at: None }
+        Options { seed: 0, steps: 6, state_scale: 0.5, reset_at: None, sparse: false }
     }
 }
 
@@ -116,6 +118,7 @@ pub fn random_case(model: &Model, sizes: &Sizes, options: &Options) -> Case {
         match i.role {
             Role::Reset => Arc::new(vec![0.0; x.len()]),
             Role::Mask => Arc::new(x.iter().map(|v| f64::from(*v < 0.5)).collect()),
+            Role::Signal if options.sparse => Arc::new(x.iter().map(|v| v.max(0.0)).collect()),
             _ => x,
         }
     };

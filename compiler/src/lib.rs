@@ -11,3 +11,9 @@ pub mod interp;
 pub mod ir;
 pub mod loops;
 pub mod model;
+pub mod passes;
+mod scan;
+pub mod stages;
+pub mod verdict;
+
+pub use scan::ParseError;

@@ -244,6 +244,31 @@ pub enum ConstExpr {
 }
 
 impl ConstExpr {
+    /// As the spec would write it.
+    pub fn text(&self, axes: &Axes) -> String {
+        use grammar::ast::BinaryOp;
+        match self {
+            ConstExpr::Number(x) => format!("{x}"),
+            ConstExpr::Size(axis) => axes.text(*axis),
+            ConstExpr::Neg(x) => format!("-{}", x.text(axes)),
+            ConstExpr::Sqrt(x) => format!("sqrt({})", x.text(axes)),
+            ConstExpr::Binary(op, a, b) => {
+                let sign = match op {
+                    BinaryOp::Add => "+",
+                    BinaryOp::Sub => "-",
+                    BinaryOp::Mul => "*",
+                    BinaryOp::Div => "/",
+                    _ => "^",
+                };
+                let operand = |x: &ConstExpr| match x {
+                    ConstExpr::Binary(..) | ConstExpr::Neg(_) => format!("({})", x.text(axes)),
+                    x => x.text(axes),
+                };
+                format!("{} {sign} {}", operand(a), operand(b))
+            }
+        }
+    }
+
     /// Its value, once axes have sizes.
     pub fn eval(&self, sizes: &Sizes) -> f64 {
         use grammar::ast::BinaryOp;

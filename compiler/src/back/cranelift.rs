@@ -6,8 +6,10 @@
 //! runs without, and this module emits code that needs none: invariants are computed outside of
 //! the loops they do not vary with.
 
+/// The order of [`Kernels::entries`].
+pub use crate::loops::NAMES as ROUTINES;
 use crate::loops::body::{Body, BodyOp, Id};
-use crate::loops::{Access, Base, Effect, Extent, LANES, Nest, Place, Program, Routine, Tiles};
+use crate::loops::{Access, Base, Effect, Extent, LANES, Nest, Place, Program, Routine, Tiles, routines};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I32X4, I64};
 use cranelift_codegen::ir::{
@@ -28,17 +30,6 @@ pub struct Kernels {
     pub code_bytes: usize,
 }
 
-/// The order of [`Kernels::entries`].
-pub const ROUTINES: [&str; 7] = [
-    "forward.first",
-    "forward.step",
-    "forward.flush",
-    "replay",
-    "backward.first",
-    "backward.step",
-    "backward.flush",
-];
-
 /// Why kernels could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum JitError {
@@ -53,19 +44,6 @@ pub enum JitError {
         /// Its words.
         why: String,
     },
-}
-
-/// The routines of a program, in the order of [`ROUTINES`].
-pub fn routines(program: &Program) -> [&Routine; 7] {
-    [
-        &program.forward.first,
-        &program.forward.step,
-        &program.forward.flush,
-        &program.replay,
-        &program.backward.first,
-        &program.backward.step,
-        &program.backward.flush,
-    ]
 }
 
 /// Compiles a program for this machine.
@@ -518,15 +496,8 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
 
     /// Pointers must be loaded before the loops in which they are used.
     fn load_pointers(&mut self) {
-        let mut used: Vec<Base> = self
-            .nest
-            .body
-            .loads()
-            .map(|a| match a {
-                Access::Matrix(p) | Access::Post(p) | Access::Pre(p) | Access::Scalar(p) => p.base,
-            })
-            .collect();
-        used.extend(self.nest.effects.iter().map(Effect::base));
+        let mut used: Vec<Base> = self.nest.body.loads().map(|a| a.place().base).collect();
+        used.extend(self.nest.effects.iter().map(|e| e.place().base));
         used.push(Base::Scratch);
         for base in used {
             self.pointer(base);
@@ -660,7 +631,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         self.load_pointers();
         let partials = self.clear_partials(pre);
         let tiles = Tiles::of(post);
-        let masked = post % LANES != 0 && self.nest.effects.iter().any(Effect::sums_over_post);
+        let masked = !post.is_multiple_of(LANES) && self.nest.effects.iter().any(Effect::sums_over_post);
         let mut groups: Vec<(usize, usize, usize, bool)> = vec![];
         let wide_end = tiles.wide * tiles.width;
         for (start, count, width) in [(0, tiles.wide, tiles.width), (wide_end, tiles.narrow, tiles.width - 1)]
@@ -898,18 +869,6 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
 }
 
 impl Effect {
-    /// Where it goes.
-    fn base(&self) -> Base {
-        match self {
-            Effect::Store(a, _) | Effect::Add(a, ..) => match a {
-                Access::Matrix(p) | Access::Post(p) | Access::Pre(p) | Access::Scalar(p) => p.base,
-            },
-            Effect::SumPre(p, ..) | Effect::SumPost(p, ..) | Effect::SumAll(p, ..) | Effect::MaxAll(p, _) => {
-                p.base
-            }
-        }
-    }
-
     fn sums_over_post(&self) -> bool {
         matches!(self, Effect::SumPost(..) | Effect::SumAll(..) | Effect::MaxAll(..))
     }

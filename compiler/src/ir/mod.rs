@@ -30,10 +30,13 @@
 //! operand where the first is not zero.
 
 mod build;
+mod parse;
 mod print;
 mod verify;
 
 pub use build::Builder;
+pub use parse::parse;
+pub use print::{print, shape_text, type_text};
 pub use verify::verify;
 
 use grammar::span::Span;

@@ -41,9 +41,12 @@ mod emit;
 mod fuse;
 mod lower;
 mod math;
+pub mod plan;
+mod print;
 pub mod schedule;
 
 pub use lower::{LowerOptions, lower};
+pub use print::{NAMES, print, routines};
 
 use crate::ir::Value;
 use body::Body;
@@ -126,6 +129,15 @@ pub enum Access {
     Scalar(Place),
 }
 
+impl Access {
+    /// Where it begins.
+    pub fn place(self) -> Place {
+        match self {
+            Access::Matrix(p) | Access::Post(p) | Access::Pre(p) | Access::Scalar(p) => p,
+        }
+    }
+}
+
 /// What a nest runs over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Extent {
@@ -157,6 +169,18 @@ pub enum Effect {
     SumAll(Place, body::Id, Option<body::Id>),
     /// Scalar becomes the largest value over the whole extent.
     MaxAll(Place, body::Id),
+}
+
+impl Effect {
+    /// Where it goes.
+    pub fn place(&self) -> Place {
+        match self {
+            Effect::Store(a, _) | Effect::Add(a, ..) => a.place(),
+            Effect::SumPre(p, ..) | Effect::SumPost(p, ..) | Effect::SumAll(p, ..) | Effect::MaxAll(p, _) => {
+                *p
+            }
+        }
+    }
 }
 
 /// A loop nest.

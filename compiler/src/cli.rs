@@ -1,0 +1,247 @@
+//! The arguments of `bpmc`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "Examples:
+  bpmc check specs/backpropamine/*.bpm
+  bpmc plan specs/backpropamine/retroactive.bpm --axis I=17 --axis A=4 --batch 30 --steps 200
+  bpmc compile specs/zoo/deltanet.bpm --emit step,adjoint
+
+Exit codes: 0 done, 1 the input has errors or a check failed, 2 usage or file error,
+3 not on this machine or not enough memory, 101 a bug of bpmc.";
+
+/// Checks, explains and compiles plastic networks written as .bpm specs.
+#[derive(Debug, Parser)]
+#[command(name = "bpmc", version, about, after_help = EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// How diagnostics and tables look.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) message_format: Format,
+    /// When diagnostics are coloured; NO_COLOR is honoured.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub(crate) color: Color,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check specs; silent if nothing is wrong.
+    #[command(visible_alias = "c")]
+    Check(Check),
+    /// Print or write what the compiler makes of a spec.
+    Compile(Compile),
+    /// Put specs into the canonical layout.
+    Fmt(Fmt),
+    /// Explain a code such as BPM0203; without a code, list them all.
+    Explain(Explain),
+    /// Print memory and work of training, before anything runs.
+    Plan(Plan),
+    /// Compare the gradients of a spec with finite differences.
+    Gradcheck(Gradcheck),
+}
+
+/// `bpmc check`
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Specs; `-` reads standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Show remarks too, and say what was checked.
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+/// Which model, and its sizes.
+#[derive(Debug, Args)]
+pub(crate) struct Subject {
+    /// The spec; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Which spec of a file that holds several.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) spec: Option<String>,
+    /// The size of an axis.
+    #[arg(long = "axis", value_name = "NAME=SIZE", value_parser = axis)]
+    pub(crate) axes: Vec<(String, usize)>,
+}
+
+/// How long and how wide a run is.
+#[derive(Debug, Args)]
+pub(crate) struct Load {
+    /// Rows of a batch.
+    #[arg(long, default_value_t = 32, value_parser = positive, value_name = "ROWS")]
+    pub(crate) batch: usize,
+    /// Steps of an episode or window.
+    #[arg(long, default_value_t = 100, value_parser = positive, value_name = "STEPS")]
+    pub(crate) steps: usize,
+    /// Threads.
+    #[arg(long, default_value_t = 1, value_parser = positive, value_name = "THREADS")]
+    pub(crate) threads: usize,
+    /// Steps between checkpoints of the plastic matrices [default: the square root of the steps].
+    #[arg(long, value_parser = positive, value_name = "STEPS")]
+    pub(crate) checkpoint_every: Option<usize>,
+}
+
+/// `bpmc compile`
+#[derive(Debug, Args)]
+pub(crate) struct Compile {
+    #[command(flatten)]
+    pub(crate) subject: Subject,
+    /// Write the stages into this folder, one file each.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// What the code is for.
+    #[arg(long, value_enum, default_value_t, value_name = "TARGET")]
+    pub(crate) target: Target,
+    /// The stages to emit: ast, model, step, adjoint, prologue, tangent, loops, plan, clif, or all.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "STAGE", hide_possible_values = true)]
+    pub(crate) emit: Vec<Emit>,
+    #[command(flatten)]
+    pub(crate) load: Load,
+}
+
+/// `bpmc fmt`
+#[derive(Debug, Args)]
+pub(crate) struct Fmt {
+    /// Specs; `-` reads standard input and prints the result.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Write nothing; fail (exit code 1) if a file is not in the canonical layout.
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+/// `bpmc explain`
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The code, with or without its letters.
+    pub(crate) code: Option<String>,
+}
+
+/// `bpmc plan`
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) subject: Subject,
+    #[command(flatten)]
+    pub(crate) load: Load,
+    /// What may be used: 8GiB, 500MB.
+    #[arg(long, value_parser = memory, value_name = "SIZE")]
+    pub(crate) memory: Option<u64>,
+}
+
+/// `bpmc gradcheck`
+#[derive(Debug, Args)]
+pub(crate) struct Gradcheck {
+    #[command(flatten)]
+    pub(crate) subject: Subject,
+    /// The seed of the numbers.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Steps of the sequence.
+    #[arg(long, default_value_t = 6, value_parser = positive, value_name = "STEPS")]
+    pub(crate) steps: usize,
+    /// The largest relative error allowed.
+    #[arg(long, default_value_t = 1e-5, value_name = "ERROR")]
+    pub(crate) tolerance: f64,
+    /// What gives the gradients under test.
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    pub(crate) backend: Backend,
+}
+
+/// What the code is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Target {
+    /// This processor.
+    #[default]
+    Cpu,
+    /// A CUDA device.
+    Cuda,
+    /// PyTorch source.
+    Torch,
+}
+
+/// What gives the gradients under test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// The interpreter in double precision.
+    #[default]
+    Interp,
+}
+
+/// A stage, or all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Emit {
+    Ast,
+    Model,
+    Step,
+    Adjoint,
+    Prologue,
+    Tangent,
+    Loops,
+    Plan,
+    Clif,
+    All,
+}
+
+/// How diagnostics look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// With excerpts, for people.
+    #[default]
+    Human,
+    /// One line each, for editors.
+    Short,
+    /// One JSON object per line, for programs.
+    Json,
+}
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+fn axis(text: &str) -> Result<(String, usize), String> {
+    let (name, size) = text.split_once('=').ok_or("write it as NAME=SIZE")?;
+    Ok((name.trim().to_owned(), positive(size.trim())?))
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=1 << 30).contains(&n) => Ok(n),
+        _ => Err(format!("`{text}` is no number between 1 and 2^30")),
+    }
+}
+
+/// `8GiB`, `500 MB`, `1000000`
+fn memory(text: &str) -> Result<u64, String> {
+    let digits = text.trim().find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.trim().len());
+    let (number, unit) = text.trim().split_at(digits);
+    let scale = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "t" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        other => return Err(format!("`{other}` is no unit of memory; write 8GiB or 500MB")),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n > 0.0 && n * scale < 1e18 => Ok((n * scale) as u64),
+        _ => Err(format!("`{text}` is no amount of memory; write 8GiB or 500MB")),
+    }
+}

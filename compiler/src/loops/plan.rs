@@ -1,0 +1,450 @@
+//! What training a program costs: every byte that it holds, and its passes over the matrices.
+//!
+//! The sizes of a tape are decided here and allocated by the engine. Matrix states are kept at
+//! checkpoints, `K` steps apart, and rebuilt in between: a segment takes `K + 2` snapshots, the
+//! episode `⌈T/K⌉` checkpoints, so their sum is least near `K = √T`. Every step is replayed exactly
+//! once whatever `K` is: the choice trades nothing but memory.
+
+use super::{Extent, Program, Steps};
+use crate::ir::{Shape, Sizes};
+use crate::model::{Init, Model, State};
+use serde::Serialize;
+
+/// Elements of every region of one row's tape, in training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TapeSizes {
+    /// Steps between checkpoints.
+    pub interval: usize,
+    /// Frames: one per step, one before the first and one behind the last.
+    pub frames: usize,
+    /// Adjoint frames.
+    pub adjoint: usize,
+    /// The matrix states.
+    pub carry: usize,
+    /// What the backward pass carries from call to call.
+    pub back_carry: usize,
+    /// The cotangents of the matrix states at both ends.
+    pub ends: usize,
+    /// Values within one call.
+    pub scratch: usize,
+    /// The matrix states of the segment that runs backward.
+    pub snapshots: usize,
+    /// The matrix states at the starts of segments.
+    pub checkpoints: usize,
+}
+
+impl TapeSizes {
+    /// The sizes of a tape of this many steps with a checkpoint every `interval` steps (the square
+    /// root of the steps if `None`).
+    pub fn new(program: &Program, steps: usize, interval: Option<usize>) -> TapeSizes {
+        let root = (steps as f64).sqrt().ceil() as usize;
+        let interval = interval.unwrap_or(root).clamp(1, steps.max(1));
+        let matrices = program.matrices_len;
+        TapeSizes {
+            interval,
+            frames: program.frame_len.saturating_mul(steps + 2),
+            adjoint: program.adjoint_len.saturating_mul(steps + 3),
+            carry: matrices,
+            back_carry: program.carry_len,
+            ends: matrices,
+            scratch: program.scratch_len,
+            snapshots: matrices.saturating_mul(interval + 2),
+            checkpoints: matrices.saturating_mul(steps.div_ceil(interval)),
+        }
+    }
+
+    /// Bytes of all regions.
+    pub fn bytes(&self) -> u64 {
+        let all = [
+            self.frames,
+            self.adjoint,
+            self.carry,
+            self.back_carry,
+            self.ends,
+            self.scratch,
+            self.snapshots,
+            self.checkpoints,
+        ];
+        all.iter().fold(0, |sum, n| sum.saturating_add(allocated(*n)))
+    }
+}
+
+/// Bytes of a region: it is allocated in cache lines.
+fn allocated(elements: usize) -> u64 {
+    (elements.div_ceil(16) as u64).saturating_mul(64)
+}
+
+/// At most this many partial sums of gradients exist at a time.
+const CHUNKS: usize = 16;
+
+/// How a program is going to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// Rows of a batch.
+    pub batch: usize,
+    /// Steps of an episode or window.
+    pub steps: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Steps between checkpoints; `None` for the square root of the steps.
+    pub checkpoint_every: Option<usize>,
+    /// Bytes that may be used.
+    pub memory: Option<u64>,
+}
+
+/// A region of memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Item {
+    /// What it holds.
+    pub what: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// One way to place the checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Choice {
+    /// Steps between checkpoints.
+    pub every: usize,
+    /// Checkpoints of an episode.
+    pub checkpoints: usize,
+    /// Matrix states held while a segment runs backward.
+    pub snapshots: usize,
+    /// Steps whose writes are replayed.
+    pub replayed: usize,
+    /// Bytes of a tape.
+    pub tape: u64,
+    /// Bytes of the whole.
+    pub total: u64,
+}
+
+/// Passes over the plastic matrices in one step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Sweeps {
+    /// How many.
+    pub count: usize,
+    /// What each of them does, for the matrix shape that has most.
+    pub what: Vec<String>,
+}
+
+/// What kind of write a matrix state has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Write {
+    /// Its class.
+    pub class: String,
+    /// What follows from it.
+    pub means: String,
+}
+
+/// The cost of training a program.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// The spec.
+    pub spec: String,
+    /// The sizes of its axes.
+    pub axes: Vec<(String, usize)>,
+    /// Rows of a batch.
+    pub batch: usize,
+    /// Steps.
+    pub steps: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Learned numbers.
+    pub learned: usize,
+    /// What exists once.
+    pub shared: Vec<Item>,
+    /// What exists once per thread.
+    pub tape: Vec<Item>,
+    /// Bytes of one tape.
+    pub tape_bytes: u64,
+    /// Bytes of everything.
+    pub total_bytes: u64,
+    /// What all matrix states of all steps and rows would need.
+    pub dense_bytes: u64,
+    /// The matrix states of a row, in bytes.
+    pub matrix_bytes: u64,
+    /// Ways to place the checkpoints.
+    pub choices: Vec<Choice>,
+    /// The way that is taken: steps between checkpoints.
+    pub checkpoint_every: usize,
+    /// Whether the whole fits into the memory that may be used.
+    pub fits: Option<bool>,
+    /// The memory that may be used.
+    pub memory: Option<u64>,
+    /// The classes of the writes, where the checker has said them.
+    pub writes: Vec<Write>,
+    /// Going forward.
+    pub forward: Sweeps,
+    /// Rebuilding states going backward.
+    pub replay: Sweeps,
+    /// Going backward.
+    pub backward: Sweeps,
+}
+
+/// Plans the training of a program.
+pub fn plan(model: &Model, sizes: &Sizes, program: &Program, usage: &Use) -> Plan {
+    let shared = shared(model, sizes, program, usage);
+    let fixed = shared.iter().fold(0u64, |sum, i| sum.saturating_add(i.bytes));
+    let tapes = usage.threads.min(usage.batch) as u64;
+    let choice = |every: usize| {
+        let tape = TapeSizes::new(program, usage.steps, Some(every)).bytes();
+        Choice {
+            every,
+            checkpoints: usage.steps.div_ceil(every),
+            snapshots: every + 2,
+            replayed: if program.matrices_len == 0 { 0 } else { usage.steps },
+            tape,
+            total: fixed.saturating_add(tape.saturating_mul(tapes)),
+        }
+    };
+    let chosen = chosen(program, usage, &choice);
+    let choices = if program.matrices_len == 0 {
+        vec![choice(chosen)]
+    } else {
+        intervals(usage.steps, chosen).into_iter().map(choice).collect()
+    };
+    let taken = choice(chosen);
+    let matrix_bytes = matrix_elements(model, sizes).saturating_mul(4);
+    let moments = (usage.batch as u64).saturating_mul(usage.steps as u64 + 1);
+    Plan {
+        spec: model.name.clone(),
+        axes: model.axes.named.iter().map(|a| a.name.clone()).zip(named_sizes(model, sizes)).collect(),
+        batch: usage.batch,
+        steps: usage.steps,
+        threads: usage.threads,
+        learned: model.params.iter().filter(|p| p.learned).map(|p| sizes.count(p.shape)).sum(),
+        shared,
+        tape: tape_items(program, usage.steps, chosen),
+        tape_bytes: taken.tape,
+        total_bytes: taken.total,
+        dense_bytes: matrix_bytes.saturating_mul(moments),
+        matrix_bytes,
+        choices,
+        checkpoint_every: chosen,
+        fits: usage.memory.map(|m| taken.total <= m),
+        memory: usage.memory,
+        writes: vec![],
+        forward: sweeps(&program.forward),
+        replay: sweeps(&Steps { step: program.replay.clone(), ..Steps::default() }),
+        backward: sweeps(&program.backward),
+    }
+}
+
+fn named_sizes(model: &Model, sizes: &Sizes) -> Vec<usize> {
+    let mut axes = model.axes.clone();
+    let known = axes.len() as u32;
+    let named = (0..axes.named.len()).map(|k| axes.intern_named(k)).collect::<Vec<_>>();
+    named.into_iter().map(|a| if a.0 < known { sizes.of(a) } else { 0 }).collect()
+}
+
+/// The interval asked for, else the square root of the steps, else, if that does not fit, the one
+/// that takes least.
+fn chosen(program: &Program, usage: &Use, choice: &dyn Fn(usize) -> Choice) -> usize {
+    let usual = TapeSizes::new(program, usage.steps, usage.checkpoint_every).interval;
+    let fits = |c: &Choice| usage.memory.is_none_or(|m| c.total <= m);
+    if usage.checkpoint_every.is_some() || fits(&choice(usual)) {
+        return usual;
+    }
+    let near = usual.saturating_sub(usual / 2 + 2).max(1)..=(usual * 2).min(usage.steps);
+    near.min_by_key(|k| choice(*k).total).unwrap_or(usual)
+}
+
+/// Powers of two, the chosen interval, and all steps.
+fn intervals(steps: usize, chosen: usize) -> Vec<usize> {
+    let mut found: Vec<usize> = (0..).map(|k| 1 << k).take_while(|k| *k < steps).collect();
+    found.extend([chosen, steps.max(1)]);
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn item(what: impl Into<String>, bytes: u64) -> Item {
+    Item { what: what.into(), bytes }
+}
+
+fn shared(model: &Model, sizes: &Sizes, program: &Program, usage: &Use) -> Vec<Item> {
+    let count: usize = model.params.iter().map(|p| sizes.count(p.shape)).sum();
+    let params = count as u64;
+    let hoisted: usize = program.rank1.iter().map(|r| r.post * r.pre).sum();
+    let initial = |s: &State| matches!(s.init, Init::Param(_)).then(|| sizes.count(s.shape));
+    let initial: usize = model.states.iter().filter_map(initial).sum();
+    let chunk = allocated(program.grads_len) + 4 * (hoisted + initial) as u64;
+    let chunks = usage.batch.min(CHUNKS);
+    vec![
+        item("parameters", 4 * params),
+        item("Adam's moments", 8 * params),
+        item("gradients", 4 * params),
+        item(format!("partial sums of gradients, {chunks} of them"), chunk * chunks as u64),
+        item("parameters in double precision, for what follows from them alone", 8 * params),
+        item("unbatched values as the kernels read them", allocated(program.params_len)),
+    ]
+}
+
+fn tape_items(program: &Program, steps: usize, every: usize) -> Vec<Item> {
+    let t = TapeSizes::new(program, steps, Some(every));
+    let of = |what: String, elements: usize| item(what, allocated(elements));
+    let (frame, adjoint) = (4 * program.frame_len, 4 * program.adjoint_len);
+    let mut items = vec![
+        of(format!("frames, {} of {frame} bytes", steps + 2), t.frames),
+        of(format!("adjoint frames, {} of {adjoint} bytes", steps + 3), t.adjoint),
+    ];
+    if program.matrices_len > 0 {
+        let checkpoints = steps.div_ceil(every);
+        items.extend([
+            of(format!("checkpoints of the matrices, {checkpoints}, every {every} steps"), t.checkpoints),
+            of(format!("snapshots of the matrices, {}", every + 2), t.snapshots),
+            of("the matrices now".to_owned(), t.carry),
+            of("their cotangents at both ends".to_owned(), t.ends),
+            of("carried from step to step, backward".to_owned(), t.back_carry),
+        ]);
+    } else {
+        items.push(of("carried from step to step, backward".to_owned(), t.back_carry));
+    }
+    items.push(of("scratch".to_owned(), t.scratch));
+    items
+}
+
+/// Elements of all matrix states of one row.
+fn matrix_elements(model: &Model, sizes: &Sizes) -> u64 {
+    let matrix = |s: &&State| matches!(s.shape, Shape::Matrix { .. });
+    model.states.iter().filter(matrix).map(|s| sizes.count(s.shape) as u64).sum()
+}
+
+/// The sweeps of the matrix shape that has most.
+fn sweeps(steps: &Steps) -> Sweeps {
+    let mut shapes: Vec<(Extent, Vec<String>)> = vec![];
+    for nest in steps.step.nests.iter().filter(|n| n.is_sweep()) {
+        match shapes.iter_mut().find(|(e, _)| *e == nest.extent) {
+            Some((_, what)) => what.push(nest.label.clone()),
+            None => shapes.push((nest.extent, vec![nest.label.clone()])),
+        }
+    }
+    let what = shapes.into_iter().map(|(_, w)| w).max_by_key(Vec::len).unwrap_or_default();
+    Sweeps { count: what.len(), what }
+}
+
+// ---------------------------------------------------------------------- text
+
+impl Plan {
+    /// The plan as a person reads it.
+    pub fn text(&self) -> String {
+        let mut text = self.heading();
+        let width = self.shared.iter().chain(&self.tape).map(|i| i.what.chars().count()).max();
+        let width = width.unwrap_or(0).max(36) + 2;
+        let mut line = |indent: &str, what: &str, bytes: u64| {
+            text.push_str(&format!("{indent}{what:<w$}{:>14}\n", mib(bytes), w = width - indent.len()));
+        };
+        line("", &format!("{} learned numbers", grouped(self.learned as u64)), self.shared_bytes());
+        self.shared.iter().for_each(|i| line("  ", &i.what, i.bytes));
+        line("", "the tape of a row, one per thread", self.tape_bytes);
+        self.tape.iter().for_each(|i| line("  ", &i.what, i.bytes));
+        let tapes = self.threads.min(self.batch);
+        let plural = if tapes == 1 { "tape" } else { "tapes" };
+        line("", &format!("total, {tapes} {plural}"), self.total_bytes);
+        text.push_str(&self.dense());
+        text.push_str(&self.work());
+        text.push_str(&self.table());
+        text
+    }
+
+    fn shared_bytes(&self) -> u64 {
+        self.shared.iter().fold(0, |sum, i| sum.saturating_add(i.bytes))
+    }
+
+    fn heading(&self) -> String {
+        let axes: Vec<String> = self.axes.iter().map(|(name, size)| format!("{name} = {size}")).collect();
+        format!(
+            "{}: {}; batch {}, {} steps, {} {}\n\n",
+            self.spec,
+            axes.join(", "),
+            self.batch,
+            self.steps,
+            self.threads,
+            if self.threads == 1 { "thread" } else { "threads" }
+        )
+    }
+
+    fn dense(&self) -> String {
+        if self.dense_bytes == 0 {
+            return "\nNo state is a matrix: nothing is replayed.\n".to_owned();
+        }
+        let ratio = self.dense_bytes as f64 / self.total_bytes.max(1) as f64;
+        let compared = match ratio {
+            r if r >= 1.5 => format!("{r:.0} times as much"),
+            _ => "no more than the whole".to_owned(),
+        };
+        format!(
+            "\nA dense trajectory, every matrix state of every row and step, would need {}: {compared}.\n",
+            mib(self.dense_bytes)
+        )
+    }
+
+    fn work(&self) -> String {
+        let mut text = "\nsweeps over the matrices, per step\n".to_owned();
+        for (name, sweeps) in
+            [("forward", &self.forward), ("replay", &self.replay), ("backward", &self.backward)]
+        {
+            text.push_str(&format!("  {name:<9} {}{}\n", sweeps.count, sweeps.reason()));
+        }
+        if !self.writes.is_empty() {
+            text.push_str("\nwrites\n");
+        }
+        for write in &self.writes {
+            text.push_str(&format!("  {}:\n    {}\n", write.class, write.means));
+        }
+        text
+    }
+
+    fn table(&self) -> String {
+        if self.matrix_bytes == 0 {
+            return String::new();
+        }
+        let mut text = "\ncheckpoints\n".to_owned();
+        text.push_str("  every  checkpoints  snapshots  replayed steps          tape         total\n");
+        for c in &self.choices {
+            let mark = if c.every == self.checkpoint_every { '>' } else { ' ' };
+            text.push_str(&format!(
+                "{mark} {:>5}  {:>11}  {:>9}  {:>14}  {:>12}  {:>12}\n",
+                c.every,
+                c.checkpoints,
+                c.snapshots,
+                c.replayed,
+                mib(c.tape),
+                mib(c.total)
+            ));
+        }
+        text.push_str("Each step is replayed once, whatever the interval: it costs memory alone.\n");
+        text
+    }
+}
+
+impl Sweeps {
+    /// Why there are several, in words.
+    fn reason(&self) -> String {
+        if self.count < 2 {
+            return String::new();
+        }
+        let parts = self.what.iter().enumerate();
+        let parts: Vec<String> = parts.map(|(k, what)| format!("{}. {what}", k + 1)).collect();
+        format!(": each needs the sums of the one before\n            {}", parts.join("\n            "))
+    }
+}
+
+/// Bytes in MiB, with three digits behind the point.
+fn mib(bytes: u64) -> String {
+    let thousandths = (bytes as f64 / 1_048.576).round() as u64;
+    format!("{}.{:03} MiB", grouped(thousandths / 1000), thousandths % 1000)
+}
+
+/// `86,405`
+pub(crate) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (k, c) in digits.chars().enumerate() {
+        if k > 0 && (digits.len() - k).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(c);
+    }
+    text
+}

@@ -1,0 +1,289 @@
+//! The stages of the compiler as text: what `bpmc compile --emit` prints.
+
+use crate::ir::{Shape, SizeError, Sizes, Type};
+use crate::loops::plan::{Plan, Use, Write, plan};
+use crate::loops::{LowerOptions, Program, lower};
+use crate::model::{Constraint, Init, Model, Role};
+use crate::{autodiff, back, check, ir, loops};
+use std::collections::BTreeMap;
+
+/// A stage that can be printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The syntax tree.
+    Ast,
+    /// The tables of the model.
+    Model,
+    /// One time step.
+    Step,
+    /// Its adjoint.
+    Adjoint,
+    /// The adjoint of what depends on parameters alone.
+    Prologue,
+    /// The step with tangents.
+    Tangent,
+    /// The loops.
+    Loops,
+    /// What training costs.
+    Plan,
+    /// What Cranelift gets.
+    Clif,
+}
+
+impl Stage {
+    /// All stages, in their order.
+    pub const ALL: [Stage; 9] = [
+        Stage::Ast,
+        Stage::Model,
+        Stage::Step,
+        Stage::Adjoint,
+        Stage::Prologue,
+        Stage::Tangent,
+        Stage::Loops,
+        Stage::Plan,
+        Stage::Clif,
+    ];
+
+    /// Its word on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Stage::Ast => "ast",
+            Stage::Model => "model",
+            Stage::Step => "step",
+            Stage::Adjoint => "adjoint",
+            Stage::Prologue => "prologue",
+            Stage::Tangent => "tangent",
+            Stage::Loops => "loops",
+            Stage::Plan => "plan",
+            Stage::Clif => "clif",
+        }
+    }
+
+    /// Whether it depends on the sizes of axes.
+    pub fn needs_sizes(self) -> bool {
+        matches!(self, Stage::Loops | Stage::Plan | Stage::Clif)
+    }
+}
+
+/// Why a stage cannot be printed.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// Axes are open, or do not exist.
+    #[error(transparent)]
+    Sizes(#[from] SizeError),
+    /// No program can address this.
+    #[error(
+        "`{what}` of one batch row would have {elements} numbers, more than can be addressed; make its axes smaller"
+    )]
+    TooLarge {
+        /// The tensor or region.
+        what: String,
+        /// Its size.
+        elements: u128,
+    },
+    /// The code generator failed.
+    #[error(transparent)]
+    Jit(#[from] back::cranelift::JitError),
+}
+
+/// Elements that a region can have: offsets are displacements of 31 bits.
+const MOST: u128 = (1 << 29) - 1;
+
+/// The sizes of a model, if a program with them can be addressed.
+///
+/// # Errors
+/// [`StageError`] if axes are open or unknown, or a tensor is too large.
+pub fn bind(model: &Model, bound: &BTreeMap<String, usize>) -> Result<Sizes, StageError> {
+    let sizes = Sizes::bind(&model.axes, bound)?;
+    let named = model.params.iter().map(|p| (&p.name, p.shape));
+    let named = named.chain(model.states.iter().map(|s| (&s.name, s.shape)));
+    let named = named.chain(model.inputs.iter().map(|i| (&i.name, i.shape)));
+    let named = named.chain(model.outputs.iter().map(|o| (&o.name, o.shape)));
+    for (name, shape) in named {
+        let elements = sizes.dims(shape).iter().map(|n| *n as u128).product();
+        if elements > MOST {
+            return Err(StageError::TooLarge { what: name.clone(), elements });
+        }
+    }
+    for instruction in &model.step.body {
+        let elements = sizes.dims(instruction.ty.shape).iter().map(|n| *n as u128).product();
+        if elements > MOST {
+            let what = instruction.name.clone().unwrap_or_else(|| "a value".to_owned());
+            return Err(StageError::TooLarge { what, elements });
+        }
+    }
+    Ok(sizes)
+}
+
+/// The loops of a model.
+///
+/// # Errors
+/// [`StageError::TooLarge`] if a region cannot be addressed.
+pub fn program(model: &Model, sizes: &Sizes) -> Result<Program, StageError> {
+    let program = lower(model, sizes, &autodiff::step(model), LowerOptions { input_bars: true });
+    let regions = [
+        ("parameters", program.params_len),
+        ("gradients", program.grads_len),
+        ("matrix states", program.matrices_len.max(program.carry_len)),
+        ("frame", program.frame_len.max(program.adjoint_len)),
+        ("scratch", program.scratch_len),
+    ];
+    match regions.into_iter().find(|(_, n)| *n as u128 > MOST) {
+        Some((what, n)) => Err(StageError::TooLarge { what: what.to_owned(), elements: n as u128 }),
+        None => Ok(program),
+    }
+}
+
+/// A model, where it comes from, and how it is going to be used.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The text of the file.
+    pub source: &'a str,
+    /// The model.
+    pub model: &'a Model,
+    /// Sizes of axes, by name.
+    pub bound: &'a BTreeMap<String, usize>,
+    /// Batch, steps, threads.
+    pub usage: &'a Use,
+}
+
+/// A stage of a model as text.
+///
+/// # Errors
+/// [`StageError`] for stages that need sizes which are missing or too large.
+pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
+    let Subject { source, model, bound, .. } = *subject;
+    let with_sizes = || -> Result<(Sizes, Program), StageError> {
+        let sizes = bind(model, bound)?;
+        let program = program(model, &sizes)?;
+        Ok((sizes, program))
+    };
+    Ok(match stage {
+        Stage::Ast => ast(source, &model.name),
+        Stage::Model => tables(model),
+        Stage::Step => ir::print(&model.step, model, "step"),
+        Stage::Adjoint => ir::print(&autodiff::step(model), model, "adjoint"),
+        Stage::Prologue => ir::print(&autodiff::prologue(model), model, "prologue"),
+        Stage::Tangent => ir::print(&autodiff::forward(model), model, "tangent"),
+        Stage::Loops => loops::print(&with_sizes()?.1),
+        Stage::Plan => planned(subject)?.text(),
+        Stage::Clif => back::cranelift::print(&with_sizes()?.1)?,
+    })
+}
+
+/// The cost of training a model.
+///
+/// # Errors
+/// [`StageError`] if sizes are missing or too large.
+pub fn planned(subject: &Subject<'_>) -> Result<Plan, StageError> {
+    let model = subject.model;
+    let sizes = bind(model, subject.bound)?;
+    let program = program(model, &sizes)?;
+    let remarks = check::remarks(model).into_iter().filter(|d| d.code == check::codes::WRITE_CLASS);
+    let writes = remarks.map(|d| Write { class: d.message, means: d.notes.join("; ") }).collect();
+    Ok(Plan { writes, ..plan(model, &sizes, &program, subject.usage) })
+}
+
+/// The syntax tree of one spec, as the compiler's own notation of data.
+fn ast(source: &str, name: &str) -> String {
+    let parsed = grammar::parse(source);
+    let mut text = String::new();
+    for item in &parsed.file.items {
+        if let grammar::ast::Item::Spec(spec) = item
+            && spec.name.name == name
+        {
+            text.push_str(&format!("{spec:#?}\n"));
+        }
+    }
+    text
+}
+
+/// The tables of a model.
+fn tables(model: &Model) -> String {
+    let shape = |s: Shape| ir::shape_text(s, &model.axes);
+    let mut text = format!("model {}\naxes\n", model.name);
+    let mut line = |s: String| text.push_str(&format!("  {s}\n"));
+    for a in &model.axes.named {
+        line(format!("{} = {}", a.name, a.size.map_or("?".to_owned(), |n| n.to_string())));
+    }
+    for (name, axis) in &model.axes.aliases {
+        let mut plain = model.axes.clone();
+        plain.aliases.clear();
+        line(format!("{name} = {}", plain.text(*axis)));
+    }
+    text.push_str("parameters\n");
+    for p in &model.params {
+        let learned = if p.learned { "learn" } else { "fixed" };
+        let scale = match &p.gradscale {
+            crate::model::ConstExpr::Number(x) if *x == 1.0 => String::new(),
+            e => format!(" gradscale {}", e.text(&model.axes)),
+        };
+        let (range, init) = (constraint_text(&p.constraint, model), init_text(&p.init, model));
+        text.push_str(&format!("  {learned} {}{}{range}{init}{scale}\n", p.name, shape(p.shape)));
+    }
+    text.push_str("inputs\n");
+    for i in &model.inputs {
+        text.push_str(&format!("  {} {}{}\n", role_text(&i.role, model), i.name, shape(i.shape)));
+    }
+    text.push_str("states\n");
+    for s in &model.states {
+        let kind = format!("{:?}", s.kind).to_lowercase();
+        let reset = match s.reset {
+            crate::model::ResetPolicy::EveryEpisodes(1) => String::new(),
+            crate::model::ResetPolicy::EveryEpisodes(k) => format!(" every {k} episodes"),
+            crate::model::ResetPolicy::Persist => " persist".to_owned(),
+        };
+        text.push_str(&format!(
+            "  {kind} {}{}{}{reset}\n",
+            s.name,
+            shape(s.shape),
+            init_text(&s.init, model)
+        ));
+    }
+    text.push_str("outputs\n");
+    for o in &model.outputs {
+        text.push_str(&format!("  {}{}\n", o.name, shape(o.shape)));
+    }
+    text.push_str("modulators\n");
+    for (name, v, _) in &model.modulators {
+        let ty = Type { ..model.step.ty(*v) };
+        text.push_str(&format!("  {name} = %{}: {}\n", v.0, ir::type_text(ty, &model.axes)));
+    }
+    text
+}
+
+/// A range as the spec writes it.
+pub(crate) fn constraint_text(c: &Constraint, model: &Model) -> String {
+    let text = |e: &crate::model::ConstExpr| e.text(&model.axes);
+    match c {
+        Constraint::Free => String::new(),
+        Constraint::Interval(a, b) => format!(" in ({}, {})", text(a), text(b)),
+        Constraint::Above(a) => format!(" > {}", text(a)),
+        Constraint::Below(b) => format!(" < {}", text(b)),
+    }
+}
+
+/// An initial value as the spec writes it.
+pub(crate) fn init_text(init: &Init, model: &Model) -> String {
+    let text = |e: &crate::model::ConstExpr| e.text(&model.axes);
+    match init {
+        Init::Constant(c) => format!(" = {}", text(c)),
+        Init::Uniform(a, b) => format!(" ~ uniform({}, {})", text(a), text(b)),
+        Init::Normal(a, b) => format!(" ~ normal({}, {})", text(a), text(b)),
+        Init::FanIn(axis) => format!(" ~ linear({})", model.axes.text(*axis)),
+        Init::Orthogonal(gain) => format!(" ~ orthogonal({})", text(gain)),
+        Init::Param(p) => format!(" = {}", model.params[p.index()].name),
+    }
+}
+
+/// The role of an input as the spec writes it.
+pub(crate) fn role_text(role: &Role, model: &Model) -> String {
+    match role {
+        Role::Signal => "in".to_owned(),
+        Role::Modulator => "in mod".to_owned(),
+        Role::Target => "in target".to_owned(),
+        Role::Mask => "in mask".to_owned(),
+        Role::Reset => "in reset".to_owned(),
+        Role::Noise(init) => format!("noise{}", init_text(init, model)),
+    }
+}
