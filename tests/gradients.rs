@@ -18,7 +18,7 @@ const FLOOR: f64 = 1e-6;
 const SCALES: [f64; 9] = [0.3, 0.6, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 100.0];
 
 fn options(state_scale: f64) -> Options {
-    Options { steps: 10, state_scale, seed: 3, reset_at: None }
+    Options { steps: 10, state_scale, seed: 3, ..Options::default() }
 }
 
 fn interpreter(model: &Arc<Model>, options: &Options) -> (Interpreter, Case) {
@@ -124,7 +124,8 @@ fn resets_and_checkpoints_may_fall_anywhere() {
     for (name, model) in all_specs() {
         let sizes = small_sizes(&model, 5);
         for (steps, reset_at) in [(3, None), (4, Some(1)), (5, Some(4)), (8, Some(4)), (9, Some(3))] {
-            let options = Options { steps, state_scale: 0.3, reset_at, seed: steps as u64 };
+            let options =
+                Options { steps, state_scale: 0.3, reset_at, seed: steps as u64, ..Options::default() };
             let worst = compare(&model, &sizes, &options, Backend::Cranelift, &every);
             // Single precision through nine steps of recurrent products keeps three to four digits.
             assert!(
