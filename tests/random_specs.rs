@@ -282,7 +282,13 @@ impl Plan {
 
     fn options(&self) -> Options {
         let reset_at = self.reset.filter(|t| *t < self.steps);
-        Options { seed: self.seed, steps: self.steps, state_scale: self.scale, reset_at, ..Options::default() }
+        Options {
+            seed: self.seed,
+            steps: self.steps,
+            state_scale: self.scale,
+            reset_at,
+            ..Options::default()
+        }
     }
 }
 
