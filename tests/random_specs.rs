@@ -223,7 +223,7 @@ impl Plan {
             4 => format!("relu(tanh({x}))"),
             _ => format!("tanh(softplus({x}) - 0.5)"),
         };
-        let z = if self.squash % 2 == 0 { format!("{z} + mean(y')") } else { z };
+        let z = if self.squash.is_multiple_of(2) { format!("{z} + mean(y')") } else { z };
         format!(
             "  y' = {}\n  z' = {}\n  modulator m = tanh(wm . y')\n  g = m + r + s\n",
             squash(&y),
