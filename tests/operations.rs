@@ -134,6 +134,10 @@ const STRUCTURAL: &[(&str, &str)] = &[
     ("row sums", "out o[M] = rowsum(W * H) * w"),
     ("column sums", "out o[N] = colsum(W * H) * u"),
     ("sums of parameters", "out o = sum(W * V) * s; out p[M] = rowsum(W) * w; out q[N] = colsum(V) * u"),
+    // Zero in the empty lanes of a register becomes something else here, and must not be summed.
+    ("column sums without zeros", "out o[N] = colsum(exp(W * H)) * u"),
+    ("transposed product without zeros", "out o[N] = (sigmoid(W + H))^T @ exp(w)"),
+    ("sum without zeros", "out o = mean(exp(W * H)); out p = maximum(W * H - 5)"),
     ("row norms", "out o[M] = l2row(W + H) * w"),
     ("column norms", "out o[N] = l2col(W + H) * u"),
     ("rows of norm one", "out o[M] = rownorm(W + H) @ u"),

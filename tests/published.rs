@@ -144,9 +144,12 @@ fn negated(mut p: Parameters, names: &[&str]) -> Parameters {
     p
 }
 
+/// Name, hidden activity, policy, value, and the sum of the plastic component, after the last step.
+type Reference = (&'static str, [f64; 4], [f64; 2], f64, f64);
+
 #[test]
 fn recurrent_networks_give_the_reference_values() {
-    let cases: [(&str, [f64; 4], [f64; 2], f64, f64); 3] = [
+    let cases: [Reference; 3] = [
         (
             "plain",
             [0.803_446_610_1, -0.166_540_302_8, -0.468_541_207_0, 0.393_101_183_6],

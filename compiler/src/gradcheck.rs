@@ -346,8 +346,8 @@ fn dot_product(
     (sum - reverse).abs() / sum.abs().max(reverse.abs()).max(1e-3)
 }
 
-/// The share of clipped elements.
-fn clipped(interpreter: &Interpreter, case: &Case) -> Option<f64> {
+/// The share of clipped elements among those that pass a clip; `None` if the model has none.
+pub fn clipped(interpreter: &Interpreter, case: &Case) -> Option<f64> {
     use crate::ir::Op;
     let step = &interpreter.model.step;
     let run = interpreter.run(&case.params, &case.sequence);

@@ -176,8 +176,11 @@ pub struct RowGradient {
     pub boundary: BTreeMap<Value, Vec<f64>>,
     /// By step and input; `None` for inputs without gradient.
     pub inputs: Vec<Vec<Option<Tensor>>>,
-    /// Of the initial states.
+    /// Of the initial states, summed over resets.
     pub initial: Vec<Vec<f64>>,
+    /// Of the states at the start of the row and after each reset: the step, and one tensor per
+    /// state.
+    pub starts: Vec<(usize, Vec<Tensor>)>,
 }
 
 impl Interpreter {
@@ -276,6 +279,7 @@ impl Interpreter {
             boundary: BTreeMap::new(),
             inputs: vec![vec![None; model.inputs.len()]; sequence.inputs.len()],
             initial: zeros.iter().map(|z| z.to_vec()).collect(),
+            starts: vec![],
         };
         for t in (0..sequence.inputs.len()).rev() {
             let values = self.adjoint_step(sequence, run, bars, &bar, t);
@@ -292,7 +296,7 @@ impl Interpreter {
                 for (sum, b) in gradient.initial.iter_mut().zip(&bar) {
                     add_into(sum, b);
                 }
-                bar.clone_from(&zeros);
+                gradient.starts.push((t, std::mem::replace(&mut bar, zeros.clone())));
             }
         }
         gradient

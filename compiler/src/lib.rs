@@ -11,6 +11,7 @@ pub mod interp;
 pub mod ir;
 pub mod loops;
 pub mod model;
+pub mod passes;
 mod scan;
 pub mod stages;
 pub mod verdict;

@@ -4,7 +4,7 @@ use crate::ir::{Shape, SizeError, Sizes, Type};
 use crate::loops::plan::{Plan, Use, Write, plan};
 use crate::loops::{LowerOptions, Program, lower};
 use crate::model::{Constraint, Init, Model, Role};
-use crate::{autodiff, back, check, ir, loops};
+use crate::{autodiff, back, check, ir, loops, passes};
 use std::collections::BTreeMap;
 
 /// A stage that can be printed.
@@ -14,8 +14,10 @@ pub enum Stage {
     Ast,
     /// The tables of the model.
     Model,
-    /// One time step.
+    /// One time step, as the interpreter runs it.
     Step,
+    /// The same step, as it is differentiated for the kernels.
+    Simplified,
     /// Its adjoint.
     Adjoint,
     /// The adjoint of what depends on parameters alone.
@@ -32,10 +34,11 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, in their order.
-    pub const ALL: [Stage; 9] = [
+    pub const ALL: [Stage; 10] = [
         Stage::Ast,
         Stage::Model,
         Stage::Step,
+        Stage::Simplified,
         Stage::Adjoint,
         Stage::Prologue,
         Stage::Tangent,
@@ -50,6 +53,7 @@ impl Stage {
             Stage::Ast => "ast",
             Stage::Model => "model",
             Stage::Step => "step",
+            Stage::Simplified => "simplified",
             Stage::Adjoint => "adjoint",
             Stage::Prologue => "prologue",
             Stage::Tangent => "tangent",
@@ -120,6 +124,7 @@ pub fn bind(model: &Model, bound: &BTreeMap<String, usize>) -> Result<Sizes, Sta
 /// # Errors
 /// [`StageError::TooLarge`] if a region cannot be addressed.
 pub fn program(model: &Model, sizes: &Sizes) -> Result<Program, StageError> {
+    let model = &passes::optimise(model);
     let program = lower(model, sizes, &autodiff::step(model), LowerOptions { input_bars: true });
     let regions = [
         ("parameters", program.params_len),
@@ -162,8 +167,18 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
         Stage::Ast => ast(source, &model.name),
         Stage::Model => tables(model),
         Stage::Step => ir::print(&model.step, model, "step"),
-        Stage::Adjoint => ir::print(&autodiff::step(model), model, "adjoint"),
-        Stage::Prologue => ir::print(&autodiff::prologue(model), model, "prologue"),
+        Stage::Simplified => {
+            let model = passes::optimise(model);
+            ir::print(&model.step, &model, "step")
+        }
+        Stage::Adjoint => {
+            let model = passes::optimise(model);
+            ir::print(&autodiff::step(&model), &model, "adjoint")
+        }
+        Stage::Prologue => {
+            let model = passes::optimise(model);
+            ir::print(&autodiff::prologue(&model), &model, "prologue")
+        }
         Stage::Tangent => ir::print(&autodiff::forward(model), model, "tangent"),
         Stage::Loops => loops::print(&with_sizes()?.1),
         Stage::Plan => planned(subject)?.text(),

@@ -11,7 +11,7 @@ use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
 use compiler::interp::{Cotangents, Interpreter, Sequence};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
-use compiler::model::{Init, Model, Role};
+use compiler::model::{Model, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -214,18 +214,6 @@ impl Results {
         }
     }
 
-    /// The engine takes every initial state for its own. Where one was given, the parameter it
-    /// would have come from has no part in it.
-    fn forget_given_starts(&mut self, model: &Model, job: &Job) {
-        for (k, state) in model.states.iter().enumerate().filter(|(k, _)| job.initial[*k].is_some()) {
-            if let (Init::Param(p), true) = (&state.init, job.cotangents.is_some()) {
-                for rows in self.initial[k].chunks(self.params[p.index()].len()) {
-                    self.params[p.index()].iter_mut().zip(rows).for_each(|(g, x)| *g -= x);
-                }
-            }
-        }
-    }
-
     fn into_tensors(self, model: &Model, sizes: &Sizes, job: &Job, dtype: Dtype) -> Tensors {
         let mut all = Tensors::new();
         let mut put = |name: String, shape: Vec<usize>, data: Vec<f64>| {
@@ -325,10 +313,10 @@ fn in_32_bits(model: &Arc<Model>, sizes: &Sizes, job: &Job, backend: Backend) ->
     let mut tape = engine.tape(job.steps, mode);
     let mut grads = engine.grads();
     let mut results = Results::new(model, sizes, job);
-    let own: Vec<Vec<f64>> = bound.initial().states.iter().map(|x| widen(x)).collect();
+    // An empty tensor stands for the state's own initial value.
+    let own: Vec<Vec<f64>> = vec![vec![]; model.states.len()];
     for b in 0..job.rows {
-        let states = job.initial(own.clone(), b);
-        let start = RowState { states: states.iter().map(|x| narrow(x)).collect() };
+        let start = RowState { states: job.initial(own.clone(), b).iter().map(|x| narrow(x)).collect() };
         bound.begin(&mut tape, Some(&start));
         for t in 0..job.steps {
             if t > 0 && job.resets_before(t, b) {
@@ -364,7 +352,6 @@ fn in_32_bits(model: &Arc<Model>, sizes: &Sizes, job: &Job, backend: Backend) ->
         results.initial.iter_mut().zip(bars).for_each(|(slot, x)| copy(slot, b, &widen(&x)));
     }
     results.params = engine.finish(&bound, vec![grads]).iter().map(|x| widen(x)).collect();
-    results.forget_given_starts(model, job);
     Ok(results)
 }
 

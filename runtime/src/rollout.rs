@@ -171,7 +171,8 @@ impl Stage<'_> {
                 }
                 None => continue,
             };
-            start.get_or_insert_with(|| self.bound.initial()).states[k] = numbers;
+            let own = || RowState { states: vec![vec![]; self.model.states.len()] };
+            start.get_or_insert_with(own).states[k] = numbers;
         }
         start
     }

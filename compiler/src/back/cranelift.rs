@@ -631,7 +631,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         self.load_pointers();
         let partials = self.clear_partials(pre);
         let tiles = Tiles::of(post);
-        let masked = post % LANES != 0 && self.nest.effects.iter().any(Effect::sums_over_post);
+        let masked = !post.is_multiple_of(LANES) && self.nest.effects.iter().any(Effect::sums_over_post);
         let mut groups: Vec<(usize, usize, usize, bool)> = vec![];
         let wide_end = tiles.wide * tiles.width;
         for (start, count, width) in [(0, tiles.wide, tiles.width), (wide_end, tiles.narrow, tiles.width - 1)]

@@ -323,7 +323,8 @@ impl<'f> Unit<'f> {
         let spread = matches!(instruction.op, Op::Rows(..) | Op::Cols(..) | Op::Splat(..) | Op::Outer(..));
         match self.direction {
             Direction::Forward => {
-                !instruction.ty.batched && !(spread && is_matrix(self.f, v)) && self.constant(v).is_none()
+                let spread_matrix = spread && is_matrix(self.f, v);
+                !(instruction.ty.batched || spread_matrix) && self.constant(v).is_none()
             }
             Direction::Backward => !instruction.ty.batched && matches!(instruction.op, Op::Load(_)),
         }
@@ -610,7 +611,7 @@ impl<'f> Unit<'f> {
                 stored.insert(v);
             }
             for o in instruction.op.operands() {
-                let same = home.get(&v).is_some() && home.get(&v) == home.get(&self.strip(o));
+                let same = home.contains_key(&v) && home.get(&v) == home.get(&self.strip(o));
                 if !same || !self.is_elementwise(v) {
                     stored.insert(self.memory_value(o));
                 }
@@ -860,7 +861,7 @@ impl<'f> Unit<'f> {
                 // a register; what lies there is zero.
                 let part = self.sizes.count(self.f.ty(x).shape);
                 let end = self.sizes.of(start) + part;
-                if part % LANES != 0 && end < len {
+                if !part.is_multiple_of(LANES) && end < len {
                     let mut body = Body::default();
                     let zero = body.constant(0.0);
                     let to = Place { offset: place.offset + end, ..place };

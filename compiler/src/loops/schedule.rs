@@ -6,8 +6,8 @@
 //! them as they were before the step.
 //!
 //! **Joining.** The last sweep of a step can run together with the first sweep of the next call if
-//! nothing needs its sums before then: outputs of the step do not (going forward), and the vectors
-//! that the next call's first sweep reads do not. Vectors that do follow from those sums are
+//! nothing needs its sums before then: outputs of the step do not (going forward; penalties can
+//! wait), and the vectors that the next call's first sweep reads do not. Vectors that do follow from those sums are
 //! *late*: they are computed after the joined sweep, and a state that is late counts as stage 1 in
 //! the next call. A step with `n` sweeps then costs `n − 1`.
 //!
@@ -60,12 +60,12 @@ pub fn reduced_matrix(f: &Function, op: &Op) -> Option<Value> {
 
 /// Whether a value is a matrix that one call hands to the next.
 pub fn is_incoming(f: &Function, direction: Direction, v: Value) -> bool {
-    is_matrix(f, v)
-        && match (direction, &f.at(v).op) {
-            (Direction::Forward, Op::Load(Source::State(_))) => true,
-            (Direction::Backward, Op::Load(Source::NextBar(_))) => true,
-            _ => false,
-        }
+    let Op::Load(source) = f.at(v).op else { return false };
+    let incoming = match direction {
+        Direction::Forward => matches!(source, Source::State(_)),
+        Direction::Backward => matches!(source, Source::NextBar(_)),
+    };
+    incoming && is_matrix(f, v)
 }
 
 /// Schedules a function.
@@ -159,8 +159,7 @@ fn join(f: &Function, direction: Direction, live: &[bool], sweeps: usize) -> Opt
             return None;
         }
         let is_late = |v: &Value| stage[v.index()] >= sweeps;
-        let early_needed =
-            f.results.iter().any(|(sink, v)| matches!(sink, Sink::Output(_) | Sink::Penalty) && is_late(v));
+        let early_needed = f.results.iter().any(|(sink, v)| matches!(sink, Sink::Output(_)) && is_late(v));
         if early_needed {
             return None;
         }

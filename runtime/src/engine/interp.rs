@@ -1,6 +1,6 @@
 //! The interpreter behind the engine's interface: f64 inside, f32 at the edge.
 
-use super::{Bound, Engine, RowState};
+use super::{Bound, Engine, RowState, Start};
 use compiler::interp::{Cotangents, RowGradient, Sequence, Tensor, Trajectory};
 use compiler::ir::{InputId, OutputId, Shape, Sizes, Value};
 use std::collections::BTreeMap;
@@ -17,6 +17,8 @@ pub(super) struct Tape {
     input_bars: Vec<Vec<Option<Vec<f32>>>>,
     init_bar: RowState,
     pending_reset: Option<Vec<Tensor>>,
+    /// Starts of stretches, and which states start at their own initial values there.
+    own: Vec<(usize, Vec<bool>)>,
 }
 
 /// Gradient sums.
@@ -50,11 +52,13 @@ impl Tape {
             input_bars: vec![],
             init_bar: RowState::default(),
             pending_reset: None,
+            own: vec![],
         }
     }
 
-    pub(super) fn begin(&mut self, states: &[Vec<f32>]) {
-        let initial: Vec<Tensor> = states.iter().map(|s| wide(s)).collect();
+    pub(super) fn begin(&mut self, start: &Start<'_>) {
+        let initial: Vec<Tensor> = start.states.iter().map(|s| wide(s)).collect();
+        self.own = vec![(0, start.own.clone())];
         self.sequence = Sequence { inputs: vec![], initial: initial.clone(), resets: vec![] };
         self.run = Trajectory { states: vec![initial], after: vec![], values: vec![] };
         self.outputs.clear();
@@ -65,8 +69,11 @@ impl Tape {
         self.current.iter_mut().for_each(|c| c.fill(0.0));
     }
 
-    pub(super) fn reset(&mut self, states: &[Vec<f32>]) {
-        self.pending_reset = Some(states.iter().map(|s| wide(s)).collect());
+    pub(super) fn reset(&mut self, start: &Start<'_>) {
+        self.pending_reset = Some(start.states.iter().map(|s| wide(s)).collect());
+        let step = self.steps();
+        self.own.retain(|(t, _)| *t != step);
+        self.own.push((step, start.own.clone()));
     }
 
     pub(super) fn input_mut(&mut self, input: InputId) -> &mut [f32] {
@@ -139,7 +146,7 @@ impl Tape {
             .map(|step| step.iter().map(|b| b.as_ref().map(|b| narrow(b))).collect())
             .collect();
         self.init_bar = RowState { states: gradient.initial.iter().map(|b| narrow(b)).collect() };
-        grads.add(&gradient);
+        grads.add(&gradient, &self.own);
     }
 
     pub(super) fn input_bar(&self, t: usize, input: InputId) -> Option<&[f32]> {
@@ -158,9 +165,16 @@ impl Grads {
         Grads { boundary: BTreeMap::new(), initial }
     }
 
-    fn add(&mut self, row: &RowGradient) {
+    fn add(&mut self, row: &RowGradient, own: &[(usize, Vec<bool>)]) {
         add_boundary(&mut self.boundary, &row.boundary);
-        add_initial(&mut self.initial, &row.initial);
+        for (step, bars) in &row.starts {
+            let Some((_, own)) = own.iter().find(|(t, _)| t == step) else { continue };
+            for ((sum, bar), own) in self.initial.iter_mut().zip(bars).zip(own) {
+                if *own {
+                    sum.iter_mut().zip(bar.iter()).for_each(|(s, b)| *s += b);
+                }
+            }
+        }
     }
 
     pub(super) fn add_to(self, boundary: &mut BTreeMap<Value, Vec<f64>>, initial: &mut [Vec<f64>]) {

@@ -8,7 +8,7 @@
 //! of `K` steps: the matrix states at a segment's start were saved going forward, those inside are
 //! replayed from the frames.
 
-use super::{Bound, Engine, FlushDenormals, Mode, RowState};
+use super::{Bound, Engine, FlushDenormals, Mode, RowState, Start};
 use compiler::back::cranelift::{JitError, Kernels, compile};
 use compiler::interp::Tensor;
 use compiler::ir::{InputId, OutputId, StateId, Value};
@@ -163,12 +163,14 @@ impl Grads {
 }
 
 /// A stretch of steps between resets.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Stretch {
     /// Its boundary frame.
     boundary: usize,
     /// Its first step.
     first: usize,
+    /// Which states start at their own initial values.
+    own: Vec<bool>,
 }
 
 /// One row's memory.
@@ -264,26 +266,28 @@ impl Tape {
 
     // ------------------------------------------------------------------ states
 
-    pub(super) fn begin(&mut self, bound: &Bound<'_>, states: &[Vec<f32>]) {
+    pub(super) fn begin(&mut self, bound: &Bound<'_>, start: &Start<'_>) {
         self.steps = 0;
         self.pending = false;
         self.saved.clear();
-        self.stretches = vec![Stretch { boundary: 0, first: 0 }];
-        self.place_states(bound, 0, states);
+        self.stretches = vec![Stretch { boundary: 0, first: 0, own: start.own.clone() }];
+        self.place_states(bound, 0, &start.states);
         self.clear_slots(bound, 1, true);
     }
 
-    pub(super) fn reset(&mut self, bound: &Bound<'_>, states: &[Vec<f32>]) {
+    pub(super) fn reset(&mut self, bound: &Bound<'_>, start: &Start<'_>) {
         self.flush(bound);
         let old = self.next_frame();
-        if self.stretches.last().is_none_or(|s| s.first != self.steps) {
-            self.stretches.push(Stretch { boundary: old, first: self.steps });
+        let own = start.own.clone();
+        match self.stretches.last_mut() {
+            Some(s) if s.first == self.steps => s.own = own,
+            _ => self.stretches.push(Stretch { boundary: old, first: self.steps, own }),
         }
         let new = self.next_frame();
         if new != old {
             self.move_inputs(bound, old, new);
         }
-        self.place_states(bound, new - 1, states);
+        self.place_states(bound, new - 1, &start.states);
     }
 
     /// The inputs of the coming step may have been written already: they move along.
@@ -298,7 +302,7 @@ impl Tape {
         self.clear_slots(bound, to, false);
     }
 
-    fn place_states(&mut self, bound: &Bound<'_>, boundary: usize, states: &[Vec<f32>]) {
+    fn place_states(&mut self, bound: &Bound<'_>, boundary: usize, states: &[&[f32]]) {
         let program = &bound.engine.program;
         self.reserve(bound.engine, boundary + 1);
         for (k, x) in states.iter().enumerate() {
@@ -412,7 +416,10 @@ impl Tape {
         self.slot(program, self.frame_of(t), offset, Self::output_len(bound, output))
     }
 
-    pub(super) fn penalty(&self, bound: &Bound<'_>, t: usize) -> f32 {
+    pub(super) fn penalty(&mut self, bound: &Bound<'_>, t: usize) -> f32 {
+        if t + 1 == self.steps {
+            self.flush(bound);
+        }
         let program = &bound.engine.program;
         let frame = self.frame_of(t);
         program.penalties.iter().map(|offset| self.slot(program, frame, *offset, 1)[0]).sum()
@@ -446,11 +453,23 @@ impl Tape {
                 self.backward_stretch(bound, grads, first, end, bar);
             } else if end == self.steps && k + 1 == self.stretches.len() {
                 // A reset after the last step: the final states are the initial ones.
-                add_all(&mut self.init_bar.states, bar);
+                self.add_start(grads, first, bar);
             }
             end = first;
         }
-        add_all(&mut grads.initial, &self.init_bar.states);
+    }
+
+    /// Adds the cotangent of the states at the start of a stretch; learned initial values get
+    /// their share where a state started at its own.
+    fn add_start(&mut self, grads: &mut Grads, first: usize, bar: &[Vec<f32>]) {
+        add_all(&mut self.init_bar.states, bar);
+        let stretch = self.stretches.iter().rev().find(|s| s.first == first);
+        let own = stretch.map_or(&[][..], |s| &s.own);
+        for ((sum, bar), own) in grads.initial.iter_mut().zip(bar).zip(own) {
+            if *own {
+                sum.iter_mut().zip(bar).for_each(|(s, b)| *s += b);
+            }
+        }
     }
 
     /// Steps `first..end`, from the last to the first.
@@ -477,7 +496,8 @@ impl Tape {
         if joined {
             self.call_back(bound, BACK_FLUSH, first as isize - 1, first, grads);
         }
-        self.collect_bars(bound, first);
+        let bars = self.collect_bars(bound, first);
+        self.add_start(grads, first, &bars);
         self.hoisted(bound, grads, first, end);
     }
 
@@ -501,21 +521,23 @@ impl Tape {
         }
     }
 
-    fn collect_bars(&mut self, bound: &Bound<'_>, first: usize) {
+    /// The cotangents of the states before step `first`.
+    fn collect_bars(&self, bound: &Bound<'_>, first: usize) -> Vec<Vec<f32>> {
         let program = &bound.engine.program;
         let start = first * program.adjoint_len;
         let from = if program.carries_states { &self.back_carry } else { &self.ends };
-        for (k, sum) in self.init_bar.states.iter_mut().enumerate() {
-            let mut x = vec![0.0; sum.len()];
+        let mut bars = zero_states(bound);
+        for (k, x) in bars.iter_mut().enumerate() {
             match (&program.matrices[k], program.state_bars[k]) {
-                (Some(m), _) => unpack(m.post, m.pre, &from.as_slice()[m.offset..], &mut x),
+                (Some(m), _) => unpack(m.post, m.pre, &from.as_slice()[m.offset..], x),
                 (None, Some(offset)) => {
-                    x.copy_from_slice(&self.adjoint.as_slice()[start + offset..][..sum.len()]);
+                    let len = x.len();
+                    x.copy_from_slice(&self.adjoint.as_slice()[start + offset..][..len]);
                 }
                 (None, None) => {}
             }
-            sum.iter_mut().zip(&x).for_each(|(s, x)| *s += x);
         }
+        bars
     }
 
     /// Rebuilds the matrix states of steps `start..=end` into snapshots `0..=end - start`. If a

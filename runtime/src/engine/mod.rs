@@ -100,8 +100,16 @@ pub enum Mode {
 /// The states of one row, by state, row-major.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowState {
-    /// One tensor per state.
+    /// One tensor per state. Where a row starts, an empty one stands for the state's own initial
+    /// value.
     pub states: Vec<Vec<f32>>,
+}
+
+/// Where the states of a stretch of steps start.
+struct Start<'s> {
+    states: Vec<&'s [f32]>,
+    /// Whether a state starts at its own initial value, so that a learned one gets a gradient.
+    own: Vec<bool>,
 }
 
 /// A model bound to sizes and a back end.
@@ -115,7 +123,7 @@ pub struct Engine {
 
 enum Kind {
     Interp,
-    Jit(jit::Code),
+    Jit(Box<jit::Code>),
 }
 
 /// Parameters in the layout of a back end.
@@ -129,7 +137,6 @@ pub struct Bound<'e> {
 /// One row's memory.
 pub struct Tape(TapeKind);
 
-#[expect(clippy::large_enum_variant, reason = "there is one tape per thread")]
 enum TapeKind {
     Interp(interp::Tape),
     Jit(jit::Tape),
@@ -156,6 +163,11 @@ impl Engine {
         options: &EngineOptions,
     ) -> Result<Engine, EngineError> {
         check_bounds(&model, &sizes)?;
+        // The interpreter keeps the step as it was checked; kernels run its optimised form.
+        let model = match backend {
+            Backend::Interp => model,
+            Backend::Cranelift => Arc::new(compiler::passes::optimise(&model)),
+        };
         let interpreter = Interpreter::new(model, sizes);
         let lower = compiler::loops::LowerOptions { input_bars: options.input_bars };
         let program =
@@ -164,7 +176,7 @@ impl Engine {
             Backend::Interp => Kind::Interp,
             Backend::Cranelift => {
                 check_addressable(&program)?;
-                Kind::Jit(jit::Code::new(&program)?)
+                Kind::Jit(Box::new(jit::Code::new(&program)?))
             }
         };
         Ok(Engine { interpreter, program, kind, backend, options: *options })
@@ -306,19 +318,28 @@ impl Bound<'_> {
 
     /// Starts a row: its states become `states`, or their initial values.
     pub fn begin(&self, tape: &mut Tape, states: Option<&RowState>) {
-        let states = states.map_or(&self.initial, |s| &s.states);
+        let start = self.start(states);
         match &mut tape.0 {
-            TapeKind::Interp(t) => t.begin(states),
-            TapeKind::Jit(t) => t.begin(self, states),
+            TapeKind::Interp(t) => t.begin(&start),
+            TapeKind::Jit(t) => t.begin(self, &start),
         }
     }
 
     /// Sets the states back before the next step, and cuts the gradient there.
     pub fn reset(&self, tape: &mut Tape, states: Option<&RowState>) {
-        let states = states.map_or(&self.initial, |s| &s.states);
+        let start = self.start(states);
         match &mut tape.0 {
-            TapeKind::Interp(t) => t.reset(states),
-            TapeKind::Jit(t) => t.reset(self, states),
+            TapeKind::Interp(t) => t.reset(&start),
+            TapeKind::Jit(t) => t.reset(self, &start),
+        }
+    }
+
+    fn start<'s>(&'s self, states: Option<&'s RowState>) -> Start<'s> {
+        let given = |k: usize| states.and_then(|s| s.states.get(k)).filter(|s| !s.is_empty());
+        let count = self.initial.len();
+        Start {
+            states: (0..count).map(|k| given(k).unwrap_or(&self.initial[k]).as_slice()).collect(),
+            own: (0..count).map(|k| given(k).is_none()).collect(),
         }
     }
 
@@ -354,9 +375,10 @@ impl Bound<'_> {
         }
     }
 
-    /// The sum of step `t`'s penalty terms.
-    pub fn penalty(&self, tape: &Tape, t: usize) -> f32 {
-        match &tape.0 {
+    /// The sum of step `t`'s penalty terms. It may need sums that the last step has left pending;
+    /// they are finished then.
+    pub fn penalty(&self, tape: &mut Tape, t: usize) -> f32 {
+        match &mut tape.0 {
             TapeKind::Interp(tape) => tape.penalty(t),
             TapeKind::Jit(tape) => tape.penalty(self, t),
         }
