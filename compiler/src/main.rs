@@ -30,9 +30,14 @@ struct Failure {
 }
 
 impl Failure {
+    /// Everything has been said.
+    fn said(code: u8) -> Self {
+        Failure { code, message: String::new(), help: None }
+    }
+
     /// The input has errors, which have been shown; or a check failed.
     fn shown() -> Self {
-        Failure { code: 1, message: String::new(), help: None }
+        Failure::said(1)
     }
 
     fn usage(message: impl Into<String>) -> Self {
@@ -115,22 +120,21 @@ fn run(command: &Command, voice: Voice) -> Done {
 // -------------------------------------------------------------------- commands
 
 fn check_files(args: &Check, voice: Voice) -> Done {
-    let mut failed = false;
+    let mut code = 0;
     for path in &args.files {
         let source = match read(path) {
             Ok(source) => source,
-            Err(failure) if args.files.len() > 1 => {
+            Err(failure) => {
                 voice.failure(&failure);
-                failed = true;
+                code = failure.code;
                 continue;
             }
-            Err(failure) => return Err(failure),
         };
         let mut checked = check(&source);
         if args.verbose {
             checked.diagnostics.extend(checked.models.iter().flat_map(compiler::check::remarks));
         }
-        failed |= checked.diagnostics.iter().any(Diagnostic::is_error);
+        code = code.max(u8::from(checked.diagnostics.iter().any(Diagnostic::is_error)));
         voice.diagnostics(&shown_name(path), &source, &checked.diagnostics, args.verbose);
         if args.verbose && voice.format == Format::Human {
             for model in &checked.models {
@@ -138,7 +142,7 @@ fn check_files(args: &Check, voice: Voice) -> Done {
             }
         }
     }
-    if failed { Err(Failure::shown()) } else { Ok(()) }
+    if code > 0 { Err(Failure::said(code)) } else { Ok(()) }
 }
 
 /// `spec retroactive: 11 parameter tensors, 1 input, 3 states, 2 outputs`

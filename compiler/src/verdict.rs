@@ -1,8 +1,8 @@
 //! What a gradient check says, judged and as text: `bpmc gradcheck`.
 
 use crate::gradcheck::{self, Options, Report, Row};
-use crate::ir::{Op, Shape, Sizes, Value};
-use crate::model::Model;
+use crate::ir::{Op, ParamId, Shape, Sink, Sizes, Source, Value};
+use crate::model::{Init, Model, Param};
 use grammar::span::Span;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -23,8 +23,10 @@ pub enum Judgement {
     Wrong,
     /// It is zero, and nothing explains why.
     Zero,
-    /// It is zero, as a warning says, or as it must be for what is not learned.
+    /// It is zero, as a warning says.
     Explained,
+    /// It disagrees because the spec cuts gradients on its way, which differences do not see.
+    Cut,
     /// Every direction met a kink.
     Untested,
 }
@@ -48,8 +50,9 @@ impl Verdict {
         tolerance: f64,
         explained: &[Span],
     ) -> Verdict {
-        let rows = report.rows.into_iter().filter(|r| r.tested > 0 || is_learned(model, r));
-        let judged = rows.map(|r| {
+        let mut rows = report.rows;
+        rows.retain(|r| (r.tested > 0 || is_learned(model, r)) && !is_initial_value(model, r));
+        let judged = rows.into_iter().map(|r| {
             let judgement = judge(model, &r, tolerance, explained);
             (r, judgement)
         });
@@ -71,7 +74,8 @@ impl Verdict {
     /// As a table.
     pub fn text(&self) -> String {
         let sizes: Vec<String> = self.sizes.iter().map(|(name, n)| format!("{name} = {n}")).collect();
-        let mut text = format!("{}: {}\n\n", self.spec, sizes.join(", "));
+        let sizes = if sizes.is_empty() { "no axes".to_owned() } else { sizes.join(", ") };
+        let mut text = format!("{}: {sizes}\n\n", self.spec);
         let width = self.rows.iter().map(|(r, _)| r.name.chars().count()).max().unwrap_or(0).max(16);
         text.push_str(&format!("{:<width$}  {:>10}  {:>10}  {:>6}\n", "tensor", "norm", "error", "tested"));
         for (row, judgement) in &self.rows {
@@ -117,6 +121,7 @@ impl Judgement {
             Judgement::Wrong => "WRONG",
             Judgement::Zero => "ZERO: no gradient reaches it, and no warning says why",
             Judgement::Explained => "zero, as the checker warns",
+            Judgement::Cut => "not comparable: a gradient is cut on its way",
             Judgement::Untested => "not tested: a kink in every direction",
         }
     }
@@ -127,6 +132,7 @@ impl Judgement {
             Judgement::Wrong => "wrong",
             Judgement::Zero => "zero",
             Judgement::Explained => "explained",
+            Judgement::Cut => "cut",
             Judgement::Untested => "untested",
         }
     }
@@ -148,9 +154,21 @@ pub fn thorough(model: &Arc<Model>, sizes: &Sizes, options: &Options) -> Report 
     report
 }
 
-fn param<'m>(model: &'m Model, row: &Row) -> Option<&'m crate::model::Param> {
-    let name = row.name.strip_prefix("grad.")?;
-    model.params.iter().find(|p| p.learned && p.name == name)
+/// The learned parameter that a row is about. A learned initial value is checked as the initial state
+/// that it is.
+fn param<'m>(model: &'m Model, row: &Row) -> Option<&'m Param> {
+    let initial = model.states.iter().find_map(|s| match s.init {
+        Init::Param(p) if row.name == format!("grad.init.{}", s.name) => Some(&model.params[p.index()]),
+        _ => None,
+    });
+    let named = || model.params.iter().find(|p| row.name == format!("grad.{}", p.name));
+    initial.or_else(named).filter(|p| p.learned)
+}
+
+/// Whether a row is about a learned initial value under its own name; the initial state says it all.
+fn is_initial_value(model: &Model, row: &Row) -> bool {
+    let starts = |p: &ParamId| row.name == format!("grad.{}", model.params[p.index()].name);
+    row.norm == 0.0 && model.states.iter().any(|s| matches!(&s.init, Init::Param(p) if starts(p)))
 }
 
 fn is_learned(model: &Model, row: &Row) -> bool {
@@ -161,15 +179,43 @@ fn judge(model: &Model, row: &Row, tolerance: f64, explained: &[Span]) -> Judgem
     // A NaN is no number below the tolerance.
     let agrees = row.error <= tolerance && row.norm.is_finite();
     match param(model, row) {
-        _ if !agrees => Judgement::Wrong,
         Some(p) if row.norm == 0.0 => {
             let touches = |s: &Span| s.start < p.span.end && p.span.start < s.end;
-            let initial = p.name.ends_with(".init");
-            if initial || explained.iter().any(touches) { Judgement::Explained } else { Judgement::Zero }
+            if explained.iter().any(touches) { Judgement::Explained } else { Judgement::Zero }
         }
+        _ if !agrees && is_cut(model, row) => Judgement::Cut,
+        _ if !agrees => Judgement::Wrong,
         _ if row.tested == 0 => Judgement::Untested,
         _ => Judgement::Right,
     }
+}
+
+/// Whether what a row is about reaches a `stopgrad`, in this step or in a later one.
+fn is_cut(model: &Model, row: &Row) -> bool {
+    let is_it = |source: &Source| {
+        let name = match source {
+            Source::Param(p) => format!("grad.{}", model.params[p.index()].name),
+            Source::Input(i) => format!("grad.in.{}", model.inputs[i.index()].name),
+            Source::State(s) => format!("grad.init.{}", model.states[s.index()].name),
+            _ => return false,
+        };
+        name == row.name
+    };
+    let step = &model.step;
+    let mut reached = vec![false; step.body.len()];
+    for _ in 0..=model.states.len() {
+        for (v, i) in step.values() {
+            let loaded = match &i.op {
+                Op::Load(Source::State(s)) => {
+                    step.result(Sink::State(*s)).is_some_and(|n| reached[n.index()])
+                }
+                _ => false,
+            };
+            let it = matches!(&i.op, Op::Load(source) if is_it(source));
+            reached[v.index()] |= loaded || it || i.op.operands().iter().any(|o| reached[o.index()]);
+        }
+    }
+    step.values().any(|(v, i)| matches!(i.op, Op::StopGrad(_)) && reached[v.index()])
 }
 
 /// Small sizes for the axes that are not given: finite differences at full size take long and say

@@ -1,0 +1,250 @@
+//! `bpmc` as a user calls it: what it prints, what it says, and how it ends.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What a call gave.
+struct Ended {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// Calls `bpmc` with arguments and something on standard input.
+fn bpmc_with(input: &[u8], arguments: &[&str]) -> Ended {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bpmc"))
+        .args(arguments)
+        .current_dir(root())
+        .env_remove("CLICOLOR_FORCE")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("bpmc starts");
+    // It may end before it has read everything.
+    let _ = child.stdin.take().expect("a pipe").write_all(input);
+    let ended = child.wait_with_output().expect("bpmc ends");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("bpmc writes text");
+    Ended { code: ended.status.code().unwrap_or(-1), out: text(ended.stdout), err: text(ended.stderr) }
+}
+
+fn bpmc(arguments: &[&str]) -> Ended {
+    bpmc_with(b"", arguments)
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A fresh folder of this test.
+fn folder(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).expect("a folder");
+    path
+}
+
+const RETROACTIVE: &str = "specs/backpropamine/retroactive.bpm";
+const SIZES: [&str; 6] = ["--axis", "I=3", "--axis", "A=2", "--axis", "N=6"];
+
+fn with_sizes<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    arguments.iter().copied().chain(SIZES).collect()
+}
+
+#[test]
+fn a_good_spec_is_met_with_silence() {
+    let ended = bpmc(&["check", RETROACTIVE]);
+    assert_eq!((ended.code, ended.out.as_str(), ended.err.as_str()), (0, "", ""));
+    let ended = bpmc(&["check", "-v", RETROACTIVE]);
+    assert_eq!(ended.code, 0);
+    assert!(ended.err.contains("info[BPM0313]"), "{}", ended.err);
+    assert!(ended.err.ends_with("spec retroactive: 11 parameter tensors, 1 input, 3 states, 2 outputs\n"));
+}
+
+#[test]
+fn errors_of_a_spec_end_with_one() {
+    let ended = bpmc_with(b"spec x {\n  out y = z\n}\n", &["check", "-"]);
+    assert_eq!((ended.code, ended.out.as_str()), (1, ""));
+    assert!(ended.err.starts_with("error[BPM0101]"), "{}", ended.err);
+    assert!(ended.err.contains("--> <stdin>:2:11"), "{}", ended.err);
+    let ended = bpmc_with(b"spec x {\n  out y = z\n}\n", &["check", "-", "--message-format", "short"]);
+    assert!(ended.err.starts_with("<stdin>:2:11: error[BPM0101]: "), "{}", ended.err);
+    assert!(!ended.err.contains('\u{1b}'));
+    let ended = bpmc_with(b"spec x {\n  out y = z\n}\n", &["check", "-", "--color", "always"]);
+    assert!(ended.err.contains('\u{1b}'));
+}
+
+#[test]
+fn diagnostics_are_json_on_request() {
+    let ended = bpmc_with(b"spec x {\n  out y = z + w\n}\n", &["check", "-", "--message-format", "json"]);
+    assert_eq!(ended.code, 1);
+    let lines: Vec<serde_json::Value> =
+        ended.err.lines().map(|l| serde_json::from_str(l).expect("an object on a line")).collect();
+    assert_eq!(lines.len(), 2);
+    assert!(lines.iter().all(|l| l["reason"] == "diagnostic" && l["level"] == "error"));
+}
+
+#[test]
+fn what_cannot_be_read_ends_with_two() {
+    let folder = folder("unreadable");
+    let bad = folder.join("bad.bpm");
+    std::fs::write(&bad, b"spec \xff").expect("a file");
+    for (path, why) in [
+        ("nowhere.bpm", "there is no such file"),
+        ("specs", "it is a folder"),
+        (bad.to_str().expect("a path"), "it is no text (not UTF-8 from byte 5 on)"),
+    ] {
+        let ended = bpmc(&["check", path]);
+        assert_eq!(ended.code, 2);
+        assert_eq!(ended.err, format!("error: cannot read `{path}`: {why}\n"));
+    }
+    for wrong in [
+        &["chekc", "x"][..],
+        &["check"],
+        &["plan", RETROACTIVE, "--axis", "I"],
+        &["plan", RETROACTIVE, "--axis", "I=0"],
+    ] {
+        assert_eq!(bpmc(wrong).code, 2, "{wrong:?}");
+    }
+    assert_eq!(bpmc(&["--version"]).code, 0);
+    assert!(bpmc(&["--help"]).out.contains("Exit codes"));
+}
+
+#[test]
+fn one_unreadable_file_does_not_hide_the_others() {
+    let folder = folder("several");
+    let wrong = folder.join("wrong.bpm");
+    std::fs::write(&wrong, "spec x {\n  out y = z\n}\n").expect("a file");
+    let ended = bpmc(&["check", "nowhere.bpm", wrong.to_str().expect("a path")]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.err.contains("no such file") && ended.err.contains("BPM0101"), "{}", ended.err);
+}
+
+#[test]
+fn axes_must_have_sizes_where_sizes_matter() {
+    assert_eq!(bpmc(&["compile", RETROACTIVE, "--emit", "step,adjoint"]).code, 0);
+    let ended = bpmc(&["compile", RETROACTIVE, "--emit", "loops"]);
+    assert_eq!(ended.code, 2);
+    assert_eq!(ended.err, "error: axis I, A has no size; give it with --axis I=SIZE\n");
+    let ended = bpmc(&["plan", RETROACTIVE, "--axis", "I=3", "--axis", "A=2", "--axis", "M=2"]);
+    assert_eq!((ended.code, ended.out.as_str()), (2, ""));
+    let ended = bpmc(&["plan", RETROACTIVE, "--axis", "I=3", "--axis", "A=2", "--axis", "N=1000000000"]);
+    assert_eq!(ended.code, 3, "{}", ended.err);
+    assert!(ended.err.contains("more than can be addressed"), "{}", ended.err);
+}
+
+#[test]
+fn stages_go_to_standard_output_or_into_a_folder() {
+    let ended = bpmc(&with_sizes(&["compile", RETROACTIVE, "--emit", "step"]));
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""));
+    assert!(ended.out.starts_with("step of retroactive\n  %0:"));
+    let ended = bpmc(&with_sizes(&["compile", RETROACTIVE, "--emit", "loops,plan"]));
+    assert!(ended.out.starts_with("// stage loops\nprogram\n") && ended.out.contains("// stage plan\n"));
+    let folder = folder("stages");
+    let out = folder.join("deeper");
+    let ended = bpmc(&with_sizes(&["compile", RETROACTIVE, "-o", out.to_str().expect("a path")]));
+    assert_eq!((ended.code, ended.out.as_str(), ended.err.as_str()), (0, "", ""));
+    for stage in ["ast", "model", "step", "adjoint", "prologue", "tangent", "loops", "plan", "clif"] {
+        let text = std::fs::read_to_string(out.join(format!("retroactive.{stage}.txt"))).expect(stage);
+        assert!(text.len() > 50, "{stage}");
+    }
+}
+
+#[test]
+fn targets_that_do_not_exist_say_so() {
+    let ended = bpmc(&["compile", RETROACTIVE, "--target", "cuda"]);
+    assert_eq!(
+        (ended.code, ended.err.as_str()),
+        (3, "error: the CUDA back end is not built in this version\n")
+    );
+    let ended = bpmc(&["compile", RETROACTIVE, "--target", "torch"]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.err.starts_with("error: there is no PyTorch back end"));
+}
+
+#[test]
+fn one_of_several_specs_is_chosen_by_name() {
+    let two = b"spec first {\n  in u\n  out y = u\n}\n\nspec second {\n  in u\n  out y = 2 * u\n}\n";
+    let ended = bpmc_with(two, &["compile", "-", "--emit", "step"]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.err.contains("<stdin> has several specs: first, second"), "{}", ended.err);
+    let ended = bpmc_with(two, &["compile", "-", "--emit", "step", "--spec", "second"]);
+    assert!(ended.out.starts_with("step of second\n"), "{}{}", ended.out, ended.err);
+    let ended = bpmc_with(two, &["compile", "-", "--emit", "step", "--spec", "secnod"]);
+    assert!(ended.err.contains("did you mean second?"), "{}", ended.err);
+    assert_eq!(ended.code, 2);
+}
+
+#[test]
+fn formatting_rewrites_only_what_differs() {
+    let folder = folder("fmt");
+    let file = folder.join("x.bpm");
+    let path = file.to_str().expect("a path");
+    std::fs::write(&file, "spec x{\n in u;out y=u}").expect("a file");
+    let ended = bpmc(&["fmt", "--check", path]);
+    assert_eq!((ended.code, ended.out.as_str()), (1, ""));
+    assert_eq!(std::fs::read_to_string(&file).expect("a file"), "spec x{\n in u;out y=u}");
+    assert_eq!(bpmc(&["fmt", path]).code, 0);
+    let canonical = "spec x {\n  in u\n  out y = u\n}\n";
+    assert_eq!(std::fs::read_to_string(&file).expect("a file"), canonical);
+    assert_eq!(bpmc(&["fmt", "--check", path]).code, 0);
+    assert_eq!(bpmc_with(b"spec x{\n in u;out y=u}", &["fmt", "-"]).out, canonical);
+    let ended = bpmc_with(b"spec x {", &["fmt", "-"]);
+    assert_eq!((ended.code, ended.out.as_str()), (1, ""));
+    let left: Vec<_> = std::fs::read_dir(&folder).expect("a folder").collect();
+    assert_eq!(left.len(), 1, "nothing is left beside the file");
+}
+
+#[test]
+fn codes_are_explained() {
+    let ended = bpmc(&["explain", "BPM0203"]);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""));
+    assert!(ended.out.starts_with("# BPM0203: "));
+    assert_eq!(bpmc(&["explain", "bpm0203"]).out, ended.out);
+    assert_eq!(bpmc(&["explain", "203"]).out, ended.out);
+    assert_eq!(bpmc(&["explain"]).out.lines().count(), compiler::explain::CODES.len());
+    let ended = bpmc(&["explain", "BPM0230"]);
+    assert_eq!((ended.code, ended.out.as_str()), (2, ""));
+    assert!(ended.err.contains("did you mean BPM0030?"), "{}", ended.err);
+}
+
+#[test]
+fn plans_are_tables_or_json() {
+    let ended =
+        bpmc(&with_sizes(&["plan", RETROACTIVE, "--batch", "30", "--steps", "200", "--threads", "2"]));
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""));
+    assert!(ended.out.starts_with("retroactive: I = 3, N = 6, A = 2; batch 30, 200 steps, 2 threads\n"));
+    let json = ["plan", RETROACTIVE, "--batch", "30", "--steps", "200", "--message-format", "json"];
+    let plan: serde_json::Value = serde_json::from_str(&bpmc(&with_sizes(&json)).out).expect("one object");
+    // 30 rows, 201 moments, two matrices of 6 by 6, 4 bytes each.
+    assert_eq!(plan["dense_bytes"], 30 * 201 * 2 * 36 * 4);
+    assert_eq!((&plan["checkpoint_every"], &plan["learned"]), (&15.into(), &125.into()));
+    assert_eq!((&plan["forward"]["count"], &plan["backward"]["count"]), (&1.into(), &1.into()));
+    let tape: u64 = plan["tape"].as_array().expect("items").iter().filter_map(|i| i["bytes"].as_u64()).sum();
+    assert_eq!(plan["tape_bytes"], tape);
+    let ended = bpmc(&with_sizes(&["plan", RETROACTIVE, "--memory", "1KiB"]));
+    assert_eq!(ended.code, 3, "{}", ended.err);
+}
+
+#[test]
+fn gradients_are_judged() {
+    let ended = bpmc(&["gradcheck", RETROACTIVE]);
+    assert_eq!(ended.code, 0, "{}", ended.out);
+    assert!(ended.out.ends_with("the gradients are right\n"));
+    let ended = bpmc(&["gradcheck", RETROACTIVE, "--tolerance", "1e-30"]);
+    assert_eq!(ended.code, 1);
+    assert!(ended.out.contains("WRONG"));
+    let ended = bpmc(&["gradcheck", RETROACTIVE, "--message-format", "json", "--seed", "3", "--steps", "4"]);
+    let verdict: serde_json::Value = serde_json::from_str(&ended.out).expect("one object");
+    assert_eq!(verdict["passed"], true);
+    assert!(verdict["rows"].as_array().is_some_and(|r| r.len() > 10));
+}
+
+#[test]
+fn a_gradient_that_is_zero_needs_an_explanation() {
+    let explained = b"spec x {\n  in u\n  learn w = 1, v = 1\n  out y = stopgrad(w) * u + v\n}\n";
+    let ended = bpmc_with(explained, &["gradcheck", "-"]);
+    assert_eq!(ended.code, 0, "{}{}", ended.out, ended.err);
+    assert!(ended.out.contains("zero, as the checker warns"), "{}", ended.out);
+}
