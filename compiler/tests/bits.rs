@@ -1,12 +1,12 @@
 //! Machine code gives the bits that the loop IR means: every routine of every spec of the library, on
 //! memory full of random numbers.
 
-use compiler::autodiff;
 use compiler::back::cranelift;
 use compiler::ir::Sizes;
 use compiler::loops::eval::{Memory, run};
 use compiler::loops::{self, Base, LANES, LowerOptions, NAMES, Program};
 use compiler::model::Model;
+use compiler::{autodiff, passes};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +29,7 @@ fn program(model: &Model, n: usize) -> Program {
     let named = model.axes.named.iter().enumerate();
     let bound: BTreeMap<String, usize> = named.map(|(k, a)| (a.name.clone(), n + k % 3)).collect();
     let sizes = Sizes::bind(&model.axes, &bound).expect("sizes for every axis");
+    let model = &passes::optimise(model);
     loops::lower(model, &sizes, &autodiff::step(model), LowerOptions { input_bars: true })
 }
 

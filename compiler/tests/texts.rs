@@ -4,7 +4,7 @@
 use compiler::ir::{Function, Sizes};
 use compiler::loops::{self, LowerOptions, Program};
 use compiler::model::Model;
-use compiler::{autodiff, ir};
+use compiler::{autodiff, ir, passes};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,12 +39,13 @@ fn program(model: &Model, n: usize, input_bars: bool) -> Program {
     let named = model.axes.named.iter().enumerate();
     let bound: BTreeMap<String, usize> = named.map(|(k, a)| (a.name.clone(), n + k % 3)).collect();
     let sizes = Sizes::bind(&model.axes, &bound).expect("sizes for every axis");
+    let model = &passes::optimise(model);
     loops::lower(model, &sizes, &autodiff::step(model), LowerOptions { input_bars })
 }
 
 #[test]
 fn functions_are_read_back_exactly() {
-    for model in models() {
+    for model in models().into_iter().flat_map(|m| [passes::optimise(&m), m]) {
         for (title, f) in functions(&model) {
             let text = ir::print(&f, &model, title);
             let (found, read) =

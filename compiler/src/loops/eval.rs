@@ -235,40 +235,56 @@ fn point(
     }
 }
 
-fn matrix(nest: &Nest, post: usize, pre: usize, memory: &mut Memory<'_>) {
-    let mut sums = initial_sums(nest);
-    // The row sums, four lanes for each row of each sum over post; they live in scratch.
-    let mut rows: Vec<Vec<Register>> = vec![vec![[0.0; LANES]; pre]; nest.effects.len()];
-    for (first, width) in Tiles::of(post).iter() {
-        let mut columns = vec![vec![[0.0; LANES]; width]; nest.effects.len()];
-        for i in 0..pre {
-            for register in 0..width {
-                let j = (first + register) * LANES;
-                let start = first * LANES * pre + (i * width + register) * LANES;
-                let at = Position { matrix: start, post: j, pre: i };
-                let found = values(&nest.body, at, memory);
-                let lanes = post.saturating_sub(j).min(LANES);
-                for (k, effect) in nest.effects.iter().enumerate() {
-                    let sum = match effect {
-                        Effect::SumPre(..) => &mut columns[k][register],
-                        Effect::SumPost(..) => &mut rows[k][i],
-                        _ => &mut sums[k],
-                    };
-                    point(effect, &found, at, lanes, sum, memory);
-                }
-            }
-        }
-        for (effect, column) in nest.effects.iter().zip(&columns) {
-            if let Effect::SumPre(place, ..) = effect {
-                let put = |(r, x): (usize, &Register)| memory.put(*place, (first + r) * LANES, *x);
-                column.iter().enumerate().for_each(put);
-            }
-        }
-    }
-    finish_sums(nest, &sums, memory);
-    finish_rows(nest, &rows, memory);
+/// The sums of a matrix nest under way, one of each for each effect.
+struct Sums {
+    /// Over the whole extent.
+    all: Vec<Register>,
+    /// Over post: four lanes for each row.
+    rows: Vec<Vec<Register>>,
+    /// Over pre: the registers of the tile.
+    columns: Vec<Vec<Register>>,
 }
 
+fn matrix(nest: &Nest, post: usize, pre: usize, memory: &mut Memory<'_>) {
+    let count = nest.effects.len();
+    let rows = vec![vec![[0.0; LANES]; pre]; count];
+    let mut sums = Sums { all: initial_sums(nest), rows, columns: vec![] };
+    for (first, width) in Tiles::of(post).iter() {
+        sums.columns = vec![vec![[0.0; LANES]; width]; count];
+        let points = (0..pre).flat_map(|i| (0..width).map(move |register| (i, register)));
+        for (i, register) in points {
+            let j = (first + register) * LANES;
+            let start = first * LANES * pre + (i * width + register) * LANES;
+            let at = Position { matrix: start, post: j, pre: i };
+            let found = values(&nest.body, at, memory);
+            let lanes = post.saturating_sub(j).min(LANES);
+            for (k, effect) in nest.effects.iter().enumerate() {
+                let sum = match effect {
+                    Effect::SumPre(..) => &mut sums.columns[k][register],
+                    Effect::SumPost(..) => &mut sums.rows[k][i],
+                    Effect::Store(..) | Effect::Add(..) | Effect::SumAll(..) | Effect::MaxAll(..) => {
+                        &mut sums.all[k]
+                    }
+                };
+                point(effect, &found, at, lanes, sum, memory);
+            }
+        }
+        finish_columns(nest, first, &sums.columns, memory);
+    }
+    finish_sums(nest, &sums.all, memory);
+    finish_rows(nest, &sums.rows, memory);
+}
+
+fn finish_columns(nest: &Nest, first: usize, columns: &[Vec<Register>], memory: &mut Memory<'_>) {
+    for (effect, column) in nest.effects.iter().zip(columns) {
+        if let Effect::SumPre(place, ..) = effect {
+            let put = |(r, x): (usize, &Register)| memory.put(*place, (first + r) * LANES, *x);
+            column.iter().enumerate().for_each(put);
+        }
+    }
+}
+
+/// The row sums lie in scratch until they are added up.
 fn finish_rows(nest: &Nest, rows: &[Vec<Register>], memory: &mut Memory<'_>) {
     let sums = nest.effects.iter().zip(rows).filter_map(|(e, r)| match e {
         Effect::SumPost(place, ..) => Some((*place, r)),
