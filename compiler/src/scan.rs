@@ -37,9 +37,19 @@ impl<'t> Line<'t> {
         !self.rest.starts_with(' ')
     }
 
-    /// Spaces before the text.
-    pub(crate) fn indent(&self) -> usize {
-        self.rest.len() - self.rest.trim_start_matches(' ').len()
+    /// The line up to a `;` outside of quotes.
+    pub(crate) fn without_remark(self) -> Line<'t> {
+        let (mut quoted, mut escaped) = (false, false);
+        for (at, c) in self.rest.char_indices() {
+            match c {
+                _ if escaped => escaped = false,
+                '\\' if quoted => escaped = true,
+                '"' => quoted = !quoted,
+                ';' if !quoted => return Line { rest: self.rest[..at].trim_end(), ..self },
+                _ => {}
+            }
+        }
+        self
     }
 
     /// What is still to be read.

@@ -38,15 +38,20 @@
 
 pub mod body;
 mod emit;
+pub mod eval;
 mod fuse;
 mod lower;
 mod math;
+mod parse;
 pub mod plan;
 mod print;
 pub mod schedule;
+mod verify;
 
 pub use lower::{LowerOptions, lower};
+pub use parse::parse;
 pub use print::{NAMES, print, routines};
+pub use verify::verify;
 
 use crate::ir::Value;
 use body::Body;

@@ -42,8 +42,8 @@ impl TapeSizes {
         let matrices = program.matrices_len;
         TapeSizes {
             interval,
-            frames: program.frame_len.saturating_mul(steps + 2),
-            adjoint: program.adjoint_len.saturating_mul(steps + 3),
+            frames: program.frame_len.saturating_mul(steps.saturating_add(2)),
+            adjoint: program.adjoint_len.saturating_mul(steps.saturating_add(3)),
             carry: matrices,
             back_carry: program.carry_len,
             ends: matrices,

@@ -10,6 +10,7 @@
 //!
 //! A place is a region and an element in it; `frame[-1]` is the frame of the step before. What stands
 //! behind `;` is a remark: the slot that the place belongs to.
+//! [`super::parse()`] reads everything else back exactly.
 
 use super::body::{BodyOp, Id};
 use super::{Access, Base, Effect, Extent, Nest, Place, Program, Routine, Slot};

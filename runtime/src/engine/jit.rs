@@ -12,6 +12,7 @@ use super::{Bound, Engine, FlushDenormals, Mode, RowState, Start};
 use compiler::back::cranelift::{JitError, Kernels, compile};
 use compiler::interp::Tensor;
 use compiler::ir::{InputId, OutputId, StateId, Value};
+use compiler::loops::plan::TapeSizes;
 use compiler::loops::{Base, Place, Program, Rank1, pack, unpack};
 use compiler::model::Init;
 use std::collections::BTreeMap;
@@ -201,23 +202,21 @@ impl Tape {
             Mode::Infer => RING,
             Mode::Train => steps + 2,
         };
-        let root = (steps as f64).sqrt().ceil() as usize;
-        let interval = interval.unwrap_or(root).clamp(1, steps.max(1));
+        let sizes = TapeSizes::new(program, steps, interval);
         let train = |len: usize| Buffer::new(if mode == Mode::Train { len } else { 0 });
-        let matrices = program.matrices_len;
         Tape {
             mode,
             frames: Buffer::new(frame_count * program.frame_len),
             frame_count,
-            adjoint: train((steps + 3) * program.adjoint_len),
-            carry: Buffer::new(matrices),
-            back_carry: train(program.carry_len),
-            ends: train(matrices),
-            scratch: Buffer::new(program.scratch_len),
-            snapshots: train((interval + 2) * matrices),
-            checkpoints: train(steps.div_ceil(interval) * matrices),
+            adjoint: train(sizes.adjoint),
+            carry: Buffer::new(sizes.carry),
+            back_carry: train(sizes.back_carry),
+            ends: train(sizes.ends),
+            scratch: Buffer::new(sizes.scratch),
+            snapshots: train(sizes.snapshots),
+            checkpoints: train(sizes.checkpoints),
             saved: vec![],
-            interval,
+            interval: sizes.interval,
             stretches: vec![],
             steps: 0,
             pending: false,

@@ -1,0 +1,109 @@
+//! Machine code gives the bits that the loop IR means: every routine of every spec of the library, on
+//! memory full of random numbers.
+
+use compiler::autodiff;
+use compiler::back::cranelift;
+use compiler::ir::Sizes;
+use compiler::loops::eval::{Memory, run};
+use compiler::loops::{self, Base, LANES, LowerOptions, NAMES, Program};
+use compiler::model::Model;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn models() -> Vec<Model> {
+    let mut todo = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../specs")];
+    let mut paths: Vec<PathBuf> = vec![];
+    while let Some(path) = todo.pop() {
+        if path.is_dir() {
+            todo.extend(std::fs::read_dir(&path).expect("a folder").map(|e| e.expect("an entry").path()));
+        } else if path.extension().is_some_and(|e| e == "bpm") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    let text = |p: &PathBuf| std::fs::read_to_string(p).expect("a spec is text");
+    paths.iter().flat_map(|p| compiler::check::check(&text(p)).models).collect()
+}
+
+fn program(model: &Model, n: usize) -> Program {
+    let named = model.axes.named.iter().enumerate();
+    let bound: BTreeMap<String, usize> = named.map(|(k, a)| (a.name.clone(), n + k % 3)).collect();
+    let sizes = Sizes::bind(&model.axes, &bound).expect("sizes for every axis");
+    loops::lower(model, &sizes, &autodiff::step(model), LowerOptions { input_bars: true })
+}
+
+/// Every region of a program on its own, one behind the other.
+fn regions(program: &Program) -> ([usize; Base::ALL.len()], usize) {
+    let mut end = 0;
+    let starts = Base::ALL.map(|base| {
+        let start = end;
+        end += match base {
+            Base::Frame(_) => program.frame_len,
+            Base::Adjoint(_) => program.adjoint_len,
+            Base::Scratch => program.scratch_len,
+            Base::Params => program.params_len,
+            Base::Carry => program.carry_len.max(program.matrices_len),
+            Base::Ends | Base::Snapshot(_) => program.matrices_len,
+            Base::Grads => program.grads_len,
+        };
+        start
+    });
+    (starts, end + LANES)
+}
+
+/// Numbers in ±2, exact zeros and ones among them, from a seed.
+fn fill(len: usize, mut seed: u64) -> Vec<f32> {
+    let draw = |_| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let bits = seed >> 33;
+        match bits % 16 {
+            0 => 0.0,
+            1 => 1.0,
+            _ => (bits as f64 / f64::from(1u32 << 29) - 2.0) as f32,
+        }
+    };
+    (0..len).map(draw).collect()
+}
+
+/// The same bits, or both no number.
+fn same(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
+}
+
+#[test]
+fn machine_code_gives_the_bits_of_the_loop_ir() {
+    let mut numbers = 0usize;
+    for model in models() {
+        for n in [1, 3, 6, 17, 31] {
+            let program = program(&model, n);
+            let kernels = cranelift::compile(&program).expect("it compiles");
+            let (starts, len) = regions(&program);
+            for (k, routine) in loops::routines(&program).into_iter().enumerate() {
+                let start = fill(len, (n * 7 + k) as u64);
+                let (mut meant, mut found) = (start.clone(), start);
+                run(routine, &mut Memory { cells: &mut meant, starts });
+                let pointers = starts.map(|at| &raw mut found[at]);
+                // SAFETY: the entry has this signature, and the program keeps inside its regions, which
+                // all lie in `found`; the code lives as long as `kernels`.
+                unsafe {
+                    let entry: unsafe extern "C" fn(*const *mut f32) =
+                        std::mem::transmute(kernels.entries[k]);
+                    entry(pointers.as_ptr());
+                }
+                for (at, (m, f)) in meant.iter().zip(&found).enumerate() {
+                    let region = starts.iter().rposition(|s| *s <= at).map(|slot| Base::ALL[slot]);
+                    let offset = starts.iter().rev().find(|s| **s <= at).map(|s| at - s);
+                    let name = NAMES[k];
+                    assert!(
+                        same(*m, *f),
+                        "{} {n} {name}: {region:?}+{offset:?} means {m:e}, found {f:e}",
+                        model.name
+                    );
+                }
+                assert!(meant.iter().filter(|x| x.is_finite()).count() * 2 > len, "{}", model.name);
+                numbers += len;
+            }
+        }
+    }
+    assert!(numbers > 1_000_000, "only {numbers} numbers were compared");
+}
