@@ -235,6 +235,7 @@ fn point(
     }
 }
 
+#[expect(clippy::needless_range_loop, reason = "the indices are positions; sums are only one use of them")]
 fn matrix(nest: &Nest, post: usize, pre: usize, memory: &mut Memory<'_>) {
     let mut sums = initial_sums(nest);
     // The row sums, four lanes for each row of each sum over post; they live in scratch.

@@ -218,8 +218,11 @@ fn pair(line: &mut Line<'_>) -> Read<(usize, usize)> {
     Ok((post, pre))
 }
 
+/// Offset, length, value, and the axes of a matrix.
+type BoundParts = (usize, usize, Value, Option<(usize, usize)>);
+
 /// `8 len 25 %3 [5,5]`
-fn bound(line: &mut Line<'_>) -> Read<(usize, usize, Value, Option<(usize, usize)>)> {
+fn bound(line: &mut Line<'_>) -> Read<BoundParts> {
     let offset = line.count()?;
     line.expect("len ")?;
     let len = line.count()?;
