@@ -174,6 +174,7 @@ fn a_number_that_is_none_stays_none() {
         "sigmoid(x)",
         "softplus(x)",
         "relu(x)",
+        "elu(x)",
         "abs(x)",
         "sqrt(x)",
         "clip(x, -2, 3)",

@@ -338,6 +338,7 @@ fn gradients_at_ties_follow_the_conventions() {
         convention("clip_st(x, -1, 1)", &[x], value, &[1.0]);
     }
     convention("relu(x)", &[0.0], 0.0, &[0.0]);
+    convention("elu(x)", &[0.0], 0.0, &[1.0]);
     convention("abs(x)", &[0.0], 0.0, &[0.0]);
     convention("abs(x)", &[-2.0], 2.0, &[-1.0]);
     convention("min(x, y)", &[1.0, 1.0], 1.0, &[0.0, 1.0]);

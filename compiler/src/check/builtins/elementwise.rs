@@ -14,7 +14,7 @@ pub(super) fn elu<'a>(c: &mut Checker<'a>, call: &Call<'a>) -> Option<Typed> {
     let b = &mut c.builder;
     let zero = b.fill(0.0, x.kind.shape());
     let one = b.fill(1.0, x.kind.shape());
-    let below = b.binary(Binary::Min, x.value, zero);
+    let below = b.binary(Binary::Min, zero, x.value);
     let exponential = b.unary(Unary::Exp, below);
     let exponential = b.sub(exponential, one);
     let positive = b.binary(Binary::Less, zero, x.value);
