@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Fmt(Fmt),
     /// Explain a code such as BPM0203; without a code, list them all.
     Explain(Explain),
+    /// Print a spec as a document: tables, equations.
+    Doc(Doc),
     /// Print memory and work of training, before anything runs.
     Plan(Plan),
     /// Compare the gradients of a spec with finite differences.
@@ -122,6 +124,20 @@ pub(crate) struct Explain {
     pub(crate) code: Option<String>,
 }
 
+/// `bpmc doc`
+#[derive(Debug, Args)]
+pub(crate) struct Doc {
+    /// The spec; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Which spec of a file that holds several [default: all].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) spec: Option<String>,
+    /// The kind of document.
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) format: DocFormat,
+}
+
 /// `bpmc plan`
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
@@ -186,6 +202,18 @@ pub(crate) enum Emit {
     Plan,
     Clif,
     All,
+}
+
+/// The kind of document.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DocFormat {
+    /// Markdown.
+    #[default]
+    Md,
+    /// A web page.
+    Html,
+    /// A LaTeX document.
+    Latex,
 }
 
 /// How diagnostics look.

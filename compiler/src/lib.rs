@@ -5,6 +5,7 @@
 pub mod autodiff;
 pub mod back;
 pub mod check;
+pub mod doc;
 pub mod explain;
 pub mod gradcheck;
 pub mod interp;
@@ -14,6 +15,7 @@ pub mod model;
 pub mod passes;
 mod scan;
 pub mod stages;
+mod tex;
 pub mod verdict;
 
 pub use scan::ParseError;

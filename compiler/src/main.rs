@@ -4,8 +4,12 @@
 mod cli;
 
 use clap::Parser;
-use cli::{Check, Cli, Color, Command, Compile, Emit, Explain, Fmt, Format, Gradcheck, Load, Plan, Target};
+use cli::{
+    Check, Cli, Color, Command, Compile, Doc, DocFormat, Emit, Explain, Fmt, Format, Gradcheck, Load, Plan,
+    Target,
+};
 use compiler::check::{Checked, check};
+use compiler::doc;
 use compiler::gradcheck::Options;
 use compiler::loops::plan::Use;
 use compiler::model::Model;
@@ -112,6 +116,7 @@ fn run(command: &Command, voice: Voice) -> Done {
         Command::Compile(args) => compile(args, voice),
         Command::Fmt(args) => fmt(args, voice),
         Command::Explain(args) => explain(args),
+        Command::Doc(args) => document(args, voice),
         Command::Plan(args) => plan(args, voice),
         Command::Gradcheck(args) => gradcheck(args, voice),
     }
@@ -260,6 +265,25 @@ fn explain(args: &Explain) -> Done {
             })
         }
     }
+}
+
+fn document(args: &Doc, voice: Voice) -> Done {
+    let source = read(&args.file)?;
+    let Checked { models, diagnostics } = check(&source);
+    voice.diagnostics(&shown_name(&args.file), &source, &diagnostics, false);
+    if diagnostics.iter().any(Diagnostic::is_error) {
+        return Err(Failure::shown());
+    }
+    let models = match &args.spec {
+        Some(name) => vec![pick(models, Some(name), &args.file)?],
+        None => models,
+    };
+    let format = match args.format {
+        DocFormat::Md => doc::Format::Markdown,
+        DocFormat::Html => doc::Format::Html,
+        DocFormat::Latex => doc::Format::Latex,
+    };
+    print(&doc::document(&source, &models, format))
 }
 
 fn plan(args: &Plan, voice: Voice) -> Done {

@@ -248,3 +248,28 @@ fn a_gradient_that_is_zero_needs_an_explanation() {
     assert_eq!(ended.code, 0, "{}{}", ended.out, ended.err);
     assert!(ended.out.contains("zero, as the checker warns"), "{}", ended.out);
 }
+
+#[test]
+fn a_spec_is_a_document() {
+    let ended = bpmc(&["doc", RETROACTIVE]);
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""));
+    assert!(ended.out.starts_with("# retroactive\n"));
+    for line in [
+        "| `Wx` | `[N,I]` | `learn ~ linear(I)` | Input layer. |",
+        "| `E` | `[N,N]` | `trace = 0` | Eligibility trace of every connection. |",
+        "y^{t} &= \\tanh\\left(W_{x}\\, u^{t} + b_{x} + \\left(W + \\alpha \\odot H^{t-1}\\right)\\, y^{t-1}\\right) \\\\",
+        "H^{t}_{ji} &= \\operatorname{clip}_{[-1, 1]}\\left(H^{t-1}_{ji} + m^{t}\\, E^{t-1}_{ji}\\right) \\\\",
+        "E^{t}_{ji} &= \\left(1 - \\eta\\right)\\, E^{t-1}_{ji} + \\eta\\, y^{t}_{j}\\, y^{t-1}_{i} \\\\",
+        "\\text{value} &= {w_{v}}^{\\top} y^{t} + b_{v}",
+    ] {
+        assert!(ended.out.lines().any(|l| l == line), "{line} in\n{}", ended.out);
+    }
+    let page = bpmc(&["doc", RETROACTIVE, "--format", "html"]).out;
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    assert!(page.contains("E&#39;[j,i] = (1 - eta)") || page.contains("E'[j,i] = (1 - eta)"));
+    let paper = bpmc(&["doc", "specs/rules.bpm", "--format", "latex"]).out;
+    assert_eq!(paper.matches("\\begin{align*}").count(), 11);
+    let braces = |c| paper.chars().filter(|x| *x == c).count();
+    assert_eq!(braces('{'), braces('}'));
+    assert_eq!(bpmc(&["doc", "specs/rules.bpm", "--spec", "nothing"]).code, 2);
+}
