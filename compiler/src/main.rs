@@ -71,6 +71,7 @@ impl From<StageError> for Failure {
     fn from(error: StageError) -> Self {
         match error {
             StageError::Sizes(e) => Failure::usage(e.to_string()),
+            StageError::Outside(e) => Failure::usage(e.to_string()),
             e @ (StageError::TooLarge { .. } | StageError::Jit(_)) => Failure::machine(e.to_string()),
         }
     }

@@ -75,6 +75,9 @@ pub enum StageError {
     /// Axes are open, or do not exist.
     #[error(transparent)]
     Sizes(#[from] SizeError),
+    /// A part of a vector lies outside of it.
+    #[error(transparent)]
+    Outside(#[from] ir::Outside),
     /// No program can address this.
     #[error(
         "`{what}` of one batch row would have {elements} numbers, more than can be addressed; make its axes smaller"
@@ -99,6 +102,7 @@ const MOST: u128 = (1 << 29) - 1;
 /// [`StageError`] if axes are open or unknown, or a tensor is too large.
 pub fn bind(model: &Model, bound: &BTreeMap<String, usize>) -> Result<Sizes, StageError> {
     let sizes = Sizes::bind(&model.axes, bound)?;
+    ir::check_bounds(&model.step, &sizes)?;
     let named = model.params.iter().map(|p| (&p.name, p.shape));
     let named = named.chain(model.states.iter().map(|s| (&s.name, s.shape)));
     let named = named.chain(model.inputs.iter().map(|i| (&i.name, i.shape)));

@@ -62,6 +62,7 @@ pub fn run(spec: &Spec, given: Given, backend: Backend, dtype: Dtype) -> Result<
         return Err(Error::usage("`--dtype f64` needs `--backend interp`"));
     }
     let sizes = Sizes::bind(&spec.model.axes, &given.axes)?;
+    compiler::ir::check_bounds(&spec.model.step, &sizes).map_err(|e| Error::input(e.to_string()))?;
     let job = Job::new(&spec.model, &sizes, given)?;
     let results = match dtype {
         Dtype::F64 => in_64_bits(&spec.model, &sizes, &job),

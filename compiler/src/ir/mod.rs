@@ -37,7 +37,7 @@ mod verify;
 pub use build::Builder;
 pub use parse::parse;
 pub use print::{print, shape_text, type_text};
-pub use verify::verify;
+pub use verify::{Outside, check_bounds, verify};
 
 use grammar::span::Span;
 use std::collections::BTreeMap;

@@ -6,7 +6,7 @@
 //!   parameter or the cotangent or tangent of an unbatched value.
 //! * Results name values of the function.
 
-use super::{Function, Op, Shape, Source, Value};
+use super::{Function, Op, Shape, Sizes, Source, Value};
 
 /// Checks a function against the law.
 ///
@@ -36,6 +36,42 @@ pub fn verify(f: &Function) -> Result<(), String> {
         Some((sink, v)) => Err(format!("result {sink:?} names %{}, which does not exist", v.0)),
         None => Ok(()),
     }
+}
+
+/// A part of a vector that lies outside of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{what} needs a vector of {needed} elements or more, but at these sizes it has {len}; make its axis larger"
+)]
+pub struct Outside {
+    /// The part, in words.
+    pub what: String,
+    /// Elements that the vector must have.
+    pub needed: usize,
+    /// Elements that it has.
+    pub len: usize,
+}
+
+/// Parts of vectors must lie inside of them; whether they do is known only when axes have sizes.
+///
+/// # Errors
+/// The first part that does not.
+pub fn check_bounds(f: &Function, sizes: &Sizes) -> Result<(), Outside> {
+    for (_, instruction) in f.values() {
+        let (x, what, needed) = match &instruction.op {
+            Op::Slice { x, start, axis } => {
+                let (start, length) = (sizes.of(*start), sizes.of(*axis));
+                (x, format!("a slice of {length} elements from element {start} on"), start + length)
+            }
+            Op::Element(x, k) => (x, format!("element {k}"), k + 1),
+            _ => continue,
+        };
+        let len = sizes.count(f.ty(*x).shape);
+        if needed > len {
+            return Err(Outside { what, needed, len });
+        }
+    }
+    Ok(())
 }
 
 fn is_batched(source: &Source) -> bool {

@@ -16,7 +16,7 @@ mod jit;
 pub use denormals::{DENORMALS, FlushDenormals};
 
 use compiler::interp::Interpreter;
-use compiler::ir::{InputId, Op, OutputId, Sizes, StateId};
+use compiler::ir::{InputId, OutputId, Sizes, StateId};
 use compiler::loops::Program;
 use compiler::model::Model;
 use std::sync::Arc;
@@ -63,19 +63,9 @@ pub enum EngineError {
         /// Its size.
         bytes: usize,
     },
-    /// A slice or an element that lies outside of its vector at these sizes.
-    #[error(
-        "{what} needs a vector of {needed} elements or more, but at these sizes it has {len}; make its axis \
-         larger"
-    )]
-    Outside {
-        /// The slice or element.
-        what: String,
-        /// The elements that it needs.
-        needed: usize,
-        /// The elements that there are.
-        len: usize,
-    },
+    /// A part of a vector lies outside of it.
+    #[error(transparent)]
+    Outside(#[from] compiler::ir::Outside),
     /// A parameter has the wrong number of elements.
     #[error("parameter `{name}` has {found} elements, expected {expected}")]
     Parameter {
@@ -162,7 +152,7 @@ impl Engine {
         backend: Backend,
         options: &EngineOptions,
     ) -> Result<Engine, EngineError> {
-        check_bounds(&model, &sizes)?;
+        compiler::ir::check_bounds(&model.step, &sizes)?;
         // The interpreter keeps the step as it was checked; kernels run its optimised form.
         let model = match backend {
             Backend::Interp => model,
@@ -266,25 +256,6 @@ impl Engine {
         let gradients = self.interpreter.finish(&bound.params, &boundary, &initial);
         gradients.into_iter().map(|g| g.into_iter().map(|x| x as f32).collect()).collect()
     }
-}
-
-/// Parts of vectors must lie inside of them; whether they do is known only when the axes have sizes.
-fn check_bounds(model: &Model, sizes: &Sizes) -> Result<(), EngineError> {
-    for (_, instruction) in model.step.values() {
-        let (x, what, needed) = match &instruction.op {
-            Op::Slice { x, start, axis } => {
-                let (start, length) = (sizes.of(*start), sizes.of(*axis));
-                (x, format!("a slice of {length} elements from element {start} on"), start + length)
-            }
-            Op::Element(x, k) => (x, format!("element {k}"), k + 1),
-            _ => continue,
-        };
-        let len = sizes.count(model.step.ty(*x).shape);
-        if needed > len {
-            return Err(EngineError::Outside { what, needed, len });
-        }
-    }
-    Ok(())
 }
 
 /// Offsets are 32-bit displacements.
