@@ -1,7 +1,7 @@
 //! A spec as a document: `bpmc doc`. Tables of what it declares, and its equations.
 
-use crate::model::{ConstExpr, Model, ResetPolicy};
-use crate::stages::{constraint_text, init_text, role_text};
+use crate::model::Model;
+use crate::stages::{param_text, role_text, state_text};
 use crate::{ir, tex};
 use grammar::ast::{Item, Spec, Statement, StatementKind};
 
@@ -72,29 +72,14 @@ fn tables(model: &Model) -> Vec<Table> {
         let size = a.size.map_or("open".to_owned(), |n| n.to_string());
         [a.name.clone(), size, String::new(), String::new()]
     });
-    let params = model.params.iter().map(|p| {
-        let learned = if p.learned { "learn" } else { "fixed" };
-        let scale = match &p.gradscale {
-            ConstExpr::Number(x) if *x == 1.0 => String::new(),
-            e => format!(", gradient times {}", e.text(&model.axes)),
-        };
-        let how =
-            format!("{learned}{}{}{scale}", constraint_text(&p.constraint, model), init_text(&p.init, model));
-        [p.name.clone(), shape(p.shape), how, p.doc.join(" ")]
-    });
+    let params =
+        model.params.iter().map(|p| [p.name.clone(), shape(p.shape), param_text(p, model), p.doc.join(" ")]);
     let inputs = model
         .inputs
         .iter()
         .map(|i| [i.name.clone(), shape(i.shape), role_text(&i.role, model), i.doc.join(" ")]);
-    let states = model.states.iter().map(|s| {
-        let reset = match s.reset {
-            ResetPolicy::EveryEpisodes(1) => String::new(),
-            ResetPolicy::EveryEpisodes(k) => format!(", reset every {k} episodes"),
-            ResetPolicy::Persist => ", never reset".to_owned(),
-        };
-        let how = format!("{}{}{reset}", format!("{:?}", s.kind).to_lowercase(), init_text(&s.init, model));
-        [s.name.clone(), shape(s.shape), how, s.doc.join(" ")]
-    });
+    let states =
+        model.states.iter().map(|s| [s.name.clone(), shape(s.shape), state_text(s, model), s.doc.join(" ")]);
     let outputs =
         model.outputs.iter().map(|o| [o.name.clone(), shape(o.shape), String::new(), o.doc.join(" ")]);
     let table =

@@ -25,6 +25,9 @@ use std::sync::Arc;
 /// No spec is larger than this.
 const MAX_BYTES: u64 = 16 << 20;
 
+/// Elements of a tensor, times steps, that a gradient check takes on.
+const LARGEST_CHECK: usize = 10_000_000;
+
 /// A command that did not succeed: a code, and a message unless everything has been said.
 #[derive(Debug)]
 struct Failure {
@@ -89,7 +92,7 @@ struct Voice {
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         say(&format!(
-            "this is a bug in bpmc, not in your spec; please report it with the command and this text:\n{info}"
+            "this is a bug in bpmc, not in your spec; report it with the command and this text:\n{info}"
         ));
     }));
     let cli = match Cli::try_parse() {
@@ -191,15 +194,19 @@ fn compile(args: &Compile, voice: Voice) -> Done {
         say(&format!("{}: {} bytes of machine code", loaded.model.name, kernels.code_bytes));
         return Ok(());
     }
-    let several = wanted.len() > 1;
+    emit(&wanted, &subject, args.out.as_deref())
+}
+
+/// Prints stages, or writes them into a folder.
+fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, out: Option<&Path>) -> Done {
     for stage in wanted {
-        let text = stages::emit(stage, &subject)?;
-        match &args.out {
+        let text = stages::emit(*stage, subject)?;
+        match out {
             Some(folder) => {
                 std::fs::create_dir_all(folder).map_err(|e| Failure::file("create", folder, &e))?;
-                write(&folder.join(format!("{}.{}.txt", loaded.model.name, stage.word())), &text)?;
+                write(&folder.join(format!("{}.{}.txt", subject.model.name, stage.word())), &text)?;
             }
-            None if several => print(&format!("// stage {}\n{text}\n", stage.word()))?,
+            None if wanted.len() > 1 => print(&format!("// stage {}\n{text}\n", stage.word()))?,
             None => print(&text)?,
         }
     }
@@ -317,6 +324,11 @@ fn gradcheck(args: &Gradcheck, voice: Voice) -> Done {
     let loaded = load(&args.subject, voice)?;
     let bound = verdict::small_sizes(&loaded.model, &loaded.bound);
     let sizes = stages::bind(&loaded.model, &bound)?;
+    let largest = loaded.model.step.body.iter().map(|i| sizes.count(i.ty.shape)).max().unwrap_or(0);
+    if largest.saturating_mul(args.steps) > LARGEST_CHECK {
+        return Err(Failure::usage("finite differences at this size would take too long")
+            .help("gradients do not depend on sizes: leave --axis out, or use fewer --steps"));
+    }
     let options = Options { seed: args.seed, steps: args.steps, ..Options::default() };
     let report = verdict::thorough(&loaded.model, &sizes, &options);
     let explained = loaded.diagnostics.iter().filter(|d| d.severity == Severity::Warning);

@@ -1,9 +1,9 @@
 //! The stages of the compiler as text: what `bpmc compile --emit` prints.
 
-use crate::ir::{Shape, SizeError, Sizes, Type};
+use crate::ir::{Shape, SizeError, Sizes};
 use crate::loops::plan::{Plan, Use, Write, plan};
 use crate::loops::{LowerOptions, Program, lower};
-use crate::model::{Constraint, Init, Model, Role};
+use crate::model::{ConstExpr, Constraint, Init, Model, Param, ResetPolicy, Role, State};
 use crate::{autodiff, back, check, ir, loops, passes};
 use std::collections::BTreeMap;
 
@@ -220,60 +220,64 @@ fn ast(source: &str, name: &str) -> String {
 /// The tables of a model.
 fn tables(model: &Model) -> String {
     let shape = |s: Shape| ir::shape_text(s, &model.axes);
-    let mut text = format!("model {}\naxes\n", model.name);
-    let mut line = |s: String| text.push_str(&format!("  {s}\n"));
-    for a in &model.axes.named {
-        line(format!("{} = {}", a.name, a.size.map_or("?".to_owned(), |n| n.to_string())));
-    }
-    for (name, axis) in &model.axes.aliases {
-        let mut plain = model.axes.clone();
-        plain.aliases.clear();
-        line(format!("{name} = {}", plain.text(*axis)));
-    }
-    text.push_str("parameters\n");
-    for p in &model.params {
-        let learned = if p.learned { "learn" } else { "fixed" };
-        let scale = match &p.gradscale {
-            crate::model::ConstExpr::Number(x) if *x == 1.0 => String::new(),
-            e => format!(" gradscale {}", e.text(&model.axes)),
-        };
-        let (range, init) = (constraint_text(&p.constraint, model), init_text(&p.init, model));
-        text.push_str(&format!("  {learned} {}{}{range}{init}{scale}\n", p.name, shape(p.shape)));
-    }
-    text.push_str("inputs\n");
-    for i in &model.inputs {
-        text.push_str(&format!("  {} {}{}\n", role_text(&i.role, model), i.name, shape(i.shape)));
-    }
-    text.push_str("states\n");
-    for s in &model.states {
-        let kind = format!("{:?}", s.kind).to_lowercase();
-        let reset = match s.reset {
-            crate::model::ResetPolicy::EveryEpisodes(1) => String::new(),
-            crate::model::ResetPolicy::EveryEpisodes(k) => format!(" every {k} episodes"),
-            crate::model::ResetPolicy::Persist => " persist".to_owned(),
-        };
-        text.push_str(&format!(
-            "  {kind} {}{}{}{reset}\n",
-            s.name,
-            shape(s.shape),
-            init_text(&s.init, model)
-        ));
-    }
-    text.push_str("outputs\n");
-    for o in &model.outputs {
-        text.push_str(&format!("  {}{}\n", o.name, shape(o.shape)));
-    }
-    text.push_str("modulators\n");
-    for (name, v, _) in &model.modulators {
-        let ty = Type { ..model.step.ty(*v) };
-        text.push_str(&format!("  {name} = %{}: {}\n", v.0, ir::type_text(ty, &model.axes)));
-    }
+    let mut text = format!("model {}\n", model.name);
+    let mut section = |title: &str, lines: Vec<String>| {
+        text.push_str(&format!("{title}\n"));
+        lines.iter().for_each(|l| text.push_str(&format!("  {l}\n")));
+    };
+    let params =
+        model.params.iter().map(|p| format!("{}{} {}", p.name, shape(p.shape), param_text(p, model)));
+    let inputs =
+        model.inputs.iter().map(|i| format!("{}{} {}", i.name, shape(i.shape), role_text(&i.role, model)));
+    let states =
+        model.states.iter().map(|s| format!("{}{} {}", s.name, shape(s.shape), state_text(s, model)));
+    let outputs = model.outputs.iter().map(|o| format!("{}{}", o.name, shape(o.shape)));
+    let modulators = model
+        .modulators
+        .iter()
+        .map(|(name, v, _)| format!("{name} = %{}: {}", v.0, ir::type_text(model.step.ty(*v), &model.axes)));
+    section("axes", axes_text(model));
+    section("parameters", params.collect());
+    section("inputs", inputs.collect());
+    section("states", states.collect());
+    section("outputs", outputs.collect());
+    section("modulators", modulators.collect());
     text
 }
 
+fn axes_text(model: &Model) -> Vec<String> {
+    let size = |n: Option<usize>| n.map_or("?".to_owned(), |n| n.to_string());
+    let mut lines: Vec<String> =
+        model.axes.named.iter().map(|a| format!("{} = {}", a.name, size(a.size))).collect();
+    let mut plain = model.axes.clone();
+    plain.aliases.clear();
+    lines.extend(model.axes.aliases.iter().map(|(name, axis)| format!("{name} = {}", plain.text(*axis))));
+    lines
+}
+
+/// What a parameter is: `learn in (0, 1) ~ uniform(0.001, 0.999)`.
+pub(crate) fn param_text(p: &Param, model: &Model) -> String {
+    let learned = if p.learned { "learn" } else { "fixed" };
+    let scale = match &p.gradscale {
+        ConstExpr::Number(x) if *x == 1.0 => String::new(),
+        e => format!(" gradscale {}", e.text(&model.axes)),
+    };
+    format!("{learned}{}{}{scale}", constraint_text(&p.constraint, model), init_text(&p.init, model))
+}
+
+/// What a state is: `plastic = 0 persist`.
+pub(crate) fn state_text(s: &State, model: &Model) -> String {
+    let reset = match s.reset {
+        ResetPolicy::EveryEpisodes(1) => String::new(),
+        ResetPolicy::EveryEpisodes(k) => format!(" every {k} episodes"),
+        ResetPolicy::Persist => " persist".to_owned(),
+    };
+    format!("{}{}{reset}", format!("{:?}", s.kind).to_lowercase(), init_text(&s.init, model))
+}
+
 /// A range as the spec writes it.
-pub(crate) fn constraint_text(c: &Constraint, model: &Model) -> String {
-    let text = |e: &crate::model::ConstExpr| e.text(&model.axes);
+fn constraint_text(c: &Constraint, model: &Model) -> String {
+    let text = |e: &ConstExpr| e.text(&model.axes);
     match c {
         Constraint::Free => String::new(),
         Constraint::Interval(a, b) => format!(" in ({}, {})", text(a), text(b)),
@@ -283,8 +287,8 @@ pub(crate) fn constraint_text(c: &Constraint, model: &Model) -> String {
 }
 
 /// An initial value as the spec writes it.
-pub(crate) fn init_text(init: &Init, model: &Model) -> String {
-    let text = |e: &crate::model::ConstExpr| e.text(&model.axes);
+fn init_text(init: &Init, model: &Model) -> String {
+    let text = |e: &ConstExpr| e.text(&model.axes);
     match init {
         Init::Constant(c) => format!(" = {}", text(c)),
         Init::Uniform(a, b) => format!(" ~ uniform({}, {})", text(a), text(b)),

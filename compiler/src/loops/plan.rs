@@ -198,28 +198,25 @@ pub fn plan(model: &Model, sizes: &Sizes, program: &Program, usage: &Use) -> Pla
         }
     };
     let chosen = chosen(program, usage, &choice);
-    let choices = if program.matrices_len == 0 {
-        vec![choice(chosen)]
-    } else {
-        intervals(usage.steps, chosen).into_iter().map(choice).collect()
-    };
+    let intervals = if program.matrices_len == 0 { vec![chosen] } else { intervals(usage.steps, chosen) };
     let taken = choice(chosen);
+    let learned = model.params.iter().filter(|p| p.learned).map(|p| sizes.count(p.shape));
     let matrix_bytes = matrix_elements(model, sizes).saturating_mul(4);
     let moments = (usage.batch as u64).saturating_mul(usage.steps as u64 + 1);
     Plan {
         spec: model.name.clone(),
-        axes: model.axes.named.iter().map(|a| a.name.clone()).zip(named_sizes(model, sizes)).collect(),
+        axes: named_sizes(model, sizes),
         batch: usage.batch,
         steps: usage.steps,
         threads: usage.threads,
-        learned: model.params.iter().filter(|p| p.learned).map(|p| sizes.count(p.shape)).sum(),
+        learned: learned.sum(),
         shared,
         tape: tape_items(program, usage.steps, chosen),
         tape_bytes: taken.tape,
         total_bytes: taken.total,
         dense_bytes: matrix_bytes.saturating_mul(moments),
         matrix_bytes,
-        choices,
+        choices: intervals.into_iter().map(choice).collect(),
         checkpoint_every: chosen,
         fits: usage.memory.map(|m| taken.total <= m),
         memory: usage.memory,
@@ -230,11 +227,11 @@ pub fn plan(model: &Model, sizes: &Sizes, program: &Program, usage: &Use) -> Pla
     }
 }
 
-fn named_sizes(model: &Model, sizes: &Sizes) -> Vec<usize> {
+fn named_sizes(model: &Model, sizes: &Sizes) -> Vec<(String, usize)> {
     let mut axes = model.axes.clone();
     let known = axes.len() as u32;
-    let named = (0..axes.named.len()).map(|k| axes.intern_named(k)).collect::<Vec<_>>();
-    named.into_iter().map(|a| if a.0 < known { sizes.of(a) } else { 0 }).collect()
+    let named = model.axes.named.iter().enumerate().map(|(k, a)| (a.name.clone(), axes.intern_named(k)));
+    named.map(|(name, a)| (name, if a.0 < known { sizes.of(a) } else { 0 })).collect()
 }
 
 /// The interval asked for, else the square root of the steps, else, if that does not fit, the one
