@@ -1,7 +1,7 @@
 //! The stages of the compiler as text: what `bpmc compile --emit` prints.
 
 use crate::ir::{Shape, SizeError, Sizes};
-use crate::loops::plan::{Plan, Use, Write, plan};
+use crate::loops::plan::{self, Plan, Use, Write};
 use crate::loops::{LowerOptions, Program, lower};
 use crate::model::{ConstExpr, Constraint, Init, Model, Param, ResetPolicy, Role, State};
 use crate::{autodiff, back, check, ir, loops, passes};
@@ -128,8 +128,12 @@ pub fn bind(model: &Model, bound: &BTreeMap<String, usize>) -> Result<Sizes, Sta
 /// # Errors
 /// [`StageError::TooLarge`] if a region cannot be addressed.
 pub fn program(model: &Model, sizes: &Sizes) -> Result<Program, StageError> {
-    let model = &passes::optimise(model);
-    let program = lower(model, sizes, &autodiff::step(model), LowerOptions { input_bars: true });
+    lowered(&passes::optimise(model), sizes, LowerOptions { input_bars: true })
+}
+
+/// The loops of a model in its simplified form.
+fn lowered(model: &Model, sizes: &Sizes, options: LowerOptions) -> Result<Program, StageError> {
+    let program = lower(model, sizes, &autodiff::step(model), options);
     let regions = [
         ("parameters", program.params_len),
         ("gradients", program.grads_len),
@@ -197,10 +201,14 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
 pub fn planned(subject: &Subject<'_>) -> Result<Plan, StageError> {
     let model = subject.model;
     let sizes = bind(model, subject.bound)?;
-    let program = program(model, &sizes)?;
+    let simplified = passes::optimise(model);
+    // Training needs no cotangents of inputs.
+    let program = lowered(&simplified, &sizes, LowerOptions { input_bars: false })?;
+    let prologue = &autodiff::prologue(&simplified);
+    let made = plan::Subject { model: &simplified, sizes: &sizes, program: &program, prologue };
     let remarks = check::remarks(model).into_iter().filter(|d| d.code == check::codes::WRITE_CLASS);
     let writes = remarks.map(|d| Write { class: d.message, means: d.notes.join("; ") }).collect();
-    Ok(Plan { writes, ..plan(model, &sizes, &program, subject.usage) })
+    Ok(Plan { writes, ..plan::plan(&made, subject.usage) })
 }
 
 /// The syntax tree of one spec, as the compiler's own notation of data.

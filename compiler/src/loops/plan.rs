@@ -1,14 +1,20 @@
 //! What training a program costs: every byte that it holds, and its passes over the matrices.
 //!
-//! The sizes of a tape are decided here and allocated by the engine. Matrix states are kept at
+//! The sizes of a tape are decided here and allocated by the engine. An update goes through
+//! moments that need memory of their own, one after the other: parameters are laid out for the
+//! kernels, rows run, their gradients are added up, the sums go back to the parameters. The plan
+//! counts the moment that takes most.
+//!
+//! Matrix states are kept at
 //! checkpoints, `K` steps apart, and rebuilt in between: a segment takes `K + 2` snapshots, the
 //! episode `⌈T/K⌉` checkpoints, so their sum is least near `K = √T`. Every step is replayed exactly
 //! once whatever `K` is: the choice trades nothing but memory.
 
 use super::{Extent, Program, Steps};
-use crate::ir::{Shape, Sizes};
-use crate::model::{Init, Model, State};
+use crate::ir::{Function, Op, Shape, Sizes, Source, Value};
+use crate::model::{Init, Model, ResetPolicy, State};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Elements of every region of one row's tape, in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,13 +187,28 @@ pub struct Plan {
     pub backward: Sweeps,
 }
 
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The model that the program was made from.
+    pub model: &'a Model,
+    /// Its sizes.
+    pub sizes: &'a Sizes,
+    /// Its loops.
+    pub program: &'a Program,
+    /// The adjoint of its prologue.
+    pub prologue: &'a Function,
+}
+
 /// Plans the training of a program.
-pub fn plan(model: &Model, sizes: &Sizes, program: &Program, usage: &Use) -> Plan {
-    let shared = shared(model, sizes, program, usage);
-    let fixed = shared.iter().fold(0u64, |sum, i| sum.saturating_add(i.bytes));
+pub fn plan(subject: &Subject<'_>, usage: &Use) -> Plan {
+    let Subject { model, sizes, program, .. } = *subject;
+    let shared = shared(subject, usage);
+    let fixed = sum(&shared);
     let tapes = usage.threads.min(usage.batch) as u64;
+    let ends = 4 * state_elements(model, sizes);
     let choice = |every: usize| {
-        let tape = TapeSizes::new(program, usage.steps, Some(every)).bytes();
+        let tape = TapeSizes::new(program, usage.steps, Some(every)).bytes().saturating_add(ends);
         Choice {
             every,
             checkpoints: usage.steps.div_ceil(every),
@@ -211,7 +232,7 @@ pub fn plan(model: &Model, sizes: &Sizes, program: &Program, usage: &Use) -> Pla
         threads: usage.threads,
         learned: learned.sum(),
         shared,
-        tape: tape_items(program, usage.steps, chosen),
+        tape: tape_items(program, usage.steps, chosen, ends),
         tape_bytes: taken.tape,
         total_bytes: taken.total,
         dense_bytes: matrix_bytes.saturating_mul(moments),
@@ -259,25 +280,112 @@ fn item(what: impl Into<String>, bytes: u64) -> Item {
     Item { what: what.into(), bytes }
 }
 
-fn shared(model: &Model, sizes: &Sizes, program: &Program, usage: &Use) -> Vec<Item> {
-    let count: usize = model.params.iter().map(|p| sizes.count(p.shape)).sum();
-    let params = count as u64;
-    let hoisted: usize = program.rank1.iter().map(|r| r.post * r.pre).sum();
+fn sum(items: &[Item]) -> u64 {
+    items.iter().fold(0, |sum, i| sum.saturating_add(i.bytes))
+}
+
+/// Elements of all states of a row.
+fn state_elements(model: &Model, sizes: &Sizes) -> u64 {
+    model.states.iter().map(|s| sizes.count(s.shape) as u64).sum()
+}
+
+/// Elements of all values of a function that are no parameters themselves.
+fn evaluated(function: &Function, sizes: &Sizes, wanted: impl Fn(bool) -> bool) -> u64 {
+    let counted = |op: &Op| !matches!(op, Op::Load(Source::Param(_)));
+    let body = function.body.iter().filter(|i| wanted(i.ty.batched) && counted(&i.op));
+    body.map(|i| sizes.count(i.ty.shape) as u64).sum()
+}
+
+/// What exists once: what always does, and what the fullest moment of an update adds.
+fn shared(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
+    let Subject { model, sizes, program, .. } = *subject;
+    let params: u64 = model.params.iter().map(|p| sizes.count(p.shape) as u64).sum();
+    let states = state_elements(model, sizes);
+    let mut items = vec![
+        item("parameters", 4 * params),
+        item("Adam's moments", 8 * params),
+        item("parameters in double precision, for what follows from them alone", 8 * params),
+        item("initial states", 4 * states),
+        item("unbatched values as the kernels read them", allocated(program.params_len)),
+    ];
+    if model.states.iter().any(|s| s.reset != ResetPolicy::EveryEpisodes(1)) {
+        // Those of the last episode are read while those of this one are collected.
+        items.push(item("states of all rows from episode to episode", 8 * states * usage.batch as u64));
+    }
+    let moments = [binding(subject, params), running(subject, usage), adding(subject, usage)];
+    let moments = moments.into_iter().chain([finishing(subject, params)]);
+    items.extend(moments.max_by_key(|m| sum(m)).unwrap_or_default());
+    items
+}
+
+/// While parameters are laid out for the kernels.
+fn binding(subject: &Subject<'_>, params: u64) -> Vec<Item> {
+    let Subject { model, sizes, program, .. } = *subject;
+    let largest = program.params.iter().map(|b| b.len as u64).max().unwrap_or(0);
+    let unbatched = evaluated(&model.step, sizes, |batched| !batched);
+    vec![
+        item("parameters in the units of the spec", 4 * params),
+        item("what follows from parameters alone, in double precision", 8 * unbatched),
+        item("one of these values on its way to the kernels", 4 * largest),
+    ]
+}
+
+/// While rows run.
+fn running(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
+    let threads = usage.threads.min(usage.batch) as u64;
+    let states = state_elements(subject.model, subject.sizes);
+    vec![
+        partial_sums(subject, usage),
+        item("states and their cotangents at the ends of a row, one set per thread", 8 * states * threads),
+    ]
+}
+
+/// While the gradients of the rows are added up.
+fn adding(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
+    let packed = subject.program.grads.iter().filter(|g| g.matrix.is_some()).map(|g| g.len as u64);
+    vec![
+        partial_sums(subject, usage),
+        sums(subject),
+        item("one of the partial sums on its way to them", 4 * packed.max().unwrap_or(0)),
+    ]
+}
+
+/// While the sums of the gradients go back to the parameters.
+fn finishing(subject: &Subject<'_>, params: u64) -> Vec<Item> {
+    let values = evaluated(subject.prologue, subject.sizes, |_| true);
+    vec![
+        sums(subject),
+        item("what follows from them for the parameters, in double precision", 8 * values),
+        item("gradients of the parameters, in double precision", 8 * params),
+    ]
+}
+
+fn partial_sums(subject: &Subject<'_>, usage: &Use) -> Item {
+    let Subject { model, sizes, program, .. } = *subject;
+    // Several products may go into one sum.
+    let hoisted: usize = hoisted(program).values().sum();
     let initial = |s: &State| matches!(s.init, Init::Param(_)).then(|| sizes.count(s.shape));
     let initial: usize = model.states.iter().filter_map(initial).sum();
     let chunk = allocated(program.grads_len) + 4 * (hoisted + initial) as u64;
     let chunks = usage.batch.min(CHUNKS);
-    vec![
-        item("parameters", 4 * params),
-        item("Adam's moments", 8 * params),
-        item("gradients", 4 * params),
-        item(format!("partial sums of gradients, {chunks} of them"), chunk * chunks as u64),
-        item("parameters in double precision, for what follows from them alone", 8 * params),
-        item("unbatched values as the kernels read them", allocated(program.params_len)),
-    ]
+    item(format!("partial sums of gradients, {chunks} of them"), chunk.saturating_mul(chunks as u64))
 }
 
-fn tape_items(program: &Program, steps: usize, every: usize) -> Vec<Item> {
+/// Elements of the hoisted gradients.
+fn hoisted(program: &Program) -> BTreeMap<Value, usize> {
+    program.rank1.iter().map(|r| (r.value, r.post * r.pre)).collect()
+}
+
+/// The sums over all rows.
+fn sums(subject: &Subject<'_>) -> Item {
+    let Subject { model, sizes, program, .. } = *subject;
+    let mut lengths = hoisted(program);
+    lengths.extend(program.grads.iter().map(|g| (g.value, g.len)));
+    let elements = lengths.values().sum::<usize>() as u64 + state_elements(model, sizes);
+    item("sums of gradients, in double precision", 8 * elements)
+}
+
+fn tape_items(program: &Program, steps: usize, every: usize, ends: u64) -> Vec<Item> {
     let t = TapeSizes::new(program, steps, Some(every));
     let of = |what: String, elements: usize| item(what, allocated(elements));
     let (frame, adjoint) = (4 * program.frame_len, 4 * program.adjoint_len);
@@ -298,6 +406,7 @@ fn tape_items(program: &Program, steps: usize, every: usize) -> Vec<Item> {
         items.push(of("carried from step to step, backward".to_owned(), t.back_carry));
     }
     items.push(of("scratch".to_owned(), t.scratch));
+    items.push(item("cotangents of the initial states", ends));
     items
 }
 
@@ -345,7 +454,7 @@ impl Plan {
     }
 
     fn shared_bytes(&self) -> u64 {
-        self.shared.iter().fold(0, |sum, i| sum.saturating_add(i.bytes))
+        sum(&self.shared)
     }
 
     fn heading(&self) -> String {

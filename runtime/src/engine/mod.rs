@@ -18,6 +18,7 @@ pub use denormals::{DENORMALS, FlushDenormals};
 use compiler::interp::Interpreter;
 use compiler::ir::{InputId, OutputId, Sizes, StateId};
 use compiler::loops::Program;
+use compiler::loops::plan::{self, Plan, Use};
 use compiler::model::Model;
 use std::sync::Arc;
 
@@ -192,6 +193,13 @@ impl Engine {
         &self.program
     }
 
+    /// What training costs in memory with compiled code.
+    pub fn plan(&self, usage: &Use) -> Plan {
+        let (model, sizes) = (self.model(), self.sizes());
+        let prologue = &self.interpreter.prologue_adjoint;
+        plan::plan(&plan::Subject { model, sizes, program: &self.program, prologue }, usage)
+    }
+
     /// Bytes of machine code; zero for the interpreter.
     pub fn code_bytes(&self) -> usize {
         match &self.kind {
@@ -215,7 +223,7 @@ impl Engine {
         let params: Vec<compiler::interp::Tensor> =
             params.iter().map(|p| Arc::new(p.iter().map(|x| f64::from(*x)).collect())).collect();
         let initial = self.interpreter.initial(&params);
-        let initial = initial.iter().map(|t| t.iter().map(|x| *x as f32).collect()).collect();
+        let initial = initial.into_iter().map(|t| t.iter().map(|x| *x as f32).collect()).collect();
         let packed = match self.backend {
             Backend::Interp => jit::Buffer::new(0),
             Backend::Cranelift => jit::pack_params(self, &params),
