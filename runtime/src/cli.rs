@@ -78,6 +78,10 @@ pub struct Train {
     /// Go on with a run.
     #[arg(long)]
     pub resume: bool,
+    /// Write where the time goes: a trace of the last 300 updates for ui.perfetto.dev or
+    /// chrome://tracing; a table of all updates is printed at the end.
+    #[arg(long, value_name = "FILE.json")]
+    pub timings: Option<PathBuf>,
     /// Where to train.
     #[arg(long, value_enum, default_value_t, value_name = "DEVICE")]
     pub device: Device,

@@ -34,6 +34,7 @@ pub mod setup;
 pub mod spec;
 pub mod task;
 pub mod tensors;
+pub mod timings;
 pub mod train;
 pub mod wiring;
 

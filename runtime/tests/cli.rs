@@ -181,6 +181,31 @@ fn resumed_runs_have_the_same_bits() -> Outcome {
 }
 
 #[test]
+fn timings_change_nothing_and_name_every_phase() -> Outcome {
+    let p = Place::new()?;
+    p.ok("train r.toml --out plain -q")?;
+    for (name, more) in [("one", "--threads 1"), ("two", "--threads 2")] {
+        let out = p.bpm(&format!("train r.toml --out {name} --timings {name}.json {more}"))?;
+        let said = String::from_utf8(out.stderr)?;
+        assert!(said.contains("ms per update") && said.contains("mean of 12 updates"), "{said}");
+        p.same_end("plain", name)?;
+        let text = std::fs::read_to_string(p.path(&format!("{name}.json")))?;
+        let trace: serde_json::Value = serde_json::from_str(&text)?;
+        let events = trace["traceEvents"].as_array().ok_or("no events")?;
+        let phases =
+            ["parameters", "environment", "network forward", "sampling", "losses", "network backward"];
+        for phase in phases.into_iter().chain(["gradient sums", "optimiser", "metrics and files"]) {
+            let of_main = events.iter().filter(|e| e["name"] == phase && e["tid"] == 0).count();
+            assert!((1..=12).contains(&of_main) && said.contains(phase), "{name} {phase}: {of_main}");
+        }
+    }
+    p.ok("train r.toml --out first -q --set learner.baseline=first --timings first.json")?;
+    p.fails("train r.toml --out late --timings nowhere/t.json", 2, &["cannot write `nowhere/t.json`"])?;
+    assert!(!p.path("late/checkpoints").exists() || p.checkpoints("late")?.is_empty());
+    Ok(())
+}
+
+#[test]
 fn a_killed_run_goes_on() -> Outcome {
     let p = Place::new()?;
     let long = "train r.toml -q --updates 3000 --set run.checkpoint_every=100 --out";
