@@ -1,7 +1,7 @@
 //! The commands of `bpm`: from arguments to work.
 
 use crate::cli::{BackendName, Bench, Device, Eval, Plot, Run as RunArgs, Train};
-use crate::engine::Backend;
+use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
 use crate::options::Options;
 use crate::progress::{Format, Progress, say};
@@ -79,7 +79,7 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
     let machine = Machine { backend: backend(args.backend), threads: threads(args.threads) };
     let (spec, recipe, name) = read_input(input, &overrides(args)?, args)?;
     report::spec_warnings(&spec, voice.format, voice.quiet);
-    let trainer = setup::trainer(spec, recipe, machine.backend, machine.threads)?;
+    let trainer = setup::trainer(spec, recipe, machine.backend, machine.threads, Mode::Train)?;
     let seed = trainer.recipe.schedule.seed;
     let folder = match &args.out {
         Some(folder) => folder.clone(),

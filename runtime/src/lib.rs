@@ -18,6 +18,7 @@ pub mod eval;
 pub mod exact;
 pub mod files;
 pub mod learner;
+pub mod memory;
 pub mod metrics;
 pub mod optim;
 pub mod options;

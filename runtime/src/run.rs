@@ -12,7 +12,7 @@
 //! Files are written beside and renamed into place, so a kill at any time leaves a run that can go
 //! on. `run.json` is written last: a folder that has it is complete.
 
-use crate::engine::Backend;
+use crate::engine::{Backend, Mode};
 use crate::error::{Error, Kind};
 use crate::metrics::{Log, Window};
 use crate::recipe::Recipe;
@@ -228,7 +228,7 @@ pub fn load(folder: &Path) -> Result<Stored, Error> {
 pub fn load_trained(folder: &Path, machine: Machine) -> Result<Trainer, Error> {
     let stored = load(folder)?;
     let mut trainer =
-        setup::trainer(stored.spec, stored.recipe, machine.backend, machine.threads)?;
+        setup::trainer(stored.spec, stored.recipe, machine.backend, machine.threads, Mode::Infer)?;
     let path = folder.join("params.safetensors");
     if !path.exists() {
         let error = Error::usage(format!("`{}` has no parameters yet", folder.display()));

@@ -14,7 +14,13 @@ fn trainer(path: &Path, sets: &[&str], backend: Backend) -> Result<Trainer, Erro
     let sets: Result<Vec<Override>, Error> = sets.iter().map(|s| Override::parse(s)).collect();
     let recipe = Recipe::load(path, &sets?)?;
     let place = path.parent().unwrap_or(Path::new("")).join(&recipe.spec);
-    setup::trainer(spec::load(&place.display().to_string())?, recipe, backend, 2)
+    setup::trainer(
+        spec::load(&place.display().to_string())?,
+        recipe,
+        backend,
+        2,
+        runtime::engine::Mode::Train,
+    )
 }
 
 #[test]
