@@ -4,7 +4,7 @@
 mod support;
 
 use compiler::ir::{InputId, OutputId, Sizes};
-use compiler::loops::plan::Use;
+use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{Model, ResetPolicy, Role};
 use runtime::engine::{Backend, Bound, Engine, EngineOptions, Mode, RowState, Tape};
 use runtime::optim::{Optimiser, Rule, Settings};
@@ -146,7 +146,8 @@ fn engine_of(model: &Arc<Model>, usage: &Use) -> Engine {
 /// The first matrix product on a thread reserves room for packed operands, twice the processor's
 /// cache, most of which is never touched: address space rather than memory.
 fn reserve_products() {
-    let usage = Use { batch: 1, steps: 2, threads: 1, checkpoint_every: None, memory: None };
+    let usage =
+        Use { batch: 1, steps: 2, threads: 1, tapes: Tapes::PerThread, checkpoint_every: None, memory: None };
     measured(&engine_of(&support::spec("backpropamine/plain.bpm"), &usage), usage);
 }
 
@@ -154,7 +155,14 @@ fn reserve_products() {
 fn plans_are_what_training_takes() {
     let _turn = TURN.lock();
     reserve_products();
-    let usual = Use { batch: 20, steps: 30, threads: 1, checkpoint_every: None, memory: None };
+    let usual = Use {
+        batch: 20,
+        steps: 30,
+        threads: 1,
+        tapes: Tapes::PerThread,
+        checkpoint_every: None,
+        memory: None,
+    };
     let usages = [
         usual,
         Use { batch: 3, steps: 100, threads: 2, ..usual },
@@ -185,9 +193,9 @@ fn plans_hold_for_recipes() {
     let first = format!("{maze}[learner]\nbaseline = \"first\"\n");
     let pattern = "[task]\nname = \"pattern-completion\"\nbits = 200\n[run]\nbatch = 4\n";
     let cases = [
-        ("backpropamine/simple.bpm", maze, 1),
-        ("backpropamine/retroactive.bpm", &first, 20),
-        ("differentiable_plasticity/pattern_completion.bpm", pattern, 1),
+        ("backpropamine/simple.bpm", maze, Tapes::PerThread),
+        ("backpropamine/retroactive.bpm", &first, Tapes::PerRow),
+        ("differentiable_plasticity/pattern_completion.bpm", pattern, Tapes::PerThread),
     ];
     for (path, recipe, tapes) in cases {
         let spec = runtime::spec::load(&support::root().join("specs").join(path).display().to_string());
@@ -196,7 +204,7 @@ fn plans_hold_for_recipes() {
         let trainer = setup::trainer(spec, recipe, Backend::Cranelift, 1, Mode::Train);
         let mut trainer = trainer.unwrap_or_else(|e| panic!("{path}: {e}"));
         let (batch, steps) = (trainer.recipe.schedule.batch, trainer.recipe.task.steps());
-        let usage = Use { batch, steps, threads: tapes, checkpoint_every: None, memory: None };
+        let usage = Use { batch, steps, threads: 1, tapes, checkpoint_every: None, memory: None };
         let planned = trainer.engine.plan(&usage).total_bytes;
         // Parameters and moments are there already.
         let elements: usize = trainer.params.raw.iter().map(Vec::len).sum();

@@ -11,7 +11,7 @@ use cli::{
 use compiler::check::{Checked, check};
 use compiler::doc;
 use compiler::gradcheck::Options;
-use compiler::loops::plan::Use;
+use compiler::loops::plan::{Tapes, Use};
 use compiler::model::Model;
 use compiler::stages::{self, Stage, StageError};
 use compiler::verdict::{self, Verdict};
@@ -398,6 +398,7 @@ fn usage(load: &Load, memory: Option<u64>) -> Use {
         batch: load.batch,
         steps: load.steps,
         threads: load.threads,
+        tapes: Tapes::PerThread,
         checkpoint_every: load.checkpoint_every,
         memory,
     }

@@ -11,7 +11,7 @@ use crate::params::{ParamStore, draw};
 use crate::rng::{Address, Domain, Purpose};
 use crate::{parallel, rollout};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
-use compiler::loops::plan::Use;
+use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{ConstExpr, Init, Model, Role};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -122,7 +122,7 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
         forward_ms: Times::of(forward),
         forward_backward_ms,
         synapse_steps_per_second: per_pass / (forward_backward_ms.median * 1e-3),
-        planned_mib: engine.plan(&need(&engine, job).usage).total_bytes as f64 / f64::from(1 << 20),
+        planned_mib: need(&engine, job).planned() as f64 / f64::from(1 << 20),
         peak_mib: peak_bytes().saturating_sub(before) as f64 / f64::from(1 << 20),
     })
 }
@@ -132,6 +132,7 @@ fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
         batch: job.batch,
         steps: job.steps,
         threads: job.threads,
+        tapes: Tapes::PerThread,
         checkpoint_every: None,
         memory: None,
     };

@@ -12,7 +12,7 @@ use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
 use compiler::interp::{Cotangents, Interpreter, Sequence};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
-use compiler::loops::plan::Use;
+use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{Model, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,7 +77,14 @@ pub fn run(spec: &Spec, given: Given, backend: Backend, dtype: Dtype) -> Result<
 
 fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
     // One row after the other, on one tape, into one sum of gradients.
-    let usage = Use { batch: 1, steps: job.steps, threads: 1, checkpoint_every: None, memory: None };
+    let usage = Use {
+        batch: 1,
+        steps: job.steps,
+        threads: 1,
+        tapes: Tapes::PerThread,
+        checkpoint_every: None,
+        memory: None,
+    };
     let mode = job.mode();
     Need { engine, usage, mode, data: Results::bytes(engine, job), flags: Flags::default() }
 }

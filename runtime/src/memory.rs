@@ -43,6 +43,11 @@ impl Need<'_> {
         own.saturating_add(self.data)
     }
 
+    /// Bytes without the command's data.
+    pub fn planned(&self) -> u64 {
+        self.bytes(&self.usage).saturating_sub(self.data)
+    }
+
     /// Refuses what needs more than there is. Where the system does not tell, everything passes.
     ///
     /// # Errors
@@ -62,11 +67,11 @@ impl Need<'_> {
 
     /// Where it goes.
     fn parts(&self) -> String {
-        let Use { batch, steps, threads, .. } = self.usage;
+        let steps = self.usage.steps;
         let mut text = match (self.engine.backend(), self.mode) {
             (Backend::Cranelift, Mode::Train) => {
                 let plan = self.engine.plan(&self.usage);
-                let tapes = threads.min(batch);
+                let tapes = plan.tapes;
                 let shared = plan.total_bytes.saturating_sub(plan.tape_bytes.saturating_mul(tapes as u64));
                 let plural = if tapes == 1 { "tape" } else { "tapes" };
                 let (shared, tape) = (size(shared), size(plan.tape_bytes));
@@ -120,26 +125,26 @@ fn inference(engine: &Engine, usage: &Use) -> u64 {
     let program = engine.program();
     let tape = TapeSizes::new(program, 2, Some(1));
     let elements = tape.carry + tape.scratch + 4 * program.frame_len + count_states(engine);
-    let tapes = usage.threads.min(usage.batch) as u64;
+    let tapes = usage.threads as u64;
     let params: usize = engine.model().params.iter().map(|p| engine.sizes().count(p.shape)).sum();
     (4 * elements as u64)
         .saturating_mul(tapes)
         .saturating_add(24 * params as u64 + 4 * program.params_len as u64)
 }
 
-/// The interpreter keeps all values of all steps of a row, in double precision, and every thread
-/// has a row.
+/// The interpreter keeps all values of all steps of a row, in double precision, and every tape
+/// holds a row.
 fn interpreted(engine: &Engine, usage: &Use) -> u64 {
     let (model, sizes) = (engine.model(), engine.sizes());
-    let count =
-        |shapes: &mut dyn Iterator<Item = Shape>| -> u64 { shapes.map(|s| sizes.count(s) as u64).sum() };
-    let batched = |i: &&compiler::ir::Instruction| i.ty.batched;
-    let step = count(&mut model.step.body.iter().filter(batched).map(|i| i.ty.shape));
-    let params = count(&mut model.params.iter().map(|p| p.shape));
-    let states = count_states(engine) as u64;
-    let row = (step + 2 * states).saturating_mul(8 * usage.steps as u64);
-    let rows = usage.threads.min(usage.batch) as u64;
-    row.saturating_mul(rows).saturating_add(32 * params)
+    let total = |shapes: &mut dyn Iterator<Item = Shape>| -> u64 {
+        shapes.fold(0, |sum, s| sum.saturating_add(sizes.count(s) as u64))
+    };
+    let batched = model.step.body.iter().filter(|i| i.ty.batched);
+    let step = total(&mut batched.map(|i| i.ty.shape));
+    let states = total(&mut model.states.iter().map(|s| s.shape));
+    let params = total(&mut model.params.iter().map(|p| p.shape));
+    let row = states.saturating_mul(2).saturating_add(step).saturating_mul(8 * usage.steps as u64);
+    row.saturating_mul(usage.tape_count() as u64).saturating_add(params.saturating_mul(32))
 }
 
 fn count_states(engine: &Engine) -> usize {
@@ -208,6 +213,7 @@ mod tests {
     use super::*;
     use crate::engine::EngineOptions;
     use compiler::ir::Sizes;
+    use compiler::loops::plan::Tapes;
     use std::sync::Arc;
 
     fn engine(n: usize, backend: Backend) -> Engine {
@@ -219,7 +225,14 @@ mod tests {
     }
 
     fn need(engine: &Engine) -> Need<'_> {
-        let usage = Use { batch: 30, steps: 1000, threads: 8, checkpoint_every: None, memory: None };
+        let usage = Use {
+            batch: 30,
+            steps: 1000,
+            threads: 8,
+            tapes: Tapes::PerThread,
+            checkpoint_every: None,
+            memory: None,
+        };
         let flags = Flags { batch: "--batch ", steps: "--steps ", threads: "--threads " };
         Need { engine, usage, mode: Mode::Train, data: 0, flags }
     }

@@ -9,7 +9,7 @@ use crate::recipe::Recipe;
 use crate::spec::Spec;
 use crate::train::Trainer;
 use crate::wiring::{Wiring, bind_sizes};
-use compiler::loops::plan::Use;
+use compiler::loops::plan::{Tapes, Use};
 use std::sync::Arc;
 
 /// Builds everything a recipe describes.
@@ -37,14 +37,13 @@ fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> 
     let batch = recipe.schedule.batch;
     // Rows that share a baseline wait for each other, each on a tape of its own.
     let shared = matches!(&recipe.learner, Learner::ActorCritic(a) if a.baseline == Baseline::First);
-    let (threads, by_threads) = match mode {
-        Mode::Train if shared => (batch, ""),
-        Mode::Train | Mode::Infer => (threads, "--threads "),
-    };
+    let tapes = if shared { Tapes::PerRow } else { Tapes::PerThread };
+    let threads_too = Flags { threads: "--threads ", ..Flags::default() };
     let flags = match mode {
-        Mode::Train => Flags { batch: "--set run.batch=", steps: "", threads: by_threads },
-        Mode::Infer => Flags { threads: by_threads, ..Flags::default() },
+        Mode::Train => Flags { batch: "--set run.batch=", ..threads_too },
+        Mode::Infer => threads_too,
     };
-    let usage = Use { batch, steps: recipe.task.steps(), threads, checkpoint_every: None, memory: None };
+    let usage =
+        Use { batch, steps: recipe.task.steps(), threads, tapes, checkpoint_every: None, memory: None };
     Need { engine, usage, mode, data: 0, flags }
 }

@@ -252,6 +252,13 @@ impl Timings {
     }
 }
 
+/// What the main thread did since it was last heard of belongs to this phase, if anybody asks.
+pub fn lap(timings: &mut Option<Timings>, phase: Phase) {
+    if let Some(timings) = timings {
+        timings.lap(phase);
+    }
+}
+
 impl Default for Timings {
     fn default() -> Self {
         Timings::new()

@@ -15,7 +15,7 @@ use crate::recipe::Recipe;
 use crate::rng::{Address, Domain};
 use crate::rollout::{Choice, NonFinite, Place, Record, Stage, advantages, carries};
 use crate::spec::Spec;
-use crate::timings::{Phase, Stopwatch, Timings};
+use crate::timings::{self, Phase, Stopwatch, Timings};
 use crate::wiring::Wiring;
 use std::ops::Range;
 
@@ -128,7 +128,7 @@ impl Trainer {
             let learned: Vec<bool> = self.params.about.iter().map(|a| a.learned).collect();
             self.optimiser.step(&mut self.params.raw, &gradients, &learned);
         }
-        self.lap(Phase::Optimiser);
+        timings::lap(&mut self.timings, Phase::Optimiser);
         self.update += 1;
         let outcome = self.outcome(&rows, grad_norm);
         if rows.iter().all(|r| r.state.is_some()) {
@@ -140,22 +140,13 @@ impl Trainer {
         }
     }
 
-    /// Says what the main thread did since it last said so.
-    pub fn lap(&mut self, phase: Phase) {
-        if let Some(timings) = &mut self.timings {
-            timings.lap(phase);
-        }
-    }
-
     /// The rows' outcomes and the gradient of the loss with respect to the values of parameters.
     fn gradients(&mut self) -> Result<(Vec<RowOutcome>, Vec<Vec<f32>>), Error> {
         for worker in &mut self.workers {
             worker.watch.reset(self.timings.as_ref());
         }
         let bound = self.engine.bind(&self.params.values())?;
-        if let Some(timings) = &mut self.timings {
-            timings.lap(Phase::Parameters);
-        }
+        timings::lap(&mut self.timings, Phase::Parameters);
         let pass = Pass {
             stage: stage(&self.engine, &self.wiring, &self.recipe, &bound),
             engine: &self.engine,
@@ -179,9 +170,7 @@ impl Trainer {
             Err((row, at)) => return Err(self.bad_number(row, self.locate(row).unwrap_or(at))),
         };
         let gradients = self.engine.finish(&bound, chunks);
-        if let Some(timings) = &mut self.timings {
-            timings.lap(Phase::Gradient);
-        }
+        timings::lap(&mut self.timings, Phase::Gradient);
         Ok((rows, gradients))
     }
 

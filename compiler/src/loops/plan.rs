@@ -5,10 +5,11 @@
 //! kernels, rows run, their gradients are added up, the sums go back to the parameters. The plan
 //! counts the moment that takes most.
 //!
-//! Matrix states are kept at
-//! checkpoints, `K` steps apart, and rebuilt in between: a segment takes `K + 2` snapshots, the
-//! episode `⌈T/K⌉` checkpoints, so their sum is least near `K = √T`. Every step is replayed exactly
-//! once whatever `K` is: the choice trades nothing but memory.
+//! Matrix states are kept at checkpoints, `K` steps apart, and rebuilt in between: a segment takes
+//! `K + 2` snapshots, the episode `⌈T/K⌉` checkpoints, so their sum is least near `K = √T`. Every
+//! step is replayed exactly once whatever `K` is: the choice trades nothing but memory.
+//!
+//! Not counted are the program with its machine code, and what a matrix product packs.
 
 use super::{Extent, Program, Steps};
 use crate::ir::{Function, Op, Shape, Sizes, Source, Value};
@@ -80,7 +81,7 @@ fn allocated(elements: usize) -> u64 {
     (elements.div_ceil(16) as u64).saturating_mul(64)
 }
 
-/// At most this many partial sums of gradients exist at a time.
+/// At most this many partial sums of gradients exist at a time, and as many threads have work.
 const CHUNKS: usize = 16;
 
 /// How a program is going to be used.
@@ -92,10 +93,37 @@ pub struct Use {
     pub steps: usize,
     /// Threads.
     pub threads: usize,
+    /// Which rows have tapes at the same time.
+    pub tapes: Tapes,
     /// Steps between checkpoints; `None` for the square root of the steps.
     pub checkpoint_every: Option<usize>,
     /// Bytes that may be used.
     pub memory: Option<u64>,
+}
+
+/// Which rows have tapes at the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tapes {
+    /// Those that are running: a thread uses its tape for row after row.
+    #[default]
+    PerThread,
+    /// All of them: every row waits for the others before it runs backward.
+    PerRow,
+}
+
+impl Use {
+    /// Threads that have something to do.
+    fn busy(&self) -> usize {
+        self.threads.min(self.batch).min(CHUNKS)
+    }
+
+    /// How many tapes exist.
+    pub fn tape_count(&self) -> usize {
+        match self.tapes {
+            Tapes::PerThread => self.busy(),
+            Tapes::PerRow => self.batch,
+        }
+    }
 }
 
 /// A region of memory.
@@ -155,6 +183,8 @@ pub struct Plan {
     pub steps: usize,
     /// Threads.
     pub threads: usize,
+    /// Tapes.
+    pub tapes: usize,
     /// Learned numbers.
     pub learned: usize,
     /// What exists once.
@@ -205,8 +235,8 @@ pub fn plan(subject: &Subject<'_>, usage: &Use) -> Plan {
     let Subject { model, sizes, program, .. } = *subject;
     let shared = shared(subject, usage);
     let fixed = sum(&shared);
-    let tapes = usage.threads.min(usage.batch) as u64;
-    let ends = 4 * state_elements(model, sizes);
+    let tapes = usage.tape_count() as u64;
+    let ends = state_elements(model, sizes).saturating_mul(4);
     let choice = |every: usize| {
         let tape = TapeSizes::new(program, usage.steps, Some(every)).bytes().saturating_add(ends);
         Choice {
@@ -230,6 +260,7 @@ pub fn plan(subject: &Subject<'_>, usage: &Use) -> Plan {
         batch: usage.batch,
         steps: usage.steps,
         threads: usage.threads,
+        tapes: usage.tape_count(),
         learned: learned.sum(),
         shared,
         tape: tape_items(program, usage.steps, chosen, ends),
@@ -284,33 +315,43 @@ fn sum(items: &[Item]) -> u64 {
     items.iter().fold(0, |sum, i| sum.saturating_add(i.bytes))
 }
 
+/// Numbers of `width` bytes each.
+fn numbers(what: impl Into<String>, width: u64, count: u64) -> Item {
+    item(what, width.saturating_mul(count))
+}
+
+fn elements(shapes: impl Iterator<Item = Shape>, sizes: &Sizes) -> u64 {
+    shapes.fold(0, |sum, s| sum.saturating_add(sizes.count(s) as u64))
+}
+
 /// Elements of all states of a row.
 fn state_elements(model: &Model, sizes: &Sizes) -> u64 {
-    model.states.iter().map(|s| sizes.count(s.shape) as u64).sum()
+    elements(model.states.iter().map(|s| s.shape), sizes)
 }
 
 /// Elements of all values of a function that are no parameters themselves.
 fn evaluated(function: &Function, sizes: &Sizes, wanted: impl Fn(bool) -> bool) -> u64 {
     let counted = |op: &Op| !matches!(op, Op::Load(Source::Param(_)));
     let body = function.body.iter().filter(|i| wanted(i.ty.batched) && counted(&i.op));
-    body.map(|i| sizes.count(i.ty.shape) as u64).sum()
+    elements(body.map(|i| i.ty.shape), sizes)
 }
 
 /// What exists once: what always does, and what the fullest moment of an update adds.
 fn shared(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
     let Subject { model, sizes, program, .. } = *subject;
-    let params: u64 = model.params.iter().map(|p| sizes.count(p.shape) as u64).sum();
+    let params = elements(model.params.iter().map(|p| p.shape), sizes);
     let states = state_elements(model, sizes);
     let mut items = vec![
-        item("parameters", 4 * params),
-        item("Adam's moments", 8 * params),
-        item("parameters in double precision, for what follows from them alone", 8 * params),
-        item("initial states", 4 * states),
+        numbers("parameters", 4, params),
+        numbers("Adam's moments", 8, params),
+        numbers("parameters in double precision, for what follows from them alone", 8, params),
+        numbers("initial states", 4, states),
         item("unbatched values as the kernels read them", allocated(program.params_len)),
     ];
     if model.states.iter().any(|s| s.reset != ResetPolicy::EveryEpisodes(1)) {
         // Those of the last episode are read while those of this one are collected.
-        items.push(item("states of all rows from episode to episode", 8 * states * usage.batch as u64));
+        let all = states.saturating_mul(usage.batch as u64);
+        items.push(numbers("states of all rows from episode to episode", 8, all));
     }
     let moments = [binding(subject, params), running(subject, usage), adding(subject, usage)];
     let moments = moments.into_iter().chain([finishing(subject, params)]);
@@ -324,19 +365,18 @@ fn binding(subject: &Subject<'_>, params: u64) -> Vec<Item> {
     let largest = program.params.iter().map(|b| b.len as u64).max().unwrap_or(0);
     let unbatched = evaluated(&model.step, sizes, |batched| !batched);
     vec![
-        item("parameters in the units of the spec", 4 * params),
-        item("what follows from parameters alone, in double precision", 8 * unbatched),
-        item("one of these values on its way to the kernels", 4 * largest),
+        numbers("parameters in the units of the spec", 4, params),
+        numbers("what follows from parameters alone, in double precision", 8, unbatched),
+        numbers("one of these values on its way to the kernels", 4, largest),
     ]
 }
 
 /// While rows run.
 fn running(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
-    let threads = usage.threads.min(usage.batch) as u64;
-    let states = state_elements(subject.model, subject.sizes);
+    let states = state_elements(subject.model, subject.sizes).saturating_mul(usage.busy() as u64);
     vec![
         partial_sums(subject, usage),
-        item("states and their cotangents at the ends of a row, one set per thread", 8 * states * threads),
+        numbers("states and their cotangents at the ends of a row, one set per thread", 8, states),
     ]
 }
 
@@ -346,7 +386,7 @@ fn adding(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
     vec![
         partial_sums(subject, usage),
         sums(subject),
-        item("one of the partial sums on its way to them", 4 * packed.max().unwrap_or(0)),
+        numbers("one of the partial sums on its way to them", 4, packed.max().unwrap_or(0)),
     ]
 }
 
@@ -355,8 +395,8 @@ fn finishing(subject: &Subject<'_>, params: u64) -> Vec<Item> {
     let values = evaluated(subject.prologue, subject.sizes, |_| true);
     vec![
         sums(subject),
-        item("what follows from them for the parameters, in double precision", 8 * values),
-        item("gradients of the parameters, in double precision", 8 * params),
+        numbers("what follows from them for the parameters, in double precision", 8, values),
+        numbers("gradients of the parameters, in double precision", 8, params),
     ]
 }
 
@@ -381,8 +421,9 @@ fn sums(subject: &Subject<'_>) -> Item {
     let Subject { model, sizes, program, .. } = *subject;
     let mut lengths = hoisted(program);
     lengths.extend(program.grads.iter().map(|g| (g.value, g.len)));
-    let elements = lengths.values().sum::<usize>() as u64 + state_elements(model, sizes);
-    item("sums of gradients, in double precision", 8 * elements)
+    let values: usize = lengths.values().sum();
+    let all = state_elements(model, sizes).saturating_add(values as u64);
+    numbers("sums of gradients, in double precision", 8, all)
 }
 
 fn tape_items(program: &Program, steps: usize, every: usize, ends: u64) -> Vec<Item> {
@@ -444,7 +485,7 @@ impl Plan {
         self.shared.iter().for_each(|i| line("  ", &i.what, i.bytes));
         line("", "the tape of a row, one per thread", self.tape_bytes);
         self.tape.iter().for_each(|i| line("  ", &i.what, i.bytes));
-        let tapes = self.threads.min(self.batch);
+        let tapes = self.tapes;
         let plural = if tapes == 1 { "tape" } else { "tapes" };
         line("", &format!("total, {tapes} {plural}"), self.total_bytes);
         text.push_str(&self.dense());
