@@ -40,10 +40,16 @@ fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> 
     let tapes = if shared { Tapes::PerRow } else { Tapes::PerThread };
     let threads_too = Flags { threads: "--threads ", ..Flags::default() };
     let flags = match mode {
-        Mode::Train => Flags { batch: "--set run.batch=", ..threads_too },
+        Mode::Train => Flags { batch: "--set run.batch=", steps: steps_flag(recipe), ..threads_too },
         Mode::Infer => threads_too,
     };
     let usage =
         Use { batch, steps: recipe.task.steps(), threads, tapes, checkpoint_every: None, memory: None };
     Need { engine, usage, mode, data: 0, flags }
+}
+
+/// Not every task is told its steps; some follow from other options.
+fn steps_flag(recipe: &Recipe) -> &'static str {
+    let told = recipe.table.get("task").is_some_and(|task| task.get("steps").is_some());
+    if told { "--set task.steps=" } else { "" }
 }

@@ -190,6 +190,12 @@ fn what_does_not_fit_is_refused_at_once() -> Outcome {
     let long = "--axis N=10000 --set task.steps=1000000";
     p.fails(&format!("train wide.bpm --task maze {long} --out run"), 2, &words)?;
     assert!(!p.path("run").exists());
+    let long = "train wide.bpm --task maze --axis N=16 --set task.steps=1000000 --set learner.baseline=first";
+    p.fails(
+        &format!("{long} --set run.batch=4096 --out run"),
+        2,
+        &["4096 tapes", "--set run.batch=", "needs"],
+    )?;
     let axes = "--axis I=3 --axis A=2 --axis N=10000";
     let bench = format!("bench wide.bpm {axes} --steps 1000000");
     p.fails(&bench, 2, &[&words[..], &["N = 10000", "--axis NAME=SIZE"]].concat())?;
