@@ -129,7 +129,12 @@ pub fn bind(model: &Model, bound: &BTreeMap<String, usize>) -> Result<Sizes, Sta
 /// [`StageError::TooLarge`] if a region cannot be addressed.
 pub fn program(model: &Model, sizes: &Sizes) -> Result<Program, StageError> {
     let model = &passes::optimise(model);
-    let program = lower(model, sizes, &autodiff::step(model), LowerOptions { input_bars: true });
+    let program = lower(
+        model,
+        sizes,
+        &autodiff::step(model),
+        LowerOptions { input_bars: true, widest: back::cranelift::WIDEST },
+    );
     let regions = [
         ("parameters", program.params_len),
         ("gradients", program.grads_len),

@@ -30,7 +30,12 @@ fn program(model: &Model, n: usize) -> Program {
     let bound: BTreeMap<String, usize> = named.map(|(k, a)| (a.name.clone(), n + k % 3)).collect();
     let sizes = Sizes::bind(&model.axes, &bound).expect("sizes for every axis");
     let model = &passes::optimise(model);
-    loops::lower(model, &sizes, &autodiff::step(model), LowerOptions { input_bars: true })
+    loops::lower(
+        model,
+        &sizes,
+        &autodiff::step(model),
+        LowerOptions { input_bars: true, widest: cranelift::WIDEST },
+    )
 }
 
 /// Every region of a program on its own, one behind the other.
@@ -82,7 +87,7 @@ fn machine_code_gives_the_bits_of_the_loop_ir() {
             for (k, routine) in loops::routines(&program).into_iter().enumerate() {
                 let start = fill(len, (n * 7 + k) as u64);
                 let (mut meant, mut found) = (start.clone(), start);
-                run(routine, &mut Memory { cells: &mut meant, starts });
+                run(routine, &mut Memory { cells: &mut meant, starts, widest: program.widest });
                 let pointers = starts.map(|at| &raw mut found[at]);
                 // SAFETY: the entry has this signature, and the program keeps inside its regions, which
                 // all lie in `found`; the code lives as long as `kernels`.

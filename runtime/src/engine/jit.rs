@@ -13,7 +13,7 @@ use compiler::back::cranelift::{JitError, Kernels, compile};
 use compiler::interp::Tensor;
 use compiler::ir::{InputId, OutputId, StateId, Value};
 use compiler::loops::plan::TapeSizes;
-use compiler::loops::{Base, Place, Program, Rank1, pack, unpack};
+use compiler::loops::{Base, Place, Program, Rank1};
 use compiler::model::Init;
 use std::collections::BTreeMap;
 
@@ -105,7 +105,7 @@ pub(super) fn pack_params(engine: &Engine, params: &[Tensor]) -> Buffer {
         let narrow: Vec<f32> = value.iter().map(|x| *x as f32).collect();
         let to = &mut buffer.as_mut_slice()[bound.offset..];
         match bound.matrix {
-            Some((post, pre)) => pack(post, pre, &narrow, to),
+            Some((post, pre)) => engine.program.pack(post, pre, &narrow, to),
             None => to[..bound.len].copy_from_slice(&narrow),
         }
     }
@@ -147,7 +147,7 @@ impl Grads {
             match slot.matrix {
                 Some((post, pre)) => {
                     let mut plain = vec![0.0; post * pre];
-                    unpack(post, pre, from, &mut plain);
+                    engine.program.unpack(post, pre, from, &mut plain);
                     add(slot.value, &plain);
                 }
                 None => add(slot.value, &from[..slot.len]),
@@ -307,7 +307,7 @@ impl Tape {
         self.reserve(bound.engine, boundary + 1);
         for (k, x) in states.iter().enumerate() {
             match (&program.matrices[k], program.states[k]) {
-                (Some(m), _) => pack(m.post, m.pre, x, &mut self.carry.as_mut_slice()[m.offset..]),
+                (Some(m), _) => program.pack(m.post, m.pre, x, &mut self.carry.as_mut_slice()[m.offset..]),
                 (None, Some(offset)) => {
                     self.slot_mut(program, boundary, offset, x.len()).copy_from_slice(x);
                 }
@@ -323,7 +323,7 @@ impl Tape {
         let mut states = zero_states(bound);
         for (k, x) in states.iter_mut().enumerate() {
             match (&program.matrices[k], program.states[k]) {
-                (Some(m), _) => unpack(m.post, m.pre, &self.carry.as_slice()[m.offset..], x),
+                (Some(m), _) => program.unpack(m.post, m.pre, &self.carry.as_slice()[m.offset..], x),
                 (None, Some(offset)) => {
                     let len = x.len();
                     x.copy_from_slice(self.slot(program, index, offset, len));
@@ -507,7 +507,7 @@ impl Tape {
         for (k, x) in bar.iter().enumerate() {
             match (&program.matrices[k], program.state_bars[k]) {
                 (Some(m), _) => {
-                    pack(m.post, m.pre, x, &mut self.ends.as_mut_slice()[m.offset..]);
+                    program.pack(m.post, m.pre, x, &mut self.ends.as_mut_slice()[m.offset..]);
                 }
                 (None, Some(offset)) => {
                     self.adjoint.as_mut_slice()[start + offset..][..x.len()].copy_from_slice(x);
@@ -529,7 +529,7 @@ impl Tape {
         let mut bars = zero_states(bound);
         for (k, x) in bars.iter_mut().enumerate() {
             match (&program.matrices[k], program.state_bars[k]) {
-                (Some(m), _) => unpack(m.post, m.pre, &from.as_slice()[m.offset..], x),
+                (Some(m), _) => program.unpack(m.post, m.pre, &from.as_slice()[m.offset..], x),
                 (None, Some(offset)) => {
                     let len = x.len();
                     x.copy_from_slice(&self.adjoint.as_slice()[start + offset..][..len]);

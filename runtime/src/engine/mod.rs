@@ -159,7 +159,10 @@ impl Engine {
             Backend::Cranelift => Arc::new(compiler::passes::optimise(&model)),
         };
         let interpreter = Interpreter::new(model, sizes);
-        let lower = compiler::loops::LowerOptions { input_bars: options.input_bars };
+        let lower = compiler::loops::LowerOptions {
+            input_bars: options.input_bars,
+            widest: compiler::back::cranelift::WIDEST,
+        };
         let program =
             compiler::loops::lower(&interpreter.model, &interpreter.sizes, &interpreter.adjoint, lower);
         let kind = match backend {
