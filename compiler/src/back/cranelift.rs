@@ -6,9 +6,10 @@
 //! runs without, and this module emits code that needs none: invariants are computed outside of
 //! the loops they do not vary with. A register of the loop IR is two of Cranelift's: its halves.
 
+use super::level::{Level, levels};
 /// The order of [`Kernels::entries`].
 pub use crate::loops::NAMES as ROUTINES;
-use crate::loops::body::{Body, BodyOp, Id};
+use crate::loops::body::{BodyOp, Id};
 use crate::loops::{Access, Base, Effect, Extent, LANES, Nest, Place, Program, Routine, Tiles, routines};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I32X4, I64};
@@ -137,29 +138,6 @@ fn emit(mut b: FunctionBuilder<'_>, routine: &Routine, widest: usize, module: &J
     }
     b.ins().return_(&[]);
     b.finalize(module.target_config());
-}
-
-/// What a value varies with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Level {
-    /// Nothing: computed once per nest.
-    Once,
-    /// The pre axis: once per row.
-    Row,
-    /// The post axis: once per tile.
-    Tile,
-    /// Both.
-    Point,
-}
-
-impl Level {
-    fn join(self, other: Level) -> Level {
-        match (self, other) {
-            (Level::Once, x) | (x, Level::Once) => x,
-            (x, y) if x == y => x,
-            _ => Level::Point,
-        }
-    }
 }
 
 /// Emits one nest.
@@ -895,25 +873,4 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
             }
         }
     }
-}
-
-impl Effect {
-    fn sums_over_post(&self) -> bool {
-        matches!(self, Effect::SumPost(..) | Effect::SumAll(..) | Effect::MaxAll(..))
-    }
-}
-
-fn levels(body: &Body) -> Vec<Level> {
-    let mut levels: Vec<Level> = vec![];
-    for op in &body.ops {
-        levels.push(match op {
-            BodyOp::Const(_) => Level::Once,
-            BodyOp::Load(Access::Scalar(_)) => Level::Once,
-            BodyOp::Load(Access::Pre(_)) => Level::Row,
-            BodyOp::Load(Access::Post(_)) => Level::Tile,
-            BodyOp::Load(Access::Matrix(_)) => Level::Point,
-            op => op.operands().iter().map(|o| levels[o.index()]).fold(Level::Once, Level::join),
-        });
-    }
-    levels
 }

@@ -1,3 +1,5 @@
 //! Back ends: they spell the loop IR and decide nothing.
 
 pub mod cranelift;
+mod level;
+pub mod x64;
