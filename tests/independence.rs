@@ -98,7 +98,7 @@ fn models() -> Vec<(String, Arc<Model>, Sizes)> {
 
 fn engine(model: &Arc<Model>, sizes: &Sizes, checkpoint_every: Option<usize>) -> Engine {
     let options = EngineOptions { checkpoint_every, ..EngineOptions::default() };
-    Engine::new(model.clone(), sizes.clone(), Backend::Cranelift, &options).expect("it compiles")
+    Engine::new(model.clone(), sizes.clone(), Backend::CRANELIFT, &options).expect("it compiles")
 }
 
 fn case(model: &Model, sizes: &Sizes, seed: u64, reset_at: Option<usize>) -> Case {

@@ -1,5 +1,6 @@
 //! The stages of the compiler as text: what `bpmc compile --emit` prints.
 
+use crate::back::{BackError, Target};
 use crate::ir::{Shape, SizeError, Sizes};
 use crate::loops::plan::{Plan, Use, Write, plan};
 use crate::loops::{LowerOptions, Program, lower};
@@ -30,11 +31,13 @@ pub enum Stage {
     Plan,
     /// What Cranelift gets.
     Clif,
+    /// The instructions of the x86-64 back end.
+    Asm,
 }
 
 impl Stage {
     /// All stages, in their order.
-    pub const ALL: [Stage; 10] = [
+    pub const ALL: [Stage; 11] = [
         Stage::Ast,
         Stage::Model,
         Stage::Step,
@@ -45,6 +48,7 @@ impl Stage {
         Stage::Loops,
         Stage::Plan,
         Stage::Clif,
+        Stage::Asm,
     ];
 
     /// Its word on the command line.
@@ -60,12 +64,13 @@ impl Stage {
             Stage::Loops => "loops",
             Stage::Plan => "plan",
             Stage::Clif => "clif",
+            Stage::Asm => "asm",
         }
     }
 
     /// Whether it depends on the sizes of axes.
     pub fn needs_sizes(self) -> bool {
-        matches!(self, Stage::Loops | Stage::Plan | Stage::Clif)
+        matches!(self, Stage::Loops | Stage::Plan | Stage::Clif | Stage::Asm)
     }
 }
 
@@ -90,7 +95,7 @@ pub enum StageError {
     },
     /// The code generator failed.
     #[error(transparent)]
-    Jit(#[from] back::cranelift::JitError),
+    Jit(#[from] back::BackError),
 }
 
 /// Elements that a region can have: offsets are displacements of 31 bits.
@@ -133,7 +138,7 @@ pub fn program(model: &Model, sizes: &Sizes) -> Result<Program, StageError> {
         model,
         sizes,
         &autodiff::step(model),
-        LowerOptions { input_bars: true, widest: back::cranelift::WIDEST },
+        LowerOptions { input_bars: true, widest: Target::Cranelift.widest() },
     );
     let regions = [
         ("parameters", program.params_len),
@@ -191,7 +196,11 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
         Stage::Tangent => ir::print(&autodiff::forward(model), model, "tangent"),
         Stage::Loops => loops::print(&with_sizes()?.1),
         Stage::Plan => planned(subject)?.text(),
-        Stage::Clif => back::cranelift::print(&with_sizes()?.1)?,
+        Stage::Clif => back::cranelift::print(&with_sizes()?.1).map_err(BackError::from)?,
+        Stage::Asm => {
+            let program = Program { widest: Target::X64.widest(), ..with_sizes()?.1 };
+            back::x64::print(&program).map_err(BackError::from)?
+        }
     })
 }
 

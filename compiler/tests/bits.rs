@@ -1,13 +1,12 @@
 //! Machine code gives the bits that the loop IR means: every routine of every spec of the library, on
 //! memory full of random numbers.
 
-use compiler::back::{cranelift, x64};
+use compiler::back::{Target, x64};
 use compiler::ir::Sizes;
 use compiler::loops::eval::{Memory, run};
 use compiler::loops::{self, Base, LANES, LowerOptions, NAMES, Program};
 use compiler::model::Model;
 use compiler::{autodiff, passes};
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -75,15 +74,15 @@ fn same(a: f32, b: f32) -> bool {
 type Entry = unsafe extern "C" fn(*const *mut f32);
 
 /// Runs every routine of every spec, at several sizes, both ways.
-fn compare(widest: usize, compile: impl Fn(&Program) -> (Box<dyn Any>, [*const u8; 7])) {
+fn compare(target: Target, widest: usize) {
     let mut numbers = 0usize;
     for model in models() {
         for n in [1, 3, 6, 17, 31, 41] {
             let program = program(&model, n, widest);
-            let (_alive, entries) = compile(&program);
+            let kernels = target.compile(&program).expect("it compiles");
             for k in 0..NAMES.len() {
-                // SAFETY: the entries have this signature, and the code lives as long as `_alive`.
-                let entry = unsafe { std::mem::transmute::<*const u8, Entry>(entries[k]) };
+                // SAFETY: the entries have this signature, and the code lives as long as `kernels`.
+                let entry = unsafe { std::mem::transmute::<*const u8, Entry>(kernels.entries[k]) };
                 numbers += compare_routine(&format!("{} {n}", model.name), &program, k, entry);
             }
         }
@@ -111,11 +110,7 @@ fn compare_routine(name: &str, program: &Program, k: usize, entry: Entry) -> usi
 
 #[test]
 fn cranelift_gives_the_bits_of_the_loop_ir() {
-    compare(cranelift::WIDEST, |program| {
-        let kernels = cranelift::compile(program).expect("it compiles");
-        let entries = kernels.entries;
-        (Box::new(kernels), entries)
-    });
+    compare(Target::Cranelift, Target::Cranelift.widest());
 }
 
 #[test]
@@ -124,11 +119,7 @@ fn x64_gives_the_bits_of_the_loop_ir() {
         eprintln!("not run: this processor has no AVX2 and FMA");
         return;
     }
-    for widest in [1, 3, x64::WIDEST] {
-        compare(widest, |program| {
-            let kernels = x64::compile(program).expect("it compiles");
-            let entries = kernels.entries;
-            (Box::new(kernels), entries)
-        });
+    for widest in [1, 3, Target::X64.widest()] {
+        compare(Target::X64, widest);
     }
 }

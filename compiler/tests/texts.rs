@@ -44,7 +44,7 @@ fn program(model: &Model, n: usize, input_bars: bool) -> Program {
         model,
         &sizes,
         &autodiff::step(model),
-        LowerOptions { input_bars, widest: compiler::back::cranelift::WIDEST },
+        LowerOptions { input_bars, widest: compiler::back::Target::Cranelift.widest() },
     )
 }
 

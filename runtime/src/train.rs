@@ -412,7 +412,7 @@ mod tests {
         let spec = spec::compile("s.bpm", spec.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
         let text = format!("spec = \"s.bpm\"\n{recipe}");
         let recipe = Recipe::parse("r", &text, &[]).unwrap_or_else(|e| panic!("{e}"));
-        setup::trainer(spec, recipe, Backend::Cranelift, threads).unwrap_or_else(|e| panic!("{e}"))
+        setup::trainer(spec, recipe, Backend::CRANELIFT, threads).unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn cue(threads: usize, extra: &str, keep: &str) -> Trainer {

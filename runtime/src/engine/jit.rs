@@ -9,7 +9,7 @@
 //! replayed from the frames.
 
 use super::{Bound, Engine, FlushDenormals, Mode, RowState, Start};
-use compiler::back::cranelift::{JitError, Kernels, compile};
+use compiler::back::{BackError, Kernels, Target};
 use compiler::interp::Tensor;
 use compiler::ir::{InputId, OutputId, StateId, Value};
 use compiler::loops::plan::TapeSizes;
@@ -45,8 +45,8 @@ const BACK_STEP: usize = 5;
 const BACK_FLUSH: usize = 6;
 
 impl Code {
-    pub(super) fn new(program: &Program) -> Result<Code, JitError> {
-        let kernels = compile(program)?;
+    pub(super) fn new(target: Target, program: &Program) -> Result<Code, BackError> {
+        let kernels = target.compile(program)?;
         // SAFETY: `compile` gives entry points of this signature, valid while `kernels` lives.
         let entries = kernels.entries.map(|p| unsafe { std::mem::transmute::<*const u8, Entry>(p) });
         let bytes = kernels.code_bytes;
