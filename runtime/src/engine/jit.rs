@@ -15,7 +15,9 @@ use compiler::ir::{InputId, OutputId, StateId, Value};
 use compiler::loops::plan::TapeSizes;
 use compiler::loops::{Base, Place, Program, Rank1};
 use compiler::model::Init;
+use std::alloc::Layout;
 use std::collections::BTreeMap;
+use std::ptr::NonNull;
 
 type Entry = unsafe extern "C" fn(*const *mut f32);
 type Pointers = [*mut f32; Base::ALL.len()];
@@ -58,41 +60,69 @@ impl Code {
     }
 }
 
-/// Zeroed memory, aligned to cache lines.
+/// Zeroed memory. A large one begins a page, so that the places of its matrices within a page are
+/// those of the program.
 pub(super) struct Buffer {
-    lines: Vec<Line>,
+    start: NonNull<f32>,
     len: usize,
 }
 
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Line([f32; 16]);
+// SAFETY: a buffer owns its memory, like a vector.
+unsafe impl Send for Buffer {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Buffer {}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Bytes of a page.
+const PAGE: usize = 4096;
 
 impl Buffer {
     pub(super) fn new(len: usize) -> Self {
-        Buffer { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+        let Some(layout) = Self::layout(len) else { return Buffer { start: NonNull::dangling(), len } };
+        // SAFETY: the layout is not empty.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start.cast::<f32>()) else { std::alloc::handle_alloc_error(layout) };
+        Buffer { start, len }
+    }
+
+    /// `None` for no memory at all.
+    fn layout(len: usize) -> Option<Layout> {
+        let bytes = len.saturating_mul(4).next_multiple_of(LINE);
+        let align = if bytes < 4 * PAGE { LINE } else { PAGE };
+        if len == 0 { None } else { Layout::from_size_align(bytes, align).ok() }
     }
 
     /// Makes it longer, keeping what it holds.
     fn grow(&mut self, len: usize) {
         if self.len < len {
-            self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
-            self.len = len;
+            let mut longer = Buffer::new(len);
+            longer.as_mut_slice()[..self.len].copy_from_slice(self.as_slice());
+            *self = longer;
         }
     }
 
     fn pointer(&self) -> *mut f32 {
-        self.lines.as_ptr().cast::<f32>().cast_mut()
+        self.start.as_ptr()
     }
 
     fn as_slice(&self) -> &[f32] {
-        // SAFETY: the lines are `len` or more contiguous f32 numbers.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast::<f32>(), self.len) }
+        // SAFETY: `len` numbers lie behind the pointer, initialised to zero; an empty slice may dangle.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
     fn as_mut_slice(&mut self) -> &mut [f32] {
         // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<f32>(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(layout) = Self::layout(self.len) {
+            // SAFETY: the memory was allocated with this layout.
+            unsafe { std::alloc::dealloc(self.start.as_ptr().cast(), layout) };
+        }
     }
 }
 

@@ -85,7 +85,8 @@ fn assemble(program: &Program, listing: bool) -> Result<(Vec<u8>, [usize; 7], St
     let mut starts = [0; 7];
     for (k, routine) in routines(program).into_iter().enumerate() {
         asm.align();
-        asm.remark(crate::loops::NAMES[k]);
+        let at = asm.here();
+        asm.remark(&format!("routine {}, at {at:#x}", crate::loops::NAMES[k]));
         starts[k] = asm.here() as usize;
         let frame = enter(&mut asm);
         let slots = routine.nests.iter().map(|nest| nest::emit(&mut asm, nest, program.widest)).max();

@@ -19,7 +19,8 @@ pub(super) fn emit(asm: &mut Asm, nest: &Nest, widest: usize) -> usize {
     let at = Addresses::new(nest);
     let mut emitter =
         Emitter { asm, nest, at, levels: levels(&nest.body), homes: vec![], slots: 0, width: 1 };
-    emitter.asm.remark(&nest.label);
+    let here = emitter.asm.here();
+    emitter.asm.remark(&format!("nest, at {here:#x}: {}", nest.label));
     emitter.at.load(emitter.asm);
     match nest.extent {
         Extent::Scalar => emitter.scalar(),
