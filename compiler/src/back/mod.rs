@@ -38,12 +38,12 @@ impl Target {
             Target::Cranelift => {
                 let kernels = cranelift::compile(program)?;
                 let (entries, code_bytes) = (kernels.entries, kernels.code_bytes);
-                Kernels { entries, code_bytes, _code: Code::Cranelift(kernels) }
+                Kernels { entries, replay_steps: None, code_bytes, _code: Code::Cranelift(kernels) }
             }
             Target::X64 => {
                 let kernels = x64::compile(program)?;
                 let (entries, code_bytes) = (kernels.entries, kernels.code_bytes);
-                Kernels { entries, code_bytes, _code: Code::X64(kernels) }
+                Kernels { entries, replay_steps: kernels.replay_steps, code_bytes, _code: Code::X64(kernels) }
             }
         })
     }
@@ -55,6 +55,9 @@ pub struct Kernels {
     /// `unsafe extern "C" fn(*const *mut f32)`, whose argument is an array of pointers, one per entry
     /// of [`crate::loops::Base::ALL`]. They are valid as long as this lives.
     pub entries: [*const u8; 7],
+    /// `unsafe extern "C" fn(*const *mut f32, steps: u64)`: the routine `replay`, for one step or more
+    /// from that on for which the pointers are, whose frames and snapshots follow each other.
+    pub replay_steps: Option<*const u8>,
     /// Bytes of machine code.
     pub code_bytes: usize,
     _code: Code,

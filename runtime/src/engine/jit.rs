@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
 type Entry = unsafe extern "C" fn(*const *mut f32);
+type ReplaySteps = unsafe extern "C" fn(*const *mut f32, u64);
 type Pointers = [*mut f32; Base::ALL.len()];
 
 /// Frames of the ring of [`Mode::Infer`]: a step reads its own and the two before.
@@ -29,6 +30,9 @@ const RING: usize = 4;
 pub(super) struct Code {
     _kernels: Kernels,
     entries: [Entry; 7],
+    replay_steps: Option<ReplaySteps>,
+    /// Whether going backward a step reads the state after the step after it.
+    reads_second: bool,
     bytes: usize,
 }
 
@@ -51,8 +55,15 @@ impl Code {
         let kernels = target.compile(program)?;
         // SAFETY: `compile` gives entry points of this signature, valid while `kernels` lives.
         let entries = kernels.entries.map(|p| unsafe { std::mem::transmute::<*const u8, Entry>(p) });
+        // SAFETY: likewise.
+        let replay_steps =
+            kernels.replay_steps.map(|p| unsafe { std::mem::transmute::<*const u8, ReplaySteps>(p) });
         let bytes = kernels.code_bytes;
-        Ok(Code { _kernels: kernels, entries, bytes })
+        let steps = &program.backward;
+        let nests = [&steps.first, &steps.step, &steps.flush].into_iter().flat_map(|r| &r.nests);
+        let mut loads = nests.flat_map(|n| n.body.loads());
+        let reads_second = loads.any(|a| a.place().base == Base::Snapshot(2));
+        Ok(Code { _kernels: kernels, entries, replay_steps, reads_second, bytes })
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -217,6 +228,8 @@ pub(super) struct Tape {
     checkpoints: Buffer,
     /// The steps before which the matrix states were saved, in order.
     saved: Vec<usize>,
+    /// Where the segment that runs backward begins in `checkpoints`.
+    segment: usize,
     interval: usize,
     stretches: Vec<Stretch>,
     steps: usize,
@@ -246,6 +259,7 @@ impl Tape {
             snapshots: train(sizes.snapshots),
             checkpoints: train(sizes.checkpoints),
             saved: vec![],
+            segment: 0,
             interval: sizes.interval,
             stretches: vec![],
             steps: 0,
@@ -571,19 +585,30 @@ impl Tape {
     }
 
     /// Rebuilds the matrix states of steps `start..=end` into snapshots `0..=end - start`. If a
-    /// later segment follows, the state after its first step is kept in the next snapshot.
+    /// later segment follows, the state after its first step is kept in the next snapshot, if the
+    /// backward pass reads it.
     fn replay(&mut self, bound: &Bound<'_>, start: usize, end: usize, is_last: bool) {
         let matrices = bound.engine.program.matrices_len;
         if matrices == 0 {
             return;
         }
-        if !is_last {
-            let keep = (end - start) + 1;
-            self.snapshots.as_mut_slice().copy_within(matrices..2 * matrices, keep * matrices);
+        let code = code(bound);
+        if !is_last && code.reads_second {
+            let keep = end - start;
+            self.snapshots.as_mut_slice().copy_within(..matrices, keep * matrices);
         }
-        let number = self.saved.iter().position(|t| *t == start).unwrap_or(0);
-        let from = &self.checkpoints.as_slice()[number * matrices..][..matrices];
-        self.snapshots.as_mut_slice()[..matrices].copy_from_slice(from);
+        self.segment = self.saved.iter().position(|t| *t == start).unwrap_or(0) * matrices;
+        let mut pointers = self.pointers(bound, self.frame_of(start) as isize);
+        self.point_at_snapshots(bound, &mut pointers, 0);
+        if start == end {
+            return;
+        }
+        if let Some(replay) = code.replay_steps {
+            let _entered = Entered::new();
+            // SAFETY: as for `enter`; frames and snapshots of the segment follow each other.
+            unsafe { replay(pointers.as_ptr(), (end - start) as u64) };
+            return;
+        }
         for t in start..end {
             let mut pointers = self.pointers(bound, self.frame_of(t) as isize);
             self.point_at_snapshots(bound, &mut pointers, (t - start) as isize);
@@ -647,11 +672,15 @@ impl Tape {
         })
     }
 
+    /// The snapshot before a segment is its checkpoint; the others follow each other.
     fn point_at_snapshots(&self, bound: &Bound<'_>, pointers: &mut Pointers, at: isize) {
         let matrices = bound.engine.program.matrices_len as isize;
         for k in 0..3i8 {
-            let start = (at + isize::from(k)) * matrices;
-            pointers[Base::Snapshot(k).slot()] = self.snapshots.pointer().wrapping_offset(start);
+            let number = at + isize::from(k);
+            pointers[Base::Snapshot(k).slot()] = match number {
+                0 => self.checkpoints.pointer().wrapping_add(self.segment),
+                _ => self.snapshots.pointer().wrapping_offset((number - 1) * matrices),
+            };
         }
     }
 
@@ -678,15 +707,31 @@ impl Tape {
     }
 
     fn enter(&mut self, bound: &Bound<'_>, entry: usize, pointers: &Pointers) {
-        let super::Kind::Jit(code) = &bound.engine.kind else {
-            unreachable!("this tape belongs to a compiled engine")
-        };
-        let _flush = FlushDenormals::start();
-        super::denormals::clear_upper_halves();
+        let code = code(bound);
+        let _entered = Entered::new();
         // SAFETY: the routine reads and writes only inside of the regions whose sizes its program
         // states; the buffers behind the pointers have these sizes, belong to this tape, to the
         // caller's gradients (both borrowed exclusively), or are only read (parameters).
         unsafe { (code.entries[entry])(pointers.as_ptr()) };
+    }
+}
+
+fn code<'b>(bound: &'b Bound<'_>) -> &'b Code {
+    match &bound.engine.kind {
+        super::Kind::Jit(code) => code,
+        super::Kind::Interp => unreachable!("this tape belongs to a compiled engine"),
+    }
+}
+
+/// The state of the processor that kernels need, while this lives.
+struct Entered {
+    _flush: FlushDenormals,
+}
+
+impl Entered {
+    fn new() -> Entered {
+        super::denormals::clear_upper_halves();
+        Entered { _flush: FlushDenormals::start() }
     }
 }
 

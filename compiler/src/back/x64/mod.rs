@@ -9,6 +9,7 @@
 mod asm;
 mod nest;
 mod place;
+mod replay;
 mod straight;
 
 use crate::loops::{Program, routines};
@@ -39,6 +40,9 @@ pub struct Kernels {
     _memory: Mmap,
     /// Entry points, by [`crate::loops::NAMES`].
     pub entries: [*const u8; 7],
+    /// `unsafe extern "C" fn(*const *mut f32, steps: u64)`: the routine `replay`, for one step or more
+    /// from that on for which the pointers are, whose frames and snapshots follow each other.
+    pub replay_steps: Option<*const u8>,
     /// Bytes of machine code and constants.
     pub code_bytes: usize,
 }
@@ -63,12 +67,13 @@ pub fn compile(program: &Program) -> Result<Kernels, X64Error> {
     if !is_available() {
         return Err(X64Error::Host);
     }
-    let (code, starts, _) = assemble(program, false)?;
+    let Assembled { code, starts, replay, .. } = assemble(program, false)?;
     let mut memory = MmapMut::map_anon(code.len())?;
     memory.copy_from_slice(&code);
     let memory = memory.make_exec()?;
     let entries = starts.map(|start| memory[start..].as_ptr());
-    Ok(Kernels { _memory: memory, entries, code_bytes: code.len() })
+    let replay_steps = replay.map(|start| memory[start..].as_ptr());
+    Ok(Kernels { _memory: memory, entries, replay_steps, code_bytes: code.len() })
 }
 
 /// Prints the instructions (`--emit asm`).
@@ -76,11 +81,19 @@ pub fn compile(program: &Program) -> Result<Kernels, X64Error> {
 /// # Errors
 /// [`X64Error::Encode`] if one cannot be encoded.
 pub fn print(program: &Program) -> Result<String, X64Error> {
-    Ok(assemble(program, true)?.2)
+    Ok(assemble(program, true)?.text)
 }
 
-/// The bytes of all routines behind their constants, the start of each, and the listing.
-fn assemble(program: &Program, listing: bool) -> Result<(Vec<u8>, [usize; 7], String), X64Error> {
+/// All routines behind their constants.
+struct Assembled {
+    code: Vec<u8>,
+    starts: [usize; 7],
+    /// Where the replay of several steps begins.
+    replay: Option<usize>,
+    text: String,
+}
+
+fn assemble(program: &Program, listing: bool) -> Result<Assembled, X64Error> {
     let mut asm = Asm::new(program, listing)?;
     let mut starts = [0; 7];
     for (k, routine) in routines(program).into_iter().enumerate() {
@@ -93,8 +106,18 @@ fn assemble(program: &Program, listing: bool) -> Result<(Vec<u8>, [usize; 7], St
         leave(&mut asm);
         asm.patch(frame, (slots.unwrap_or(0) as i64 + 2) * BYTES);
     }
+    let replay = replay::is_possible(program).then(|| {
+        asm.align();
+        let at = asm.here();
+        asm.remark(&format!("routine replay of several steps, at {at:#x}"));
+        let frame = enter(&mut asm);
+        let slots = replay::emit(&mut asm, program);
+        leave(&mut asm);
+        asm.patch(frame, (slots as i64 + 2) * BYTES);
+        at as usize
+    });
     let (code, text) = asm.finish()?;
-    Ok((code, starts, text))
+    Ok(Assembled { code, starts, replay, text })
 }
 
 /// Saves registers and makes room on the stack. Returns where its size is to be filled in.

@@ -17,8 +17,7 @@ const SPARE: [Vector; 3] = [Vector(15), Vector(14), Vector(13)];
 /// Emits one nest; returns how many registers it needs on the stack.
 pub(super) fn emit(asm: &mut Asm, nest: &Nest, widest: usize) -> usize {
     let at = Addresses::new(nest);
-    let mut emitter =
-        Emitter { asm, nest, at, levels: levels(&nest.body), homes: vec![], slots: 0, width: 1 };
+    let mut emitter = Emitter::new(asm, nest, at);
     let here = emitter.asm.here();
     emitter.asm.remark(&format!("nest, at {here:#x}: {}", nest.label));
     emitter.at.load(emitter.asm);
@@ -30,21 +29,21 @@ pub(super) fn emit(asm: &mut Asm, nest: &Nest, widest: usize) -> usize {
     emitter.slots
 }
 
-struct Emitter<'a> {
-    asm: &'a mut Asm,
-    nest: &'a Nest,
-    at: Addresses,
+pub(super) struct Emitter<'a> {
+    pub(super) asm: &'a mut Asm,
+    pub(super) nest: &'a Nest,
+    pub(super) at: Addresses,
     levels: Vec<Level>,
     /// Homes of the values that do not vary with the post axis.
     homes: Vec<Option<Home>>,
-    slots: usize,
-    width: usize,
+    pub(super) slots: usize,
+    pub(super) width: usize,
 }
 
 /// Items under construction.
-struct Build {
-    items: Vec<Item>,
-    homes: Vec<Option<Home>>,
+pub(super) struct Build {
+    pub(super) items: Vec<Item>,
+    pub(super) homes: Vec<Option<Home>>,
     done: Vec<bool>,
 }
 
@@ -65,13 +64,17 @@ impl Sums {
     }
 }
 
-impl Emitter<'_> {
+impl<'a> Emitter<'a> {
+    pub(super) fn new(asm: &'a mut Asm, nest: &'a Nest, at: Addresses) -> Emitter<'a> {
+        Emitter { asm, nest, at, levels: levels(&nest.body), homes: vec![], slots: 0, width: 1 }
+    }
+
     fn op(&self, id: usize) -> BodyOp {
         self.nest.body.ops[id]
     }
 
     /// Values that vary with the post axis exist once for each register of the tile.
-    fn key(&self, id: Id, register: usize) -> Key {
+    pub(super) fn key(&self, id: Id, register: usize) -> Key {
         let n = self.nest.body.ops.len();
         match self.levels[id.index()] {
             Level::Once | Level::Row => Key(id.index()),
@@ -80,7 +83,7 @@ impl Emitter<'_> {
     }
 
     /// Starts a list of items; constants, operands, and what has been kept have homes.
-    fn build(&self, kept: &[(Key, usize)]) -> Build {
+    pub(super) fn build(&self, kept: &[(Key, usize)]) -> Build {
         let n = self.nest.body.ops.len();
         let mut homes = vec![None; n * (self.width + 1)];
         homes[..self.homes.len()].copy_from_slice(&self.homes);
@@ -102,7 +105,7 @@ impl Emitter<'_> {
     }
 
     /// Adds what a value needs, and the value.
-    fn need(&self, build: &mut Build, id: Id, register: usize) -> Key {
+    pub(super) fn need(&self, build: &mut Build, id: Id, register: usize) -> Key {
         let key = self.key(id, register);
         if !build.done[key.0] && build.homes[key.0].is_none() {
             build.done[key.0] = true;
@@ -194,7 +197,7 @@ impl Emitter<'_> {
         self.finish_totals(&sums);
     }
 
-    fn header(&mut self) -> u64 {
+    pub(super) fn header(&mut self) -> u64 {
         self.asm.align();
         self.asm.here()
     }

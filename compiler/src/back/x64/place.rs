@@ -20,6 +20,15 @@ pub(super) const POST: Register = Register::RCX;
 /// Bytes from the start of a pre vector.
 pub(super) const PRE: Register = Register::RDX;
 
+/// The frame of the step that is replayed.
+pub(super) const FRAME: Register = Register::R11;
+/// Where the row lies in the snapshot after the step that is replayed.
+pub(super) const SNAPSHOT: Register = Register::RBX;
+/// The row in the first of these snapshots.
+pub(super) const FIRST_SNAPSHOT: Register = Register::R12;
+/// Steps that are still to be replayed.
+pub(super) const STEPS: Register = Register::R13;
+
 /// Registers for pointers; a function may change the first five.
 const POINTERS: [Register; 11] = [
     Register::RSI,
@@ -44,6 +53,8 @@ pub(super) struct Addresses {
     extent: Extent,
     starts: [Option<Register>; Base::ALL.len()],
     streams: [Option<Register>; Base::ALL.len()],
+    /// Set if frames are found from that of the first step, which [`FRAME`] points to.
+    frame_bytes: Option<i64>,
 }
 
 fn displacement(offset: usize) -> i64 {
@@ -57,6 +68,7 @@ impl Addresses {
             extent: nest.extent,
             starts: [None; Base::ALL.len()],
             streams: [None; Base::ALL.len()],
+            frame_bytes: None,
         };
         let effects = nest.effects.iter().filter_map(|e| match e {
             Effect::Store(a, _) | Effect::Add(a, ..) => Some(*a),
@@ -90,25 +102,51 @@ impl Addresses {
         at
     }
 
+    /// For a nest that replays several steps at once: one pointer moves from frame to frame, one
+    /// from snapshot to snapshot.
+    pub(super) fn over_time(nest: &Nest, frame_bytes: i64) -> Addresses {
+        let mut at = Addresses {
+            extent: nest.extent,
+            starts: [None; Base::ALL.len()],
+            streams: [None; Base::ALL.len()],
+            frame_bytes: Some(frame_bytes),
+        };
+        at.streams[Base::Snapshot(0).slot()] = Some(Register::R8);
+        at.streams[Base::Params.slot()] = Some(Register::R9);
+        at.streams[Base::Snapshot(1).slot()] = Some(SNAPSHOT);
+        at.starts[Base::Params.slot()] = Some(Register::R10);
+        at
+    }
+
     /// Loads the pointers.
     pub(super) fn load(&self, asm: &mut Asm) {
         for taken in [&self.starts, &self.streams] {
             for (slot, register) in taken.iter().enumerate() {
-                if let Some(register) = register {
+                if let Some(register) = register
+                    && !self.is_led(*register)
+                {
                     look_up(asm, *register, slot);
                 }
             }
         }
     }
 
+    /// Whether the loop over steps moves a pointer.
+    fn is_led(&self, register: Register) -> bool {
+        self.frame_bytes.is_some() && register == SNAPSHOT
+    }
+
     /// Moves the streams on to the next row.
     pub(super) fn next_row(&self, asm: &mut Asm, width: usize) {
-        for register in self.streams.iter().flatten() {
+        for register in self.streams.iter().flatten().filter(|r| !self.is_led(**r)) {
             asm.advance(*register, width as i32 * BYTES as i32);
         }
     }
 
     fn start(&self, asm: &mut Asm, base: Base) -> Register {
+        if let (Base::Frame(_), Some(_)) = (base, self.frame_bytes) {
+            return FRAME;
+        }
         self.starts[base.slot()].unwrap_or_else(|| {
             look_up(asm, ONCE, base.slot());
             ONCE
@@ -119,7 +157,11 @@ impl Addresses {
     pub(super) fn operand(&self, asm: &mut Asm, access: Access, register: usize) -> MemoryOperand {
         let place = access.place();
         let lane = register as i64 * BYTES;
-        let displacement = displacement(place.offset);
+        let frame = match (place.base, self.frame_bytes) {
+            (Base::Frame(k), Some(bytes)) => i64::from(k) * bytes,
+            _ => 0,
+        };
+        let displacement = displacement(place.offset) + frame;
         match (access, self.extent) {
             (Access::Matrix(p), Extent::Matrix { .. }) if self.streams[p.base.slot()].is_some() => {
                 based(self.streams[p.base.slot()].unwrap_or(ONCE), displacement + lane)

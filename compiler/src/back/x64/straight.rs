@@ -51,6 +51,8 @@ pub(super) enum Item {
     Value(Key, BodyOp, Vec<Key>),
     /// Store it in a stack slot, its home from now on.
     Keep(Key, usize),
+    /// A register becomes the value.
+    Move(Vector, Key),
     /// Memory becomes the value.
     Store(Access, usize, Key),
     /// Memory becomes the value's lowest lane.
@@ -69,6 +71,7 @@ impl Item {
     fn operands(&self) -> Vec<Key> {
         match self {
             Item::Value(_, _, keys) => keys.clone(),
+            Item::Move(_, k) => vec![*k],
             Item::Keep(k, _) | Item::Store(_, _, k) | Item::StoreLowest(_, k) | Item::Max(_, k, _) => {
                 vec![*k]
             }
@@ -122,6 +125,14 @@ impl<'a> Straight<'a> {
         straight
     }
 
+    /// Values that lie in registers from the start, for as long as the code runs.
+    pub(super) fn preset(&mut self, values: &[(Key, Vector)]) {
+        for (key, v) in values {
+            self.values[key.0] = Known { vector: Some(*v), ..Known::default() };
+            self.pinned[usize::from(v.0)] = true;
+        }
+    }
+
     /// Emits the items.
     pub(super) fn run(&mut self, items: &[Item]) {
         for (position, item) in items.iter().enumerate().rev() {
@@ -140,6 +151,11 @@ impl<'a> Straight<'a> {
                 let v = self.vector(*key);
                 self.asm.store(self.at.slot(*slot), v);
                 self.values[key.0].home = Some(Home::Slot(*slot));
+                self.consume(&[*key]);
+            }
+            Item::Move(to, key) => {
+                let from = self.source(*key);
+                self.asm.two(Code::VEX_Vmovups_ymm_ymmm256, *to, from);
                 self.consume(&[*key]);
             }
             Item::Store(access, register, key) => {
@@ -412,7 +428,8 @@ impl<'a> Straight<'a> {
     /// Whether a value is in a register that this use frees.
     fn dies(&self, key: Key, x: &[Key]) -> Option<Vector> {
         let here = x.iter().filter(|k| **k == key).count();
-        self.values[key.0].vector.filter(|_| here == 1 && self.values[key.0].uses.len() == 1)
+        let vector = self.values[key.0].vector.filter(|v| !self.pinned[usize::from(v.0)]);
+        vector.filter(|_| here == 1 && self.values[key.0].uses.len() == 1)
     }
 
     /// `x0 · x1 + x2`, rounded once; one operand's register becomes the result.
