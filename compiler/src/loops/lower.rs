@@ -193,7 +193,7 @@ impl Memory {
             frame,
             adjoint,
             matrices,
-            matrices_len: whole_pages(matrices_len),
+            matrices_len: repeated(matrices_len),
             params: vec![],
             params_len: 0,
             grads: vec![],
@@ -242,6 +242,9 @@ impl Memory {
 /// under way, in all bits that count within a page waits for it as if it were the same address.
 const PAGE: usize = 1024;
 
+/// Elements of a cache line.
+const LINE: usize = 16;
+
 /// Elements of the smallest matrix that is worth moving away from the others.
 const LARGE: usize = 4 * PAGE;
 
@@ -256,14 +259,16 @@ fn apart(end: usize, len: usize, number: usize, shift: usize) -> usize {
         return end;
     }
     let golden = 0.618_033_988_749_895;
-    let within = ((number as f64 * golden).fract() * (PAGE / 16) as f64) as usize * 16 + shift * 16;
+    let within = ((number as f64 * golden).fract() * (PAGE / LINE) as f64) as usize * LINE + shift * LINE;
     let ahead = (within % PAGE + PAGE - end % PAGE) % PAGE;
     end + ahead
 }
 
-/// Regions that repeat with large matrices in them take whole pages.
-fn whole_pages(len: usize) -> usize {
-    if len < LARGE { len } else { len.next_multiple_of(PAGE) }
+/// Regions that repeat with large matrices in them take whole pages and five cache lines: the same
+/// row of successive regions, which a replay of several steps stores together, would otherwise
+/// compete for the same few lines of the cache.
+fn repeated(len: usize) -> usize {
+    if len < LARGE { len } else { len.next_multiple_of(PAGE) + 5 * LINE }
 }
 
 fn packed(shape: Shape, sizes: &Sizes) -> (Option<(usize, usize)>, usize) {
