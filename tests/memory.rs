@@ -134,7 +134,7 @@ fn engine_of(model: &Arc<Model>, usage: &Use) -> Engine {
     let mut n = 24;
     loop {
         let sizes: Sizes = support::small_sizes(model, n);
-        let engine = Engine::new(Arc::clone(model), sizes, Backend::Cranelift, &options);
+        let engine = Engine::new(Arc::clone(model), sizes, Backend::CRANELIFT, &options);
         let engine = engine.unwrap_or_else(|e| panic!("{}: {e}", model.name));
         if engine.plan(usage).total_bytes > 4 << 20 {
             return engine;
@@ -201,7 +201,7 @@ fn plans_hold_for_recipes() {
         let spec = runtime::spec::load(&support::root().join("specs").join(path).display().to_string());
         let recipe = Recipe::parse("r", &format!("spec = \"{path}\"\n{recipe}"), &[]);
         let (spec, recipe) = (spec.expect("a spec"), recipe.expect("a recipe"));
-        let trainer = setup::trainer(spec, recipe, Backend::Cranelift, 1, Mode::Train);
+        let trainer = setup::trainer(spec, recipe, Backend::CRANELIFT, 1, Mode::Train);
         let mut trainer = trainer.unwrap_or_else(|e| panic!("{path}: {e}"));
         let (batch, steps) = (trainer.recipe.schedule.batch, trainer.recipe.task.steps());
         let usage = Use { batch, steps, threads: 1, tapes, checkpoint_every: None, memory: None };

@@ -188,9 +188,10 @@ fn compile(args: &Compile, voice: Voice) -> Done {
     wanted.dedup();
     if wanted.is_empty() {
         let sizes = stages::bind(&loaded.model, &loaded.bound)?;
-        let program = stages::program(&loaded.model, &sizes)?;
-        let kernels =
-            compiler::back::cranelift::compile(&program).map_err(|e| Failure::machine(e.to_string()))?;
+        let target = compiler::back::Target::fastest();
+        let program =
+            compiler::loops::Program { widest: target.widest(), ..stages::program(&loaded.model, &sizes)? };
+        let kernels = target.compile(&program).map_err(|e| Failure::machine(e.to_string()))?;
         say(&format!("{}: {} bytes of machine code", loaded.model.name, kernels.code_bytes));
         return Ok(());
     }
@@ -224,6 +225,7 @@ fn of_word(emit: Emit) -> Vec<Stage> {
         Emit::Loops => vec![Stage::Loops],
         Emit::Plan => vec![Stage::Plan],
         Emit::Clif => vec![Stage::Clif],
+        Emit::Asm => vec![Stage::Asm],
         Emit::All => Stage::ALL.to_vec(),
     }
 }

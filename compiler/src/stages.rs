@@ -1,5 +1,6 @@
 //! The stages of the compiler as text: what `bpmc compile --emit` prints.
 
+use crate::back::{BackError, Target};
 use crate::ir::{Shape, SizeError, Sizes};
 use crate::loops::plan::{self, Plan, Use, Write};
 use crate::loops::{LowerOptions, Program, lower};
@@ -30,11 +31,13 @@ pub enum Stage {
     Plan,
     /// What Cranelift gets.
     Clif,
+    /// The instructions of the x86-64 back end.
+    Asm,
 }
 
 impl Stage {
     /// All stages, in their order.
-    pub const ALL: [Stage; 10] = [
+    pub const ALL: [Stage; 11] = [
         Stage::Ast,
         Stage::Model,
         Stage::Step,
@@ -45,6 +48,7 @@ impl Stage {
         Stage::Loops,
         Stage::Plan,
         Stage::Clif,
+        Stage::Asm,
     ];
 
     /// Its word on the command line.
@@ -60,12 +64,13 @@ impl Stage {
             Stage::Loops => "loops",
             Stage::Plan => "plan",
             Stage::Clif => "clif",
+            Stage::Asm => "asm",
         }
     }
 
     /// Whether it depends on the sizes of axes.
     pub fn needs_sizes(self) -> bool {
-        matches!(self, Stage::Loops | Stage::Plan | Stage::Clif)
+        matches!(self, Stage::Loops | Stage::Plan | Stage::Clif | Stage::Asm)
     }
 }
 
@@ -90,7 +95,7 @@ pub enum StageError {
     },
     /// The code generator failed.
     #[error(transparent)]
-    Jit(#[from] back::cranelift::JitError),
+    Jit(#[from] back::BackError),
 }
 
 /// Elements that a region can have: offsets are displacements of 31 bits.
@@ -128,7 +133,11 @@ pub fn bind(model: &Model, bound: &BTreeMap<String, usize>) -> Result<Sizes, Sta
 /// # Errors
 /// [`StageError::TooLarge`] if a region cannot be addressed.
 pub fn program(model: &Model, sizes: &Sizes) -> Result<Program, StageError> {
-    lowered(&passes::optimise(model), sizes, LowerOptions { input_bars: true })
+    lowered(
+        &passes::optimise(model),
+        sizes,
+        LowerOptions { input_bars: true, widest: Target::Cranelift.widest() },
+    )
 }
 
 /// The loops of a model in its simplified form.
@@ -190,7 +199,11 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
         Stage::Tangent => ir::print(&autodiff::forward(model), model, "tangent"),
         Stage::Loops => loops::print(&with_sizes()?.1),
         Stage::Plan => planned(subject)?.text(),
-        Stage::Clif => back::cranelift::print(&with_sizes()?.1)?,
+        Stage::Clif => back::cranelift::print(&with_sizes()?.1).map_err(BackError::from)?,
+        Stage::Asm => {
+            let program = Program { widest: Target::X64.widest(), ..with_sizes()?.1 };
+            back::x64::print(&program).map_err(BackError::from)?
+        }
     })
 }
 
@@ -203,7 +216,8 @@ pub fn planned(subject: &Subject<'_>) -> Result<Plan, StageError> {
     let sizes = bind(model, subject.bound)?;
     let simplified = passes::optimise(model);
     // Training needs no cotangents of inputs.
-    let program = lowered(&simplified, &sizes, LowerOptions { input_bars: false })?;
+    let program =
+        lowered(&simplified, &sizes, LowerOptions { input_bars: false, widest: Target::Cranelift.widest() })?;
     let prologue = &autodiff::prologue(&simplified);
     let made = plan::Subject { model: &simplified, sizes: &sizes, program: &program, prologue };
     let remarks = check::remarks(model).into_iter().filter(|d| d.code == check::codes::WRITE_CLASS);

@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn gradients_do_not_depend_on_threads() {
-        for (backend, batch) in [(Backend::Cranelift, 1), (Backend::Cranelift, 30), (Backend::Interp, 5)] {
+        for (backend, batch) in [(Backend::CRANELIFT, 1), (Backend::CRANELIFT, 30), (Backend::Interp, 5)] {
             let one = gradients(1, batch, backend);
             assert!(one.iter().flatten().any(|g| *g != 0.0), "there is a gradient");
             for threads in [2, 3, 8] {

@@ -212,8 +212,12 @@ pub enum Device {
 /// What runs the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum BackendName {
-    /// Machine code through Cranelift.
+    /// The fastest machine code that this processor runs.
     #[default]
+    Auto,
+    /// Machine code for x86-64 with AVX2 and FMA.
+    X64,
+    /// Machine code through Cranelift, for any processor; the same bits.
     Cranelift,
     /// The interpreter: slow, and the meaning of the language.
     Interp,

@@ -45,7 +45,9 @@ fn threads(asked: Option<u16>) -> usize {
 
 fn backend(name: BackendName) -> Backend {
     match name {
-        BackendName::Cranelift => Backend::Cranelift,
+        BackendName::Auto => Backend::fastest(),
+        BackendName::X64 => Backend::X64,
+        BackendName::Cranelift => Backend::CRANELIFT,
         BackendName::Interp => Backend::Interp,
     }
 }

@@ -459,7 +459,7 @@ mod tests {
     fn back_ends_agree_and_gradients_have_names() {
         let exact = go(Given { cotangents: cotangents(), ..given() }, Backend::Interp, Dtype::F64);
         let exact = exact.unwrap_or_else(|e| panic!("{e}"));
-        for backend in [Backend::Interp, Backend::Cranelift] {
+        for backend in [Backend::Interp, Backend::CRANELIFT] {
             let found = go(Given { cotangents: cotangents(), ..given() }, backend, Dtype::F32);
             let found = found.unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(found.keys().collect::<Vec<_>>(), exact.keys().collect::<Vec<_>>());
@@ -476,7 +476,7 @@ mod tests {
     /// A reset in the middle of a row is two rows, and a carried state is one.
     #[test]
     fn resets_and_initial_states() {
-        for (backend, dtype) in [(Backend::Interp, Dtype::F64), (Backend::Cranelift, Dtype::F32)] {
+        for (backend, dtype) in [(Backend::Interp, Dtype::F64), (Backend::CRANELIFT, Dtype::F32)] {
             let whole = go(given(), backend, dtype).unwrap_or_else(|e| panic!("{e}"));
             let cut = |from: usize, to: usize| {
                 let mut g = given();
@@ -524,7 +524,7 @@ mod tests {
             message,
             "tensor `u` has shape [6, 3], but it must have shape [T, B, 3] with T and B at least 1"
         );
-        assert!(go(given(), Backend::Cranelift, Dtype::F64).is_err());
+        assert!(go(given(), Backend::CRANELIFT, Dtype::F64).is_err());
         let g = Given { axes: [("N".to_string(), 4)].into(), ..given() };
         assert!(go(g, Backend::Interp, Dtype::F64).expect_err("open").message.contains("I, A"));
     }
@@ -536,7 +536,7 @@ mod tests {
         let spec = crate::spec::compile("s.bpm", text.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
         let name = spec.model.params[0].name.clone();
         for (backend, dtype) in
-            [(Backend::Interp, Dtype::F64), (Backend::Interp, Dtype::F32), (Backend::Cranelift, Dtype::F32)]
+            [(Backend::Interp, Dtype::F64), (Backend::Interp, Dtype::F32), (Backend::CRANELIFT, Dtype::F32)]
         {
             for start in [false, true] {
                 let mut inputs: Tensors = [("u".to_string(), wave(&[4, 2, 3], 1.0, 1.0))].into();

@@ -37,8 +37,8 @@ impl Need<'_> {
     fn bytes(&self, usage: &Use) -> u64 {
         let own = match (self.engine.backend(), self.mode) {
             (Backend::Interp, _) => interpreted(self.engine, usage),
-            (Backend::Cranelift, Mode::Train) => self.engine.plan(usage).total_bytes,
-            (Backend::Cranelift, Mode::Infer) => inference(self.engine, usage),
+            (Backend::Compiled(_), Mode::Train) => self.engine.plan(usage).total_bytes,
+            (Backend::Compiled(_), Mode::Infer) => inference(self.engine, usage),
         };
         own.saturating_add(self.data)
     }
@@ -69,7 +69,7 @@ impl Need<'_> {
     fn parts(&self) -> String {
         let steps = self.usage.steps;
         let mut text = match (self.engine.backend(), self.mode) {
-            (Backend::Cranelift, Mode::Train) => {
+            (Backend::Compiled(_), Mode::Train) => {
                 let plan = self.engine.plan(&self.usage);
                 let tapes = plan.tapes;
                 let shared = plan.total_bytes.saturating_sub(plan.tape_bytes.saturating_mul(tapes as u64));
@@ -80,7 +80,7 @@ impl Need<'_> {
                 )
             }
             (Backend::Interp, _) => format!("the interpreter keeps every value of {steps} steps"),
-            (Backend::Cranelift, Mode::Infer) => "parameters and states take nearly all of it".to_owned(),
+            (Backend::Compiled(_), Mode::Infer) => "parameters and states take nearly all of it".to_owned(),
         };
         if self.data > 0 {
             text += &format!("; inputs and results take {}", size(self.data));
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_fits_passes_and_what_does_not_is_told_what_helps() {
-        let engine = engine(200, Backend::Cranelift);
+        let engine = engine(200, Backend::CRANELIFT);
         let need = need(&engine);
         let needed = need.bytes(&need.usage);
         assert!(need.check(None).is_ok() && need.check(Some(needed)).is_ok());
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn every_change_that_is_advised_fits() {
-        let engine = engine(100, Backend::Cranelift);
+        let engine = engine(100, Backend::CRANELIFT);
         let need = need(&engine);
         let half = need.bytes(&need.usage) / 2;
         let threads = Use { threads: 2, ..need.usage };
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn evaluation_takes_less_than_training_and_the_interpreter_more() {
-        let compiled = engine(100, Backend::Cranelift);
+        let compiled = engine(100, Backend::CRANELIFT);
         let bytes = |engine: &Engine, mode| {
             let need = Need { mode, ..need(engine) };
             need.bytes(&need.usage)

@@ -312,7 +312,7 @@ fn about(trainer: &Trainer, machine: Machine) -> Value {
         "parameters": trainer.params.count(),
         "bpm": env!("CARGO_PKG_VERSION"),
         "device": "cpu",
-        "backend": format!("{:?}", machine.backend).to_lowercase(),
+        "backend": machine.backend.name(),
         "simd": simd(),
         "denormals": crate::engine::DENORMALS,
         "threads": machine.threads,

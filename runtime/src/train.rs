@@ -446,7 +446,7 @@ mod tests {
         let spec = spec::compile("s.bpm", spec.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
         let text = format!("spec = \"s.bpm\"\n{recipe}");
         let recipe = Recipe::parse("r", &text, &[]).unwrap_or_else(|e| panic!("{e}"));
-        setup::trainer(spec, recipe, Backend::Cranelift, threads, Mode::Train)
+        setup::trainer(spec, recipe, Backend::CRANELIFT, threads, Mode::Train)
             .unwrap_or_else(|e| panic!("{e}"))
     }
 

@@ -68,7 +68,7 @@ fn learned_parameters_are_counted_as_published() -> Result<(), Error> {
 #[test]
 fn the_small_recipe_learns() -> Result<(), Error> {
     let sets = ["sizes.N=24", "run.batch=20", "optimiser.rate=4e-3"];
-    let mut trainer = trainer(&examples().join("cue-reward/small.toml"), &sets, Backend::Cranelift)?;
+    let mut trainer = trainer(&examples().join("cue-reward/small.toml"), &sets, Backend::CRANELIFT)?;
     let mut last = vec![];
     for _ in 0..700 {
         last.push(trainer.step()?.scores[0]);

@@ -55,7 +55,7 @@ impl TapeSizes {
             back_carry: program.carry_len,
             ends: matrices,
             scratch: program.scratch_len,
-            snapshots: matrices.saturating_mul(interval + 2),
+            snapshots: matrices.saturating_mul(interval + 1),
             checkpoints: matrices.saturating_mul(steps.div_ceil(interval)),
         }
     }
@@ -242,7 +242,7 @@ pub fn plan(subject: &Subject<'_>, usage: &Use) -> Plan {
         Choice {
             every,
             checkpoints: usage.steps.div_ceil(every),
-            snapshots: every + 2,
+            snapshots: every + 1,
             replayed: if program.matrices_len == 0 { 0 } else { usage.steps },
             tape,
             total: fixed.saturating_add(tape.saturating_mul(tapes)),
