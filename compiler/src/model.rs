@@ -1,6 +1,6 @@
 //! The typed model: what the checker makes of a spec, and all that later stages know of it.
 
-use crate::ir::{Axes, Axis, Function, Shape, Sizes, Value};
+use crate::ir::{Axes, Axis, Function, Shape, Sizes, StateId, Value};
 use grammar::ast::StateKind;
 use grammar::span::Span;
 
@@ -26,6 +26,35 @@ pub struct Model {
     pub step: Function,
     /// Transients declared `modulator`: name, value in [`Model::step`], place.
     pub modulators: Vec<(String, Value, Span)>,
+    /// The matrix states that are kept as events, if some are; never from the checker.
+    pub events: Option<Events>,
+}
+
+/// Matrix states as a log of the outer products that were written to them; see
+/// [`crate::passes::events`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Events {
+    /// One place for every step.
+    pub axis: Axis,
+    /// How many steps can run from the start or a reset.
+    pub capacity: usize,
+    /// One at the place of this step, else zero.
+    pub clock: Value,
+    /// The logs: matrices `[events, neurons]` whose write adds `clock ⊗ row`.
+    pub logs: Vec<StateId>,
+    /// What they replace.
+    pub matrices: Vec<Kept>,
+}
+
+/// A matrix state as events: `Σ_l Σ_terms c[l] u[l] ⊗ v[l]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// Its name in the spec.
+    pub name: String,
+    /// Its axes.
+    pub shape: Shape,
+    /// Its coefficients, and the logs of post and pre vectors.
+    pub terms: Vec<(StateId, StateId, StateId)>,
 }
 
 /// A parameter tensor.

@@ -47,6 +47,8 @@ fn regions(program: &Program) -> ([usize; Base::ALL.len()], usize) {
             Base::Carry => program.carry_len.max(program.matrices_len),
             Base::Ends | Base::Snapshot(_) => program.matrices_len,
             Base::Grads => program.grads_len,
+            Base::Log => program.log_len,
+            Base::LogBar => program.log_bar_len,
         };
         start
     });

@@ -161,6 +161,21 @@ struct Position {
     pre: Value,
 }
 
+/// How often a loop runs.
+#[derive(Clone, Copy)]
+enum Count {
+    /// As often as is known now.
+    Known(usize),
+    /// As often as a value says, at least once.
+    Given(Value),
+}
+
+impl From<usize> for Count {
+    fn from(count: usize) -> Count {
+        Count::Known(count)
+    }
+}
+
 fn flags() -> MemFlagsData {
     let mut flags = MemFlagsData::new();
     flags.set_notrap();
@@ -201,7 +216,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         match self.nest.extent {
             Extent::Scalar => self.scalar(),
             Extent::Vector(n) => self.vector(n),
-            Extent::Matrix { post, pre } => self.matrix(post, pre),
+            Extent::Matrix { post, pre } | Extent::Log { post, pre } => self.matrix(post, pre),
         }
     }
 
@@ -431,15 +446,16 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
     /// `for k in 0..count`, carrying byte offsets (each with its stride) and vectors.
     fn counted(
         &mut self,
-        count: usize,
+        count: impl Into<Count>,
         offsets: &[(Value, i64)],
         carried: &[Value],
         mut body: impl FnMut(&mut Self, &[Value], Vec<Value>) -> Vec<Value>,
     ) -> Vec<Value> {
-        if count == 0 {
+        let count = count.into();
+        if matches!(count, Count::Known(0)) {
             return carried.to_vec();
         }
-        if count == 1 {
+        if matches!(count, Count::Known(1)) {
             let starts: Vec<Value> = offsets.iter().map(|(v, _)| *v).collect();
             return body(self, &starts, carried.to_vec());
         }
@@ -465,7 +481,10 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         }
         again.extend(results.iter().map(|v| BlockArg::from(*v)));
         let out: Vec<BlockArg> = results.iter().map(|v| BlockArg::from(*v)).collect();
-        let more = self.b.ins().icmp_imm_s(IntCC::NotEqual, next, count as i64);
+        let more = match count {
+            Count::Known(count) => self.b.ins().icmp_imm_s(IntCC::NotEqual, next, count as i64),
+            Count::Given(count) => self.b.ins().icmp(IntCC::UnsignedLessThan, next, count),
+        };
         self.b.ins().brif(more, header, &again, exit, &out);
         self.b.seal_block(header);
         self.b.switch_to_block(exit);
@@ -627,6 +646,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
     fn matrix(&mut self, post: usize, pre: usize) {
         self.load_pointers();
         let partials = self.clear_partials(pre);
+        self.clear_columns(post);
         let tiles = Tiles::of(post, self.widest);
         let masked = !post.is_multiple_of(LANES) && self.nest.effects.iter().any(Effect::sums_over_post);
         let mut groups: Vec<(usize, usize, usize, bool)> = vec![];
@@ -651,12 +671,41 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
             let tile = (width * LANES * 4) as i64;
             let offsets = [(matrix, tile * pre as i64), (lane, tile)];
             let carried = sums.clone();
+            let count = self.live_tiles(width).unwrap_or(Count::Known(count));
             sums = self.counted(count, &offsets, &carried, |e, at, sums| {
                 e.tile(at[0], at[1], width * HALVES, pre, mask, &partials, sums)
             });
         }
         self.finish_sums(&sums);
         self.finish_partials(&partials, pre);
+    }
+
+    /// How many tiles of a log there are, of `width` registers of the loop IR; at least one.
+    fn live_tiles(&mut self, width: usize) -> Option<Count> {
+        let Extent::Log { .. } = self.nest.extent else { return None };
+        let scratch = self.pointer(Base::Scratch);
+        let live = self.b.ins().uload32(flags(), scratch, bytes(crate::loops::LIVE));
+        let lanes = (width * LANES) as i64;
+        let live = self.b.ins().iadd_imm_s(live, lanes - 1);
+        let lanes = self.b.ins().iconst(I64, lanes);
+        Some(Count::Given(self.b.ins().udiv(live, lanes)))
+    }
+
+    /// Zeroes the sums over pre of events that there are not.
+    fn clear_columns(&mut self, post: usize) {
+        let Extent::Log { .. } = self.nest.extent else { return };
+        let targets = self.nest.effects.iter();
+        let targets = targets.filter_map(|e| if let Effect::SumPre(place, ..) = e { Some(*place) } else { None });
+        for place in targets.collect::<Vec<Place>>() {
+            let zero = self.constant(0.0);
+            let target = self.pointer(place.base);
+            let at = self.b.ins().iconst(I64, 0);
+            self.counted(post / LANES * HALVES, &[(at, (HALF * 4) as i64)], &[], |e, at, _| {
+                let address = e.b.ins().iadd(target, at[0]);
+                e.b.ins().store(flags(), zero, address, bytes(place.offset));
+                vec![]
+            });
+        }
     }
 
     /// Zeroes the row sums of every sum over post: one register per row, in scratch.

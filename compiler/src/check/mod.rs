@@ -201,6 +201,7 @@ impl<'a> Checker<'a> {
             outputs: self.outputs,
             step: self.builder.finish(),
             modulators,
+            events: None,
         };
         crate::autodiff::prepare(&mut model);
         (model, self.facts, self.diagnostics)

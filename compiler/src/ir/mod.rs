@@ -309,6 +309,8 @@ pub enum Source {
     InputDot(InputId),
     /// Forward mode only.
     StateDot(StateId),
+    /// Loops only: the cotangent of the vector that this step appended to a log.
+    RowBar(StateId),
 }
 
 /// An elementwise function of one operand.
@@ -543,6 +545,8 @@ pub enum Sink {
     OutputDot(OutputId),
     /// Forward mode: the tangent of the sum of the penalty terms.
     PenaltyDot,
+    /// Loops only: the vector that this step appends to a log.
+    Row(StateId),
 }
 
 impl Function {

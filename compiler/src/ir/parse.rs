@@ -184,6 +184,7 @@ impl Reader<'_> {
             "dot.param" => Source::ParamDot(self.param(line)?),
             "dot.input" => Source::InputDot(self.input(line)?),
             "dot.state" => Source::StateDot(self.state(line)?),
+            "bar.row" => Source::RowBar(self.state(line)?),
             other => return Err(line.error(format!("nothing is loaded with `{other}`"))),
         };
         self.must_have(line, ty.shape, self.shape_of_source(source))?;
@@ -201,6 +202,15 @@ impl Reader<'_> {
             Source::OutputBar(o) => model.outputs[o.index()].shape,
             Source::Primal(v) | Source::BoundaryBar(v) => model.step.ty(v).shape,
             Source::PenaltyBar => Shape::Scalar,
+            Source::RowBar(s) => self.row_shape(s),
+        }
+    }
+
+    /// The vectors that a log collects.
+    fn row_shape(&self, s: super::StateId) -> Shape {
+        match self.model.states[s.index()].shape {
+            Shape::Matrix { pre, .. } => Shape::Vector(pre),
+            shape => shape,
         }
     }
 
@@ -222,6 +232,10 @@ impl Reader<'_> {
             "output" => self.of_output(&mut line, Sink::Output)?,
             "dot.output" => self.of_output(&mut line, Sink::OutputDot)?,
             "penalty" => (Sink::Penalty, Shape::Scalar),
+            "row" => {
+                let s = self.state(&mut line)?;
+                (Sink::Row(s), self.row_shape(s))
+            }
             "dot.penalty" => (Sink::PenaltyDot, Shape::Scalar),
             "bar.input" => {
                 let i = self.input(&mut line)?;

@@ -108,6 +108,7 @@ fn source_text(source: &Source, model: &Model) -> String {
         Source::ParamDot(p) => format!("dot.param {}", model.params[p.index()].name),
         Source::InputDot(i) => format!("dot.input {}", model.inputs[i.index()].name),
         Source::StateDot(s) => format!("dot.state {}", state(s)),
+        Source::RowBar(s) => format!("bar.row {}", state(s)),
     }
 }
 
@@ -125,6 +126,7 @@ fn sink_text(sink: &Sink, model: &Model) -> String {
         Sink::StateDot(s) => format!("dot.state {}", state(s)),
         Sink::OutputDot(o) => format!("dot.output {}", output(o)),
         Sink::PenaltyDot => "dot.penalty".to_owned(),
+        Sink::Row(s) => format!("row {}", state(s)),
     }
 }
 

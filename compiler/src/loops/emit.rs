@@ -150,6 +150,9 @@ impl<'u> Emit<'u> {
             return Some(self.load_matrix(place));
         }
         match self.unit.f.at(v).op {
+            Op::Load(Source::State(s) | Source::Next(s)) if self.unit.log_place(s).is_some() => {
+                self.unit.log_place(s).map(|place| self.load_matrix(place))
+            }
             Op::Load(Source::State(s)) if self.unit.is_forward() => Some(self.incoming(role, s)),
             Op::Load(Source::NextBar(s)) => Some(self.incoming(role, s)),
             Op::Load(Source::State(s)) => {

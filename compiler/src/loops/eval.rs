@@ -4,7 +4,7 @@
 //! after every operation, so that a back end must give the same bits.
 
 use super::body::{Body, BodyOp};
-use super::{Access, Base, Effect, Extent, LANES, Nest, PARTIALS, Place, Routine, Tiles};
+use super::{Access, Base, Effect, Extent, LANES, LIVE, Nest, PARTIALS, Place, Routine, Tiles};
 
 /// Neighbouring numbers.
 type Register = [f32; LANES];
@@ -53,7 +53,11 @@ pub fn run(routine: &Routine, memory: &mut Memory<'_>) {
         match nest.extent {
             Extent::Scalar => scalar(nest, memory),
             Extent::Vector(n) => vector(nest, n, memory),
-            Extent::Matrix { post, pre } => matrix(nest, post, pre, memory),
+            Extent::Matrix { post, pre } => matrix(nest, post, pre, post, memory),
+            Extent::Log { post, pre } => {
+                let live = memory.one(Place { base: Base::Scratch, offset: LIVE }, 0).to_bits() as usize;
+                matrix(nest, post, pre, live, memory);
+            }
         }
     }
 }
@@ -248,12 +252,17 @@ struct Sums {
     columns: Vec<Vec<Register>>,
 }
 
-fn matrix(nest: &Nest, post: usize, pre: usize, memory: &mut Memory<'_>) {
+/// The first `live` elements of the post axis, in whole tiles; the sums over pre of the others are zero.
+fn matrix(nest: &Nest, post: usize, pre: usize, live: usize, memory: &mut Memory<'_>) {
     let count = nest.effects.len();
     let rows = vec![vec![[0.0; LANES]; pre]; count];
     let mut sums = Sums { all: initial_sums(nest), rows, columns: vec![] };
     for (first, width) in Tiles::of(post, memory.widest).iter() {
         sums.columns = vec![vec![[0.0; LANES]; width]; count];
+        if live <= first * LANES {
+            finish_columns(nest, first, &sums.columns, memory);
+            continue;
+        }
         let points = (0..pre).flat_map(|i| (0..width).map(move |register| (i, register)));
         for (i, register) in points {
             let j = (first + register) * LANES;

@@ -7,8 +7,10 @@
 use super::emit::Emit;
 use super::schedule::{self, Direction, Schedule, is_matrix, is_rank_one, reduced_matrix};
 use super::*;
-use crate::ir::{Function, InputId, Op, OutputId, Shape, Sink, Sizes, Source, StateId, Value};
-use crate::model::Model;
+use crate::ir::{
+    Axis, Binary, Function, InputId, Op, OutputId, Shape, Sink, Sizes, Source, StateId, Value,
+};
+use crate::model::{Events, Model};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the program must be able to do.
@@ -24,13 +26,17 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
     if !options.input_bars {
         adjoint.results.retain(|(sink, _)| !matches!(sink, Sink::InputBar(_)));
     }
+    let mut step = model.step.clone();
+    if let Some(events) = &model.events {
+        append(&mut step, &mut adjoint, events);
+    }
     let mut memory = Memory::new(model, sizes);
-    let mut forward = Unit::new(&model.step, sizes, Direction::Forward, &memory);
-    forward.forced = primal_loads(&model.step, &adjoint);
+    let mut forward = Unit::new(&step, sizes, Direction::Forward, &memory);
+    forward.forced = primal_loads(&step, &adjoint);
     forward.plan(&mut memory, model);
     let mut backward = Unit::new(&adjoint, sizes, Direction::Backward, &memory);
     backward.primal = forward.loc.clone();
-    backward.primal_function = Some(&model.step);
+    backward.primal_function = Some(&step);
     backward.plan(&mut memory, model);
     forward.matrices.clone_from(&memory.matrices);
     backward.matrices.clone_from(&memory.matrices);
@@ -64,6 +70,9 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
         penalty_bar: 0,
         matrices: memory.matrices,
         matrices_len: memory.matrices_len,
+        logs: memory.logs.into_iter().flatten().collect(),
+        log_len: memory.log_len,
+        log_bar_len: memory.log_bar_len,
         params: memory.params,
         params_len: memory.params_len,
         grads: memory.grads,
@@ -71,10 +80,40 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
     }
 }
 
+/// The write of a log is a row, and the cotangent of that row is one of the log's cotangent: neither
+/// takes a sweep.
+///
+/// Before: `%m = clock outer row; state log = %log + %m` and, going backward, `%bar = (bar.next log)ᵀ @
+/// clock`. After: `row log = row` and `%bar = bar.row log`.
+fn append(step: &mut Function, adjoint: &mut Function, events: &Events) {
+    let mut results = vec![];
+    for (sink, v) in std::mem::take(&mut step.results) {
+        let log = if let Sink::State(s) = sink { Some(s).filter(|s| events.logs.contains(s)) } else { None };
+        let row = log.map(|s| match step.at(v).op {
+            Op::Binary(Binary::Add, _, m) => match step.at(m).op {
+                Op::Outer(clock, row) if clock == events.clock => (Sink::Row(s), row),
+                ref other => unreachable!("a log is written by its clock, not by {other:?}"),
+            },
+            ref other => unreachable!("a row is added to a log, not {other:?}"),
+        });
+        results.push(row.unwrap_or((sink, v)));
+    }
+    step.results = results;
+    for k in 0..adjoint.body.len() {
+        if let Op::ContractT(m, x) = adjoint.body[k].op
+            && let Op::Load(Source::NextBar(s)) = adjoint.at(m).op
+            && adjoint.at(x).op == Op::Load(Source::Primal(events.clock))
+            && events.logs.contains(&s)
+        {
+            adjoint.body[k].op = Op::Load(Source::RowBar(s));
+        }
+    }
+}
+
 /// Elements that the row sums of a nest take.
 fn row_sums(nest: &Nest) -> usize {
     match nest.extent {
-        Extent::Matrix { pre, .. } => {
+        Extent::Matrix { pre, .. } | Extent::Log { pre, .. } => {
             nest.effects.iter().filter(|e| matches!(e, Effect::SumPost(..))).count() * pre * LANES
         }
         Extent::Scalar | Extent::Vector(_) => 0,
@@ -145,6 +184,11 @@ pub(super) struct Memory {
     adjoint: Area,
     matrices: Vec<Option<MatrixSlot>>,
     matrices_len: usize,
+    /// By state.
+    logs: Vec<Option<LogSlot>>,
+    log_axis: Option<Axis>,
+    log_len: usize,
+    log_bar_len: usize,
     params: Vec<Bound>,
     params_len: usize,
     grads: Vec<GradSlot>,
@@ -166,8 +210,14 @@ impl Memory {
         let inputs = model.inputs.iter().map(|i| frame.take(i.name.clone(), count(i.shape))).collect();
         let (mut states, mut state_bars, mut matrices_len) = (vec![], vec![], 0);
         let mut matrices: Vec<Option<MatrixSlot>> = vec![];
-        for s in &model.states {
+        let is_log = |k: usize| model.events.as_ref().is_some_and(|e| e.logs.contains(&StateId(k as u32)));
+        for (k, s) in model.states.iter().enumerate() {
             match s.shape {
+                Shape::Matrix { .. } if is_log(k) => {
+                    matrices.push(None);
+                    states.push(None);
+                    state_bars.push(None);
+                }
                 Shape::Matrix { post, pre } => {
                     let (post, pre) = (sizes.of(post), sizes.of(pre));
                     let len = Tiles::packed_len(post, pre);
@@ -187,11 +237,16 @@ impl Memory {
         }
         let bars = |o: &crate::model::Output| (format!("bar {}", o.name), count(o.shape));
         let output_bars = model.outputs.iter().map(|o| frame.take(bars(o).0, bars(o).1)).collect();
+        let (logs, log_len, log_bar_len) = log_slots(model, sizes, &mut adjoint);
         Memory {
             frame,
             adjoint,
             matrices,
             matrices_len: repeated(matrices_len),
+            logs,
+            log_axis: model.events.as_ref().map(|e| e.axis),
+            log_len,
+            log_bar_len,
             params: vec![],
             params_len: 0,
             grads: vec![],
@@ -234,6 +289,33 @@ impl Memory {
         self.grads_len = offset + room;
         offset
     }
+}
+
+/// The logs by state, and the lengths of their regions. Those of rows are known later.
+fn log_slots(model: &Model, sizes: &Sizes, adjoint: &mut Area) -> (Vec<Option<LogSlot>>, usize, usize) {
+    let mut slots: Vec<Option<LogSlot>> = vec![None; model.states.len()];
+    let (mut end, mut bar_end) = (0, 0);
+    let Some(events) = &model.events else { return (slots, end, bar_end) };
+    for (number, s) in events.logs.iter().enumerate() {
+        let state = &model.states[s.index()];
+        let dims = sizes.dims(state.shape);
+        let room = Tiles::packed_len(dims[0], dims[1]);
+        let offset = apart(end, room, number, 0);
+        let bar = apart(bar_end, room, events.logs.len() + number, 0);
+        (end, bar_end) = (offset + room, bar + room);
+        let row_bar = adjoint.take(format!("bar row {}", state.name), dims[1]);
+        slots[s.index()] = Some(LogSlot {
+            name: state.name.clone(),
+            state: s.index(),
+            offset,
+            bar,
+            events: dims[0],
+            len: dims[1],
+            row: 0,
+            row_bar,
+        });
+    }
+    (slots, end, bar_end)
 }
 
 /// Elements of a page of memory. A load whose address agrees with that of an earlier store, still
@@ -303,6 +385,9 @@ pub(super) struct Unit<'f> {
     direction: Direction,
     schedule: Schedule,
     matrices: Vec<Option<MatrixSlot>>,
+    /// By state.
+    logs: Vec<Option<LogSlot>>,
+    log_axis: Option<Axis>,
     /// Where scalars and vectors live.
     loc: BTreeMap<Value, Loc>,
     /// Backward: where the step's values live.
@@ -323,8 +408,11 @@ impl<'f> Unit<'f> {
             f,
             sizes,
             direction,
-            schedule: schedule::schedule(f, direction),
+            // The host moves rows between the calls, which must have done all of a step by then.
+            schedule: schedule::schedule(f, direction, memory.log_axis.is_none()),
             matrices: memory.matrices.clone(),
+            logs: memory.logs.clone(),
+            log_axis: memory.log_axis,
             loc: BTreeMap::new(),
             primal: BTreeMap::new(),
             primal_function: None,
@@ -418,8 +506,21 @@ impl<'f> Unit<'f> {
         self.matrices[s.index()].as_ref().expect("the state is a matrix")
     }
 
+    /// Where a log is.
+    pub(super) fn log_place(&self, s: StateId) -> Option<Place> {
+        self.logs[s.index()].as_ref().map(|l| Place { base: Base::Log, offset: l.offset })
+    }
+
+    /// Where the cotangent of a log is.
+    fn log_bar_place(&self, s: StateId) -> Option<Place> {
+        self.logs[s.index()].as_ref().map(|l| Place { base: Base::LogBar, offset: l.bar })
+    }
+
     /// Where an incoming matrix is read.
     pub(super) fn incoming_place(&self, role: Role, s: StateId, from_ends: bool) -> Place {
+        if let Some(place) = self.log_bar_place(s) {
+            return place;
+        }
         let base = match role {
             Role::Replay => Base::Snapshot(0),
             Role::Head | Role::Tail if from_ends => Base::Ends,
@@ -450,6 +551,9 @@ impl<'f> Unit<'f> {
         match shape {
             Shape::Scalar => Extent::Scalar,
             Shape::Vector(axis) => Extent::Vector(self.sizes.of(axis)),
+            Shape::Matrix { post, pre } if self.log_axis == Some(post) => {
+                Extent::Log { post: self.sizes.of(post), pre: self.sizes.of(pre) }
+            }
             Shape::Matrix { post, pre } => {
                 Extent::Matrix { post: self.sizes.of(post), pre: self.sizes.of(pre) }
             }
@@ -481,6 +585,11 @@ impl<'f> Unit<'f> {
                     region: Region::Adjoint,
                     shift: 1,
                     offset,
+                }),
+                Op::Load(Source::RowBar(s)) => memory.logs[s.index()].as_ref().map(|l| Loc {
+                    region: Region::Adjoint,
+                    shift: 0,
+                    offset: l.row_bar,
                 }),
                 Op::Load(Source::PenaltyBar) => Some(Loc { region: Region::Scratch, shift: 0, offset: 0 }),
                 Op::Load(Source::Primal(p)) if model.step.ty(p).batched => Some(self.primal_loc(p)),
@@ -540,6 +649,13 @@ impl<'f> Unit<'f> {
                     let name = model.outputs[o.index()].name.clone();
                     let offset = self.reuse_or_take(v, memory, name, count);
                     memory.outputs.push(offset);
+                }
+                Sink::Row(s) => {
+                    let name = format!("row {}", model.states[s.index()].name);
+                    let offset = self.reuse_or_take(v, memory, name, count);
+                    if let Some(log) = &mut memory.logs[s.index()] {
+                        log.row = offset;
+                    }
                 }
                 Sink::Penalty => {
                     let offset = self.reuse_or_take(v, memory, "penalty".to_owned(), count);
@@ -1017,6 +1133,11 @@ impl<'f> Unit<'f> {
             }
             let id = emit.number(role, *v);
             emit.handed.insert(s, id);
+            if let Some(place) = self.log_bar_place(s) {
+                emit.effect(Effect::Store(Access::Matrix(place), id));
+                label.push(format!("write the cotangents of {}", model_name(&self.logs, s)));
+                continue;
+            }
             let to_ends = self.schedule.carried.is_some();
             let slot = self.matrix(s);
             let base = match role {
@@ -1148,6 +1269,10 @@ impl<'f> Unit<'f> {
         }
         found
     }
+}
+
+fn model_name(logs: &[Option<LogSlot>], s: StateId) -> &str {
+    logs[s.index()].as_ref().map_or("", |l| &l.name)
 }
 
 /// Which call of a sequence a sweep belongs to.

@@ -24,6 +24,11 @@
 //! parameter and gradient matrices; post and pre vectors; scalars; and sums over pre, over post,
 //! over both.
 //!
+//! **Logs** are matrices `[events, neurons]` that grow by a row with every step ([`crate::model::Events`]).
+//! They live in [`Base::Log`] from the start of a stretch to its end, in both directions: the host
+//! writes the row of a step from its frame ([`LogSlot`]) when the step has run. A nest over logs runs
+//! over the events that there are ([`LIVE`]); what is added up over the others is zero.
+//!
 //! **The order of every sum is fixed.** A sum over pre adds rows in ascending order, one lane per
 //! post neuron. A sum over post keeps eight lanes per row, adds the tiles' vectors in ascending
 //! order, and finally adds neighbouring lanes, neighbouring pairs, and the two halves. A sum over a
@@ -69,6 +74,10 @@ pub const WIDEST: usize = 4;
 /// row for each of its sums over post.
 pub const PARTIALS: usize = 16;
 
+/// The place in [`Base::Scratch`] of the number of events that nests over logs run over, as an
+/// integer: at least one, at most the capacity.
+pub const LIVE: usize = 8;
+
 /// A region of memory that a routine gets a pointer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Base {
@@ -89,11 +98,15 @@ pub enum Base {
     Snapshot(i8),
     /// Sums of the gradients of the unbatched values.
     Grads,
+    /// The logs.
+    Log,
+    /// Adjoint only: the cotangents of the logs.
+    LogBar,
 }
 
 impl Base {
     /// All bases, in the order in which a routine receives their pointers.
-    pub const ALL: [Base; 16] = [
+    pub const ALL: [Base; 18] = [
         Base::Frame(-2),
         Base::Frame(-1),
         Base::Frame(0),
@@ -110,6 +123,8 @@ impl Base {
         Base::Snapshot(2),
         Base::Grads,
         Base::Frame(2),
+        Base::Log,
+        Base::LogBar,
     ];
 
     /// Its place in [`Base::ALL`].
@@ -163,6 +178,13 @@ pub enum Extent {
         /// The number of sending neurons.
         pre: usize,
     },
+    /// A matrix of which only the events that there are count.
+    Log {
+        /// The number of events that there can be: whole tiles.
+        post: usize,
+        /// The number of neurons.
+        pre: usize,
+    },
 }
 
 /// What a nest does with a value of its body.
@@ -210,7 +232,9 @@ pub struct Nest {
 impl Nest {
     /// Whether it goes over matrices that exist once per batch row.
     pub fn is_sweep(&self) -> bool {
-        let state = |p: &Place| matches!(p.base, Base::Carry | Base::Ends | Base::Snapshot(_));
+        let state = |p: &Place| {
+            matches!(p.base, Base::Carry | Base::Ends | Base::Snapshot(_) | Base::Log | Base::LogBar)
+        };
         let loads = self.body.loads().any(|a| matches!(a, Access::Matrix(p) if state(&p)));
         let stores = self.effects.iter().any(|e| match e {
             Effect::Store(Access::Matrix(p), _) => state(p),
@@ -274,6 +298,28 @@ pub struct MatrixSlot {
     pub post: usize,
     /// Sending neurons.
     pub pre: usize,
+}
+
+/// A log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogSlot {
+    /// What it holds.
+    pub name: String,
+    /// The state.
+    pub state: usize,
+    /// Elements from the start of [`Base::Log`].
+    pub offset: usize,
+    /// Elements from the start of [`Base::LogBar`].
+    pub bar: usize,
+    /// Events that it has room for.
+    pub events: usize,
+    /// Elements of a row.
+    pub len: usize,
+    /// Where a step leaves its row: elements from the start of its frame.
+    pub row: usize,
+    /// Where the backward pass of a step wants the cotangent of its row: elements from the start of its
+    /// adjoint frame.
+    pub row_bar: usize,
 }
 
 /// An unbatched value that the routines read.
@@ -347,6 +393,12 @@ pub struct Program {
     pub matrices_len: usize,
     /// Elements of `Carry` going backward.
     pub carry_len: usize,
+    /// Logs.
+    pub logs: Vec<LogSlot>,
+    /// Elements of all logs of a stretch.
+    pub log_len: usize,
+    /// Elements of their cotangents.
+    pub log_bar_len: usize,
     /// Unbatched values.
     pub params: Vec<Bound>,
     /// Elements of the parameter region.
@@ -378,6 +430,14 @@ pub struct Program {
     /// Whether the backward pass carries the cotangents of the matrix states themselves, rather
     /// than expressions of them.
     pub carries_states: bool,
+}
+
+impl LogSlot {
+    /// The place of an element of an event's row, from the start of the log.
+    pub fn at(&self, widest: usize, event: usize, i: usize) -> usize {
+        let lanes = Tiles::of(self.events, widest).width * LANES;
+        (event / lanes * self.len + i) * lanes + event % lanes
+    }
 }
 
 /// Elements that a vector of `n` takes: padded to whole registers.

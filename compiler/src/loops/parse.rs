@@ -2,7 +2,7 @@
 
 use super::body::{Body, BodyOp, Id};
 use super::{
-    Access, Base, Bound, Effect, Extent, GradSlot, MatrixSlot, Nest, Place, Program, Rank1, Routine,
+    Access, Base, Bound, Effect, Extent, GradSlot, LogSlot, MatrixSlot, Nest, Place, Program, Rank1, Routine,
 };
 use super::{NAMES, Slot, Steps};
 use crate::ir::Value;
@@ -38,6 +38,9 @@ fn blank() -> Program {
         widest: 1,
         matrices: vec![],
         matrices_len: 0,
+        logs: vec![],
+        log_len: 0,
+        log_bar_len: 0,
         carry_len: 0,
         params: vec![],
         params_len: 0,
@@ -74,7 +77,7 @@ impl Reader {
             self.routines.push(Routine::default());
         }
         let known = ["program", "frame_slots", "adjoint_slots", "matrix_slots", "param_slots", "grad_slots"];
-        if !known.contains(&word) && !["hoisted", "routine"].contains(&word) {
+        if !known.contains(&word) && !["hoisted", "routine", "log_slots"].contains(&word) {
             return Err(line.error(format!("there is no section `{word}`")));
         }
         word.clone_into(&mut self.section);
@@ -86,6 +89,7 @@ impl Reader {
             "program" => self.field(&mut line)?,
             "frame_slots" => self.program.frame.push(slot(&mut line)?),
             "adjoint_slots" => self.program.adjoint.push(slot(&mut line)?),
+            "log_slots" => self.program.logs.push(log_slot(&mut line)?),
             "matrix_slots" => self.program.matrices.push(matrix_slot(&mut line)?),
             "param_slots" => {
                 let (offset, len, value, matrix) = bound(&mut line)?;
@@ -109,6 +113,8 @@ impl Reader {
             "carries_states" => p.carries_states = flag(line)?,
             "scratch" => p.scratch_len = line.count()?,
             "matrices" => p.matrices_len = line.count()?,
+            "logs" => p.log_len = line.count()?,
+            "log_bars" => p.log_bar_len = line.count()?,
             "carry" => p.carry_len = line.count()?,
             "params" => p.params_len = line.count()?,
             "grads" => p.grads_len = line.count()?,
@@ -210,6 +216,21 @@ fn matrix_slot(line: &mut Line<'_>) -> Read<Option<MatrixSlot>> {
     Ok(Some(MatrixSlot { offset, post, pre, name: line.quoted()? }))
 }
 
+/// `0 bar 640 [32,5] state 3 row 24 bar 8 "events.log0"`
+fn log_slot(line: &mut Line<'_>) -> Read<LogSlot> {
+    let offset = line.count()?;
+    line.expect("bar ")?;
+    let bar = line.count()?;
+    let (events, len) = pair(line)?;
+    line.expect("state ")?;
+    let state = line.count()?;
+    line.expect("row ")?;
+    let row = line.count()?;
+    line.expect("bar ")?;
+    let row_bar = line.count()?;
+    Ok(LogSlot { name: line.quoted()?, state, offset, bar, events, len, row, row_bar })
+}
+
 /// `[5,5]`
 fn pair(line: &mut Line<'_>) -> Read<(usize, usize)> {
     line.expect("[")?;
@@ -254,6 +275,7 @@ fn extent(line: &mut Line<'_>) -> Read<Extent> {
             Ok(Extent::Vector(n))
         }
         "matrix" => pair(line).map(|(post, pre)| Extent::Matrix { post, pre }),
+        "log" => pair(line).map(|(post, pre)| Extent::Log { post, pre }),
         other => Err(line.error(format!("there is no extent `{other}`"))),
     }
 }
@@ -277,6 +299,8 @@ fn place(line: &mut Line<'_>) -> Read<Place> {
         "carry" => Base::Carry,
         "ends" => Base::Ends,
         "grads" => Base::Grads,
+        "log" => Base::Log,
+        "log_bar" => Base::LogBar,
         other => return Err(line.error(format!("there is no region `{other}`"))),
     };
     if !Base::ALL.contains(&base) {

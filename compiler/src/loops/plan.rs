@@ -38,6 +38,10 @@ pub struct TapeSizes {
     pub snapshots: usize,
     /// The matrix states at the starts of segments.
     pub checkpoints: usize,
+    /// The logs.
+    pub logs: usize,
+    /// Their cotangents.
+    pub log_bars: usize,
 }
 
 impl TapeSizes {
@@ -57,6 +61,8 @@ impl TapeSizes {
             scratch: program.scratch_len,
             snapshots: matrices.saturating_mul(interval + 1),
             checkpoints: matrices.saturating_mul(steps.div_ceil(interval)),
+            logs: program.log_len,
+            log_bars: program.log_bar_len,
         }
     }
 
@@ -71,6 +77,8 @@ impl TapeSizes {
             self.scratch,
             self.snapshots,
             self.checkpoints,
+            self.logs,
+            self.log_bars,
         ];
         all.iter().fold(0, |sum, n| sum.saturating_add(allocated(*n)))
     }
@@ -445,6 +453,10 @@ fn tape_items(program: &Program, steps: usize, every: usize, ends: u64) -> Vec<I
         ]);
     } else {
         items.push(of("carried from step to step, backward".to_owned(), t.back_carry));
+    }
+    if !program.logs.is_empty() {
+        items.push(of("logs of events".to_owned(), t.logs));
+        items.push(of("their cotangents".to_owned(), t.log_bars));
     }
     items.push(of("scratch".to_owned(), t.scratch));
     items.push(item("cotangents of the initial states", ends));

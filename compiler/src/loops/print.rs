@@ -72,6 +72,9 @@ fn layout(p: &Program) -> String {
         ("widest", p.widest),
     ];
     lengths.iter().for_each(|(name, n)| text.push_str(&format!("  {name} {n}\n")));
+    if !p.logs.is_empty() {
+        text.push_str(&format!("  logs {}\n  log_bars {}\n", p.log_len, p.log_bar_len));
+    }
     let offsets = [("inputs", &p.inputs), ("outputs", &p.outputs), ("output_bars", &p.output_bars)];
     let plain = |xs: &[usize]| xs.iter().map(|x| format!(" {x}")).collect::<String>();
     offsets.iter().for_each(|(name, xs)| text.push_str(&format!("  {name}{}\n", plain(xs))));
@@ -97,6 +100,20 @@ fn slots(text: &mut String, p: &Program) {
             Some(m) => format!("  {} [{},{}] {}\n", m.offset, m.post, m.pre, quote(&m.name)),
             None => "  -\n".to_owned(),
         });
+    }
+    if !p.logs.is_empty() {
+        text.push_str("log_slots\n");
+    }
+    for l in &p.logs {
+        let (at, row, len) = (l.offset, l.row, l.len);
+        text.push_str(&format!(
+            "  {at} bar {} [{},{len}] state {} row {row} bar {} {}\n",
+            l.bar,
+            l.events,
+            l.state,
+            l.row_bar,
+            quote(&l.name)
+        ));
     }
     let packed = |m: Option<(usize, usize)>| m.map_or(String::new(), |(j, i)| format!(" [{j},{i}]"));
     text.push_str("param_slots\n");
@@ -154,6 +171,11 @@ fn slot_name(place: Place, p: &Program) -> Option<String> {
         Base::Snapshot(_) | Base::Ends => {
             Some(p.matrices.iter().flatten().rev().find(|m| m.offset <= at)?.name.clone())
         }
+        Base::Log => Some(p.logs.iter().rev().find(|l| l.offset <= at)?.name.clone()),
+        Base::LogBar => {
+            let log = p.logs.iter().filter(|l| l.bar <= at).max_by_key(|l| l.bar)?;
+            Some(format!("bar {}", log.name))
+        }
         Base::Carry | Base::Scratch => None,
     }
 }
@@ -167,6 +189,7 @@ pub(super) fn extent_text(extent: Extent) -> String {
         Extent::Scalar => "scalar".to_owned(),
         Extent::Vector(n) => format!("vector [{n}]"),
         Extent::Matrix { post, pre } => format!("matrix [{post},{pre}]"),
+        Extent::Log { post, pre } => format!("log [{post},{pre}]"),
     }
 }
 
@@ -185,6 +208,8 @@ fn base_text(base: Base) -> String {
         Base::Carry => "carry".to_owned(),
         Base::Ends => "ends".to_owned(),
         Base::Grads => "grads".to_owned(),
+        Base::Log => "log".to_owned(),
+        Base::LogBar => "log_bar".to_owned(),
     }
 }
 

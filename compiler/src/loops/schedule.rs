@@ -68,12 +68,12 @@ pub fn is_incoming(f: &Function, direction: Direction, v: Value) -> bool {
     incoming && is_matrix(f, v)
 }
 
-/// Schedules a function.
-pub fn schedule(f: &Function, direction: Direction) -> Schedule {
+/// Schedules a function. Sweeps are joined only where they may be.
+pub fn schedule(f: &Function, direction: Direction, may_join: bool) -> Schedule {
     let live = live(f);
     let plain = stages(f, direction, &BTreeSet::new());
     let sweeps = count_sweeps(f, &live, &plain);
-    let joined = if sweeps < 2 { None } else { join(f, direction, &live, sweeps) };
+    let joined = if sweeps < 2 || !may_join { None } else { join(f, direction, &live, sweeps) };
     match joined {
         Some(stage) => {
             let carried = match direction {

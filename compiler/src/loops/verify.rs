@@ -47,7 +47,7 @@ fn verify_nest(nest: &Nest, program: &Program, direction: Direction) -> Law {
     body(nest)?;
     for access in nest.body.loads() {
         let fits = match (access, nest.extent) {
-            (Access::Scalar(_), _) | (_, Extent::Matrix { .. }) => true,
+            (Access::Scalar(_), _) | (_, Extent::Matrix { .. } | Extent::Log { .. }) => true,
             (Access::Post(_), Extent::Vector(_)) => true,
             (Access::Post(_) | Access::Pre(_) | Access::Matrix(_), Extent::Scalar | Extent::Vector(_)) => {
                 false
@@ -63,7 +63,12 @@ fn verify_nest(nest: &Nest, program: &Program, direction: Direction) -> Law {
     }
     sums_are_not_read(nest)?;
     let sums = nest.effects.iter().filter(|e| matches!(e, Effect::SumPost(..))).count();
-    if let Extent::Matrix { pre, .. } = nest.extent
+    if let Extent::Log { post, .. } = nest.extent
+        && (!post.is_multiple_of(LANES) || Tiles::of(post, program.widest).narrow > 0)
+    {
+        return Err(format!("a log of {post} events is not cut into equal tiles"));
+    }
+    if let Extent::Matrix { pre, .. } | Extent::Log { pre, .. } = nest.extent
         && PARTIALS.saturating_add(sums.saturating_mul(pre).saturating_mul(LANES)) > program.scratch_len
     {
         return Err("scratch has no room for its row sums".to_owned());
@@ -108,12 +113,12 @@ fn verify_effect(effect: &Effect, nest: &Nest, program: &Program, direction: Dir
             let legal = match extent {
                 Extent::Scalar => matches!(a, Access::Scalar(_)),
                 Extent::Vector(_) => matches!(a, Access::Post(_)),
-                Extent::Matrix { .. } => matches!(a, Access::Matrix(_)),
+                Extent::Matrix { .. } | Extent::Log { .. } => matches!(a, Access::Matrix(_)),
             };
             (legal, touched(*a, extent))
         }
-        (Effect::SumPre(..), Extent::Matrix { post, .. }) => (true, padded(post)),
-        (Effect::SumPost(..), Extent::Matrix { pre, .. }) => (true, pre),
+        (Effect::SumPre(..), Extent::Matrix { post, .. } | Extent::Log { post, .. }) => (true, padded(post)),
+        (Effect::SumPost(..), Extent::Matrix { pre, .. } | Extent::Log { pre, .. }) => (true, pre),
         (Effect::SumPre(..) | Effect::SumPost(..), _) => (false, 0),
         (Effect::SumAll(..) | Effect::MaxAll(..), extent) => (extent != Extent::Scalar, 1),
     };
@@ -131,9 +136,9 @@ fn touched(access: Access, extent: Extent) -> usize {
     match (access, extent) {
         (Access::Scalar(_), _) | (_, Extent::Scalar) => 1,
         (_, Extent::Vector(n)) => padded(n),
-        (Access::Post(_), Extent::Matrix { post, .. }) => padded(post),
-        (Access::Pre(_), Extent::Matrix { pre, .. }) => pre,
-        (Access::Matrix(_), Extent::Matrix { post, pre }) => padded(post).saturating_mul(pre),
+        (Access::Post(_), Extent::Matrix { post, .. } | Extent::Log { post, .. }) => padded(post),
+        (Access::Pre(_), Extent::Matrix { pre, .. } | Extent::Log { pre, .. }) => pre,
+        (Access::Matrix(_), Extent::Matrix { post, pre } | Extent::Log { post, pre }) => padded(post).saturating_mul(pre),
     }
 }
 
@@ -152,6 +157,8 @@ fn inside(place: Place, len: usize, program: &Program, direction: Direction) -> 
         Base::Ends => backward.then_some(program.matrices_len),
         Base::Snapshot(_) => (direction != Direction::Forward).then_some(program.matrices_len),
         Base::Grads => backward.then_some(program.grads_len),
+        Base::Log => (direction != Direction::Replay).then_some(program.log_len),
+        Base::LogBar => backward.then_some(program.log_bar_len),
     };
     match room {
         None => Err(format!("this routine has no {:?}", place.base)),
@@ -166,8 +173,8 @@ fn sums_are_not_read(nest: &Nest) -> Law {
     for effect in &nest.effects {
         let len = match (effect, nest.extent) {
             (Effect::Store(..) | Effect::Add(..), _) => continue,
-            (Effect::SumPre(..), Extent::Matrix { post, .. }) => post,
-            (Effect::SumPost(..), Extent::Matrix { pre, .. }) => pre,
+            (Effect::SumPre(..), Extent::Matrix { post, .. } | Extent::Log { post, .. }) => post,
+            (Effect::SumPost(..), Extent::Matrix { pre, .. } | Extent::Log { pre, .. }) => pre,
             _ => 1,
         };
         let place = effect.place();
@@ -188,9 +195,9 @@ fn exact(access: Access, extent: Extent) -> usize {
     match (access, extent) {
         (Access::Scalar(_), _) | (_, Extent::Scalar) => 1,
         (_, Extent::Vector(n)) => n,
-        (Access::Post(_), Extent::Matrix { post, .. }) => post,
-        (Access::Pre(_), Extent::Matrix { pre, .. }) => pre,
-        (Access::Matrix(_), Extent::Matrix { post, pre }) => padded(post).saturating_mul(pre),
+        (Access::Post(_), Extent::Matrix { post, .. } | Extent::Log { post, .. }) => post,
+        (Access::Pre(_), Extent::Matrix { pre, .. } | Extent::Log { pre, .. }) => pre,
+        (Access::Matrix(_), Extent::Matrix { post, pre } | Extent::Log { post, pre }) => padded(post).saturating_mul(pre),
     }
 }
 
@@ -207,6 +214,12 @@ fn slots(p: &Program) -> Law {
     p.adjoint.iter().try_for_each(|s| fits(&s.name, s.offset, s.len, p.adjoint_len))?;
     for m in p.matrices.iter().flatten() {
         fits(&m.name, m.offset, packed(m.post, m.pre), p.matrices_len)?;
+    }
+    for l in &p.logs {
+        fits(&l.name, l.offset, packed(l.events, l.len), p.log_len)?;
+        fits(&l.name, l.bar, packed(l.events, l.len), p.log_bar_len)?;
+        fits(&l.name, l.row, l.len, p.frame_len)?;
+        fits(&l.name, l.row_bar, l.len, p.adjoint_len)?;
     }
     let room = |matrix: Option<(usize, usize)>, len: usize| matrix.map_or(len, |(j, i)| packed(j, i));
     for b in &p.params {

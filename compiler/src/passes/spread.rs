@@ -44,6 +44,9 @@ pub(super) fn spread(model: &mut Model) {
     for (_, v, _) in &mut model.modulators {
         *v = new[v.index()];
     }
+    if let Some(events) = &mut model.events {
+        events.clock = new[events.clock.index()];
+    }
     model.step = pass.b.finish();
 }
 

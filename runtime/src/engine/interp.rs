@@ -84,6 +84,11 @@ impl Tape {
         let interpreter = &bound.engine.interpreter;
         let prologue = interpreter.prologue(&bound.params);
         let t = self.steps();
+        if let Some(events) = &interpreter.model.events {
+            let first = self.own.last().map_or(0, |(first, _)| *first);
+            let (name, room) = (&interpreter.model.name, events.capacity);
+            assert!(t - first < room, "the log of {name} has room for {room} steps");
+        }
         let reset = self.pending_reset.take();
         self.sequence.resets.push(reset.is_some());
         if let Some(states) = reset {

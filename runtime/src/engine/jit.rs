@@ -13,7 +13,7 @@ use compiler::back::{BackError, Kernels, Target};
 use compiler::interp::Tensor;
 use compiler::ir::{InputId, OutputId, StateId, Value};
 use compiler::loops::plan::TapeSizes;
-use compiler::loops::{Base, Place, Program, Rank1};
+use compiler::loops::{Base, LANES, LIVE, LogSlot, Place, Program, Rank1, Tiles};
 use compiler::model::Init;
 use std::alloc::Layout;
 use std::collections::BTreeMap;
@@ -226,6 +226,11 @@ pub(super) struct Tape {
     scratch: Buffer,
     snapshots: Buffer,
     checkpoints: Buffer,
+    /// The logs of every stretch ([`Mode::Infer`]: of the last).
+    logs: Vec<Buffer>,
+    log_bars: Buffer,
+    /// The stretch that runs.
+    stretch: usize,
     /// The steps before which the matrix states were saved, in order.
     saved: Vec<usize>,
     /// Where the segment that runs backward begins in `checkpoints`.
@@ -258,6 +263,9 @@ impl Tape {
             scratch: Buffer::new(sizes.scratch),
             snapshots: train(sizes.snapshots),
             checkpoints: train(sizes.checkpoints),
+            logs: vec![Buffer::new(sizes.logs)],
+            log_bars: train(sizes.log_bars),
+            stretch: 0,
             saved: vec![],
             segment: 0,
             interval: sizes.interval,
@@ -315,6 +323,7 @@ impl Tape {
         self.pending = false;
         self.saved.clear();
         self.stretches = vec![Stretch { boundary: 0, first: 0, own: start.own.clone() }];
+        self.stretch = 0;
         self.place_states(bound, 0, &start.states);
         self.clear_slots(bound, 1, true);
     }
@@ -326,6 +335,10 @@ impl Tape {
         match self.stretches.last_mut() {
             Some(s) if s.first == self.steps => s.own = own,
             _ => self.stretches.push(Stretch { boundary: old, first: self.steps, own }),
+        }
+        self.stretch = if self.mode == Mode::Infer { 0 } else { self.stretches.len() - 1 };
+        if self.logs.len() <= self.stretch {
+            self.logs.push(Buffer::new(bound.engine.program.log_len));
         }
         let new = self.next_frame();
         if new != old {
@@ -364,7 +377,15 @@ impl Tape {
         self.flush(bound);
         let program = &bound.engine.program;
         let index = self.next_frame() - 1;
+        let events = self.events();
         let mut states = zero_states(bound);
+        for log in &program.logs {
+            let rows = &self.logs[self.stretch].as_slice()[log.offset..];
+            states[log.state] = vec![0.0; log.events * log.len];
+            for (k, x) in states[log.state][..events * log.len].iter_mut().enumerate() {
+                *x = rows[log.at(program.widest, k / log.len, k % log.len)];
+            }
+        }
         for (k, x) in states.iter_mut().enumerate() {
             match (&program.matrices[k], program.states[k]) {
                 (Some(m), _) => program.unpack(m.post, m.pre, &self.carry.as_slice()[m.offset..], x),
@@ -417,13 +438,83 @@ impl Tape {
             self.checkpoint(bound);
         }
         let entry = if joined && self.pending { STEP } else { FIRST };
+        self.make_room(bound);
         self.call(bound, entry, index as isize);
+        self.append(bound, index);
         if joined {
             self.checkpoint(bound);
         }
         self.pending = joined;
         self.steps += 1;
         self.clear_slots(bound, index + 1, true);
+    }
+
+    /// Events in the logs: the steps of the stretch so far.
+    fn events(&self) -> usize {
+        self.steps - self.stretches.last().map_or(0, |s| s.first)
+    }
+
+    /// Tells the kernels how many events there are.
+    fn set_live(&mut self, events: usize) {
+        self.scratch.as_mut_slice()[LIVE] = f32::from_bits(events.max(1) as u32);
+    }
+
+    /// Clears the tile of the logs that the coming step begins.
+    fn make_room(&mut self, bound: &Bound<'_>) {
+        let program = &bound.engine.program;
+        let event = self.events();
+        for log in &program.logs {
+            assert!(event < log.events, "the log of {} has room for {} steps", bound.engine.model().name, log.events);
+            let tile = tile_of(program, log);
+            if event.is_multiple_of(tile) {
+                let start = log.offset + log.at(program.widest, event, 0);
+                self.logs[self.stretch].as_mut_slice()[start..start + tile * log.len].fill(0.0);
+            }
+        }
+        if !program.logs.is_empty() {
+            self.set_live(event);
+        }
+    }
+
+    /// Moves the rows of the step that has run from its frame into the logs.
+    fn append(&mut self, bound: &Bound<'_>, index: usize) {
+        let program = &bound.engine.program;
+        let event = self.events();
+        let frame = self.frame_start(program, index);
+        for log in &program.logs {
+            let row = &self.frames.as_slice()[frame + log.row..][..log.len];
+            let (start, stride) = (log.offset + log.at(program.widest, event, 0), tile_of(program, log));
+            let column = self.logs[self.stretch].as_mut_slice()[start..].iter_mut().step_by(stride);
+            column.zip(row).for_each(|(to, x)| *to = *x);
+        }
+    }
+
+    /// Moves the cotangents of the rows that step `t` has appended into its adjoint frame.
+    fn take_row_bars(&mut self, bound: &Bound<'_>, t: usize) {
+        let program = &bound.engine.program;
+        let event = t - self.stretches[self.stretch].first;
+        for log in &program.logs {
+            let (start, stride) = (log.bar + log.at(program.widest, event, 0), tile_of(program, log));
+            let to = &mut self.adjoint.as_mut_slice()[t * program.adjoint_len + log.row_bar..][..log.len];
+            let column = self.log_bars.as_slice()[start..].iter().step_by(stride);
+            to.iter_mut().zip(column).for_each(|(to, x)| *to = *x);
+        }
+        if !program.logs.is_empty() {
+            self.set_live(event);
+        }
+    }
+
+    /// The cotangents of the logs after `events` events: zero, or what is given.
+    fn place_log_bars(&mut self, program: &Program, events: usize, bar: &[Vec<f32>]) {
+        for log in &program.logs {
+            let rows = events.next_multiple_of(tile_of(program, log)).min(log.events);
+            let to = &mut self.log_bars.as_mut_slice()[log.bar..][..rows * log.len];
+            to.fill(0.0);
+            let given = bar.get(log.state).into_iter().flatten();
+            for (k, x) in given.take(events * log.len).enumerate() {
+                to[log.at(program.widest, k / log.len, k % log.len)] = *x;
+            }
+        }
     }
 
     /// Saves the matrix states before the step that is running, if one is due.
@@ -492,6 +583,7 @@ impl Tape {
         let mut end = self.steps;
         for k in (0..self.stretches.len()).rev() {
             let first = self.stretches[k].first;
+            self.stretch = k;
             let bar = last.filter(|_| end == self.steps).map_or(&zeros, |s| &s.states);
             if first < end {
                 self.backward_stretch(bound, grads, first, end, bar);
@@ -526,6 +618,7 @@ impl Tape {
         bar: &[Vec<f32>],
     ) {
         self.place_bars(bound, end, bar);
+        self.place_log_bars(&bound.engine.program, end - first, bar);
         let joined = bound.engine.program.merged.1;
         let mut segment_end = end;
         let starts: Vec<usize> = (first..end).step_by(self.interval).collect();
@@ -533,6 +626,7 @@ impl Tape {
             self.replay(bound, start, segment_end, segment_end == end);
             for t in (start..segment_end).rev() {
                 let entry = if t + 1 == end || !joined { BACK_FIRST } else { BACK_STEP };
+                self.take_row_bars(bound, t);
                 self.call_back(bound, entry, t as isize, start, grads);
             }
             segment_end = start;
@@ -668,6 +762,8 @@ impl Tape {
             Base::Params => bound.packed.pointer(),
             Base::Carry => self.carry.pointer(),
             Base::Ends => self.ends.pointer(),
+            Base::Log => self.logs[self.stretch].pointer(),
+            Base::LogBar => self.log_bars.pointer(),
             Base::Adjoint(_) | Base::Snapshot(_) | Base::Grads => std::ptr::null_mut(),
         })
     }
@@ -735,9 +831,17 @@ impl Entered {
     }
 }
 
+/// Zeros for all states; none for logs.
 fn zero_states(bound: &Bound<'_>) -> Vec<Vec<f32>> {
-    let count = bound.engine.model().states.len();
-    (0..count).map(|k| vec![0.0; bound.state_len(StateId(k as u32))]).collect()
+    let program = &bound.engine.program;
+    let kept = |k: usize| program.matrices[k].is_some() || program.states[k].is_some();
+    let zeros = |k: usize| vec![0.0; if kept(k) { bound.state_len(StateId(k as u32)) } else { 0 }];
+    (0..bound.engine.model().states.len()).map(zeros).collect()
+}
+
+/// Events of a tile of a log.
+fn tile_of(program: &Program, log: &LogSlot) -> usize {
+    Tiles::of(log.events, program.widest).width * LANES
 }
 
 fn add_all(sums: &mut [Vec<f32>], xs: &[Vec<f32>]) {

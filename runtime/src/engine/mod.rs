@@ -294,6 +294,7 @@ fn check_addressable(program: &Program) -> Result<(), EngineError> {
         ("the parameters", program.params_len),
         ("the gradient sums", program.grads_len),
         ("the matrix states", program.matrices_len),
+        ("the logs", program.log_len.max(program.log_bar_len)),
         ("a frame", program.frame_len.max(program.adjoint_len)),
     ];
     for (what, elements) in regions {

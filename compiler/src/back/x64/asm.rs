@@ -262,6 +262,12 @@ impl Asm {
         self.push(Instruction::with_branch(Code::Jne_rel32_64, target));
     }
 
+    /// Jumps back to `target` as long as `counter` is below `end`.
+    pub(super) fn loop_while_below(&mut self, counter: Register, end: Register, target: u64) {
+        self.push(Instruction::with2(Code::Cmp_r64_rm64, counter, end));
+        self.push(Instruction::with_branch(Code::Jb_rel32_64, target));
+    }
+
     /// Fills up to a boundary that the processor fetches loops from.
     pub(super) fn align(&mut self) {
         while !self.at.is_multiple_of(32) {

@@ -1,7 +1,7 @@
 //! Loops: the code of one nest.
 
 use super::asm::{Asm, BYTES, Constant, Source, Vector, based};
-use super::place::{Addresses, POST, PRE, point};
+use super::place::{Addresses, LIVE_BYTES, POST, PRE, point};
 use super::straight::{Home, Item, Key, Running, RunningHome, Straight};
 use crate::back::level::{Level, levels};
 use crate::loops::body::{BodyOp, Id};
@@ -24,7 +24,7 @@ pub(super) fn emit(asm: &mut Asm, nest: &Nest, widest: usize) -> usize {
     match nest.extent {
         Extent::Scalar => emitter.scalar(),
         Extent::Vector(n) => emitter.vector(n),
-        Extent::Matrix { post, pre } => emitter.matrix(post, pre, widest),
+        Extent::Matrix { post, pre } | Extent::Log { post, pre } => emitter.matrix(post, pre, widest),
     }
     emitter.slots
 }
@@ -245,7 +245,10 @@ impl<'a> Emitter<'a> {
             next += 1;
             Running { vector, memory }
         };
-        let pre = if let Extent::Matrix { pre, .. } = self.nest.extent { pre } else { 0 };
+        let pre = match self.nest.extent {
+            Extent::Matrix { pre, .. } | Extent::Log { pre, .. } => pre,
+            Extent::Scalar | Extent::Vector(_) => 0,
+        };
         let count = |f: fn(&Effect) -> bool| self.nest.effects.iter().filter(|e| f(e)).count();
         let totals = count(|e| matches!(e, Effect::SumAll(..) | Effect::MaxAll(..)));
         let rows = count(|e| matches!(e, Effect::SumPost(..)));
@@ -344,6 +347,9 @@ impl<'a> Emitter<'a> {
 
     fn matrix(&mut self, post: usize, pre: usize, widest: usize) {
         self.clear_partials(pre);
+        if self.is_log() {
+            self.clear_columns(post);
+        }
         self.once();
         let tiles = Tiles::of(post, widest);
         let is_masked = !post.is_multiple_of(LANES) && self.nest.effects.iter().any(Effect::sums_over_post);
@@ -381,9 +387,41 @@ impl<'a> Emitter<'a> {
         self.rows(&sums, pre, rest, &kept);
         self.store_columns(&sums);
         self.asm.advance(POST, (width as i64 * BYTES) as i32);
-        if count > 1 {
+        if count > 1 && self.is_log() {
+            self.at.load_live(self.asm);
+            self.asm.loop_while_below(POST, LIVE_BYTES, header);
+        } else if count > 1 {
             self.asm.loop_while_not(POST, end as i32 * BYTES as i32, header);
         }
+    }
+
+    fn is_log(&self) -> bool {
+        matches!(self.nest.extent, Extent::Log { .. })
+    }
+
+    /// The sums over pre of events that there are not.
+    fn clear_columns(&mut self, post: usize) {
+        let places = self.column_targets();
+        if places.is_empty() {
+            return;
+        }
+        self.asm.zero(SPARE[0]);
+        self.asm.set(POST, 0);
+        let header = self.header();
+        for place in places {
+            let to = self.at.operand(self.asm, crate::loops::Access::Post(place), 0);
+            self.asm.store(to, SPARE[0]);
+        }
+        self.asm.advance(POST, BYTES as i32);
+        self.asm.loop_while_not(POST, (post / LANES) as i32 * BYTES as i32, header);
+    }
+
+    fn column_targets(&self) -> Vec<Place> {
+        let places = self.nest.effects.iter().filter_map(|e| match e {
+            Effect::SumPre(place, ..) => Some(*place),
+            _ => None,
+        });
+        places.collect()
     }
 
     /// Computes what varies with the post axis alone, onto the stack. Loads stay where they are.
@@ -431,12 +469,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn store_columns(&mut self, sums: &Sums) {
-        let places = self.nest.effects.iter().filter_map(|e| match e {
-            Effect::SumPre(place, ..) => Some(*place),
-            _ => None,
-        });
-        let places: Vec<Place> = places.collect();
-        for (place, column) in places.into_iter().zip(&sums.columns) {
+        for (place, column) in self.column_targets().into_iter().zip(&sums.columns) {
             for (register, running) in column.iter().enumerate() {
                 let v = self.get(running);
                 let access = crate::loops::Access::Post(place);

@@ -8,13 +8,15 @@
 
 use super::asm::{Asm, BYTES, based, indexed};
 use super::straight::RunningHome;
-use crate::loops::{Access, Base, Effect, Extent, LANES, Nest};
+use crate::loops::{Access, Base, Effect, Extent, LANES, LIVE, Nest};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
 /// The routine's argument.
 const REGIONS: Register = Register::RDI;
 /// A pointer for one use.
 const ONCE: Register = Register::RAX;
+/// Bytes of a post vector over the events that there are, for one use.
+pub(super) const LIVE_BYTES: Register = ONCE;
 /// Bytes from the start of a post vector.
 pub(super) const POST: Register = Register::RCX;
 /// Bytes from the start of a pre vector.
@@ -57,8 +59,11 @@ pub(super) struct Addresses {
     frame_bytes: Option<i64>,
 }
 
+/// Bytes of a number.
+const NUMBER: i64 = 4;
+
 fn displacement(offset: usize) -> i64 {
-    offset as i64 * 4
+    offset as i64 * NUMBER
 }
 
 impl Addresses {
@@ -76,7 +81,7 @@ impl Addresses {
         });
         let accesses: Vec<Access> = nest.body.loads().chain(effects).collect();
         let mut free = POINTERS.into_iter();
-        let is_matrix = matches!(nest.extent, Extent::Matrix { .. });
+        let is_matrix = matches!(nest.extent, Extent::Matrix { .. } | Extent::Log { .. });
         let mut take = |taken: &mut [Option<Register>], base: Base| {
             let register = &mut taken[base.slot()];
             if register.is_none() {
@@ -153,6 +158,14 @@ impl Addresses {
         })
     }
 
+    /// Puts the bytes of the events that there are into [`LIVE_BYTES`].
+    pub(super) fn load_live(&self, asm: &mut Asm) {
+        let scratch = self.start(asm, Base::Scratch);
+        let from = based(scratch, displacement(LIVE));
+        asm.push(Instruction::with2(Code::Mov_r32_rm32, Register::EAX, from));
+        asm.push(Instruction::with2(Code::Shl_rm64_imm8, LIVE_BYTES, NUMBER.ilog2()));
+    }
+
     /// An operand of the nest, at a register of the tile.
     pub(super) fn operand(&self, asm: &mut Asm, access: Access, register: usize) -> MemoryOperand {
         let place = access.place();
@@ -163,11 +176,11 @@ impl Addresses {
         };
         let displacement = displacement(place.offset) + frame;
         match (access, self.extent) {
-            (Access::Matrix(p), Extent::Matrix { .. }) if self.streams[p.base.slot()].is_some() => {
+            (Access::Matrix(p), Extent::Matrix { .. } | Extent::Log { .. }) if self.streams[p.base.slot()].is_some() => {
                 based(self.streams[p.base.slot()].unwrap_or(ONCE), displacement + lane)
             }
             (Access::Scalar(_), _) | (_, Extent::Scalar) => based(self.start(asm, place.base), displacement),
-            (Access::Pre(_), Extent::Matrix { .. }) => {
+            (Access::Pre(_), Extent::Matrix { .. } | Extent::Log { .. }) => {
                 indexed(self.start(asm, place.base), PRE, 1, displacement)
             }
             (Access::Pre(_), Extent::Vector(_)) => {

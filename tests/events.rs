@@ -1,0 +1,264 @@
+//! Matrix states as events: where it is legal, it is the same model; where it is not, the reason is
+//! said.
+
+mod support;
+
+use compiler::gradcheck::{self, Case, Options, random_case};
+use compiler::interp::{Interpreter, Tensor};
+use compiler::ir::{Shape, Sizes};
+use compiler::model::Model;
+use compiler::passes::events;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use runtime::engine::{Backend, Engine, EngineOptions};
+use support::{Worst, all_specs, model_of, run_row, single_precision, spec};
+
+/// A network with a plastic matrix, its equations given.
+fn network(declared: &str, equations: &str) -> Arc<Model> {
+    model_of(&format!(
+        "spec s {{
+  axis I = 3, N = 6
+  in u[I]
+  in mod reward
+  learn Wx[N,I], W[N,N] ~ uniform(-0.5, 0.5)
+  learn eta = 0.3
+  learn a[N], g[N] ~ uniform(0.5, 1.5)
+  state y[N] = 0
+{declared}
+{equations}
+  out y'
+}}"
+    ))
+}
+
+/// Models that are legal for one reason each.
+fn legal() -> Vec<(&'static str, Arc<Model>)> {
+    let plain = "  plastic H[N,N] = 0 unbounded";
+    let traced = "  plastic H[N,N] = 0 unbounded\n  trace E[N,N] = 0";
+    let hebb = "  H'[j,i] = (1 - eta) * H + eta * y'[j] * y[i]";
+    let y = |read: &str| format!("  y' = tanh(Wx @ u + {read})\n{hebb}");
+    vec![
+        ("scalar", network(plain, &y("(W + 0.7 * H) @ y"))),
+        ("per post neuron", network(plain, &y("(W + a[j] * H) @ y"))),
+        ("per pre neuron", network(plain, &y("(W + a[i] * H) @ y"))),
+        ("both", network(plain, &y("(W + a[j] * g[i] * H) @ y + H^T @ y"))),
+        (
+            "low rank",
+            network(
+                &format!("  learn alpha[N,N] rank 2 ~ uniform(-1, 1)\n{plain}"),
+                &y("(W + alpha * H) @ y"),
+            ),
+        ),
+        (
+            "retroactive",
+            network(
+                traced,
+                "  y' = tanh(Wx @ u + (W + a[j] * H) @ y)\n  modulator m = tanh(a . y')\n  H'[j,i] = H + m * E\n  \
+                 E'[j,i] = (1 - eta) * E + eta * y'[j] * y[i]",
+            ),
+        ),
+        (
+            "post modulator",
+            network(
+                plain,
+                "  y' = tanh(Wx @ u + (W + H) @ y)\n  modulator m[N] = tanh(a * y')\n  \
+                 H'[j,i] = 0.9 * H + m[j] * y'[j] * y[i] - 0.1 * y[j] * y[i]",
+            ),
+        ),
+        (
+            "read after the write",
+            network(
+                plain,
+                "  k = tanh(Wx @ u)\n  r = k - H @ k\n  H'[j,i] = H + eta * r[j] * k[i]\n  \
+                 y' = tanh(H' @ y + k)",
+            ),
+        ),
+        (
+            "held",
+            network(
+                plain,
+                "  y' = tanh(Wx @ u + (W + H) @ y)\n  H'[j,i] = where(reward > 0, H + y'[j] * y[i], 0.5 * H)",
+            ),
+        ),
+    ]
+}
+
+/// The library's models of which some matrix can be kept as events.
+fn library() -> Vec<(String, Arc<Model>)> {
+    all_specs().into_iter().filter(|(_, m)| !events::legality(m).states.is_empty()).collect()
+}
+
+fn sizes(model: &Model, n: usize) -> Sizes {
+    let named = model.axes.named.iter().enumerate();
+    let bound: BTreeMap<String, usize> = named.map(|(k, a)| (a.name.clone(), n + k % 3)).collect();
+    Sizes::bind(&model.axes, &bound).expect("sizes for every axis")
+}
+
+/// A case that starts where an episode starts, with cotangents of outputs alone.
+fn case_of(model: &Arc<Model>, sizes: &Sizes, options: &Options) -> Case {
+    let mut case = random_case(model, sizes, options);
+    let interpreter = Interpreter::new(model.clone(), sizes.clone());
+    case.sequence.initial = interpreter.initial(&case.params);
+    case.bars.last = vec![];
+    case
+}
+
+/// The same case for the model with events.
+fn moved(case: &Case, kept: &Arc<Model>, sizes: &Sizes) -> Case {
+    let mut case = case.clone();
+    case.sequence.initial = Interpreter::new(kept.clone(), sizes.clone()).initial(&case.params);
+    case
+}
+
+fn relative(found: &[f64], expected: &[f64]) -> f64 {
+    let norm = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let off = found.iter().zip(expected).map(|(f, e)| (f - e).powi(2)).sum::<f64>().sqrt();
+    off / norm.max(1e-3)
+}
+
+/// The matrix that a log stands for.
+fn recalled(model: &Model, sizes: &Sizes, states: &[Tensor], k: usize) -> Vec<f64> {
+    let events = model.events.as_ref().expect("a model of events");
+    let kept = &events.matrices[k];
+    let Shape::Matrix { post, pre } = kept.shape else { panic!("a matrix") };
+    let (post, pre) = (sizes.of(post), sizes.of(pre));
+    let mut sum = vec![0.0; post * pre];
+    for (c, u, v) in &kept.terms {
+        let (c, u, v) = (&states[c.index()], &states[u.index()], &states[v.index()]);
+        for (l, c) in c.iter().enumerate() {
+            for j in 0..post {
+                for i in 0..pre {
+                    sum[j * pre + i] += c * u[l * post + j] * v[l * pre + i];
+                }
+            }
+        }
+    }
+    sum
+}
+
+/// Outputs, states and gradients of both forms, in double precision.
+fn compare(name: &str, model: &Arc<Model>, options: &Options) {
+    let dense_sizes = sizes(model, 5);
+    let kept = Arc::new(events::rewrite(model, options.steps).unwrap_or_else(|| panic!("{name} is legal")));
+    let kept_sizes = sizes(&kept, 5);
+    let case = case_of(model, &dense_sizes, options);
+    let other = moved(&case, &kept, &kept_sizes);
+    let (dense, log) =
+        (Interpreter::new(model.clone(), dense_sizes.clone()), Interpreter::new(kept.clone(), kept_sizes.clone()));
+    let (a, b) = (dense.run(&case.params, &case.sequence), log.run(&other.params, &other.sequence));
+    let close = |what: &str, found: &[f64], expected: &[f64]| {
+        let error = relative(found, expected);
+        assert!(error < 1e-12, "{name}: {what} differs by {error:e}");
+    };
+    for t in 0..options.steps {
+        for (k, o) in model.outputs.iter().enumerate() {
+            close(&format!("{} at {t}", o.name), &log.output(&b, t, k), &dense.output(&a, t, k));
+        }
+    }
+    let matrices = kept.events.iter().flat_map(|e| e.matrices.iter().enumerate());
+    let mut norm = 0.0;
+    for (k, matrix) in matrices {
+        let s = model.state(&matrix.name).expect("the state");
+        let expected = &a.states[options.steps][s.index()];
+        norm += expected.iter().map(|x| x * x).sum::<f64>();
+        close(&matrix.name, &recalled(&kept, &kept_sizes, &b.states[options.steps], k), expected);
+    }
+    assert!(1e-6 < norm, "{name}: nothing was learned");
+    let (x, y) = (gradcheck::gradient(&dense, &case), gradcheck::gradient(&log, &other));
+    for (p, (x, y)) in model.params.iter().zip(x.iter().zip(&y)) {
+        close(&format!("the gradient of {}", p.name), &y.1, &x.1);
+    }
+}
+
+#[test]
+fn both_forms_are_one_model() {
+    let models = legal().into_iter().map(|(n, m)| (n.to_owned(), m)).chain(library());
+    for (name, model) in models {
+        for (steps, reset_at) in [(7, None), (40, Some(13))] {
+            compare(&name, &model, &Options { steps, reset_at, seed: 5, ..Options::default() });
+        }
+    }
+}
+
+/// Outputs and gradients of machine code on the log against the dense matrices in double precision.
+fn compare_machine_code(name: &str, model: &Arc<Model>, n: usize, options: &Options, backend: Backend) {
+    let kept = Arc::new(events::rewrite(model, options.steps).expect("it is legal"));
+    let (dense_sizes, kept_sizes) = (sizes(model, n), sizes(&kept, n));
+    let case = single_precision(case_of(model, &dense_sizes, options));
+    let other = moved(&case, &kept, &kept_sizes);
+    let dense = Interpreter::new(model.clone(), dense_sizes.clone());
+    let run = dense.run(&case.params, &case.sequence);
+    let gradient = gradcheck::gradient(&dense, &case);
+    let engine = Engine::new(kept, kept_sizes, backend, &EngineOptions::default()).expect("it compiles");
+    let row = run_row(&engine, &other);
+    let mut worst = Worst { name: String::new(), error: 0.0 };
+    for t in 0..options.steps {
+        for (k, o) in model.outputs.iter().enumerate() {
+            worst.see(&format!("{} at {t}", o.name), &row.outputs[t][k], &dense.output(&run, t, k), 0.1);
+        }
+    }
+    for (k, p) in model.params.iter().enumerate() {
+        // Learned initial values are given by the case: they have no part in its gradients.
+        if !p.name.ends_with(".init") {
+            worst.see(&p.name, &row.params[k], &gradient[k].1, 0.1);
+        }
+    }
+    assert!(worst.error < 2e-4, "{name} on {backend:?}, n = {n}: {worst:?}");
+}
+
+#[test]
+fn machine_code_agrees() {
+    let models = legal().into_iter().map(|(n, m)| (n.to_owned(), m)).chain(library());
+    for (name, model) in models {
+        for backend in [Backend::fastest(), Backend::CRANELIFT] {
+            for (n, steps, reset_at) in [(3, 1, None), (5, 33, Some(9)), (17, 70, Some(33))] {
+                let options = Options { steps, reset_at, seed: 7, ..Options::default() };
+                compare_machine_code(&name, &model, n, &options, backend);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_gradients_of_models_of_events_are_right() {
+    let models = legal().into_iter().map(|(n, m)| (n.to_owned(), m)).chain(library());
+    for (name, model) in models {
+        let kept = Arc::new(events::rewrite(&model, 8).expect("it is legal"));
+        let sizes = sizes(&kept, 4);
+        let report = gradcheck::check(&kept, &sizes, &Options { state_scale: 0.3, ..Options::default() });
+        assert!(report.dot_error < 1e-9, "{name}: dot product {:e}", report.dot_error);
+        // No gradient goes into the clock.
+        let rows = report.rows.iter().filter(|r| r.name != "grad.init.events.free");
+        let wrong: Vec<_> = rows.filter(|r| r.error.is_nan() || 1e-5 < r.error).collect();
+        assert!(wrong.is_empty(), "{name}: {wrong:?}");
+    }
+}
+
+#[test]
+fn what_needs_its_matrix_is_told_why() {
+    let check = |model: &Model, expected: &[(&str, &str)]| {
+        let legality = events::legality(model);
+        assert!(legality.states.is_empty(), "{}: {:?}", model.name, legality.states);
+        let found: Vec<(&str, &str)> = legality
+            .refused
+            .iter()
+            .map(|(s, why)| (model.states[s.index()].name.as_str(), why.as_str()))
+            .collect();
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for ((name, why), (wanted, part)) in found.iter().zip(expected) {
+            assert!(name == wanted && why.contains(part), "{}: {found:?}", model.name);
+        }
+    };
+    check(&spec("backpropamine/plastic_alpha_scalar.bpm"), &[("H", "it is clipped")]);
+    check(&spec("backpropamine/simple_noclip.bpm"), &[("H", "`alpha` has a number for every synapse")]);
+}
+
+#[test]
+fn lists() {
+    for (name, model) in all_specs() {
+        let l = events::legality(&model);
+        let names: Vec<_> = l.states.iter().map(|s| &model.states[s.index()].name).collect();
+        let why: Vec<_> = l.refused.iter().map(|(s, w)| (&model.states[s.index()].name, w)).collect();
+        println!("{name}: {names:?} {why:?}");
+    }
+}
