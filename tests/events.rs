@@ -4,13 +4,13 @@
 mod support;
 
 use compiler::gradcheck::{self, Case, Options, random_case};
-use compiler::interp::{Interpreter, Tensor};
-use compiler::ir::{Shape, Sizes};
-use compiler::model::Model;
+use compiler::interp::Interpreter;
+use compiler::ir::Sizes;
+use compiler::model::{Constraint, Model};
 use compiler::passes::events;
+use runtime::engine::{Backend, Engine, EngineOptions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use runtime::engine::{Backend, Engine, EngineOptions};
 use support::{Worst, all_specs, model_of, run_row, single_precision, spec};
 
 /// A network with a plastic matrix, its equations given.
@@ -97,9 +97,14 @@ fn sizes(model: &Model, n: usize) -> Sizes {
 /// A case that starts where an episode starts, with cotangents of outputs alone.
 fn case_of(model: &Arc<Model>, sizes: &Sizes, options: &Options) -> Case {
     let mut case = random_case(model, sizes, options);
-    let interpreter = Interpreter::new(model.clone(), sizes.clone());
-    case.sequence.initial = interpreter.initial(&case.params);
     case.bars.last = vec![];
+    // Weak recurrence, so that rounding does not grow from step to step.
+    for (p, about) in case.params.iter_mut().zip(&model.params) {
+        if about.constraint == Constraint::Free {
+            *p = Arc::new(p.iter().map(|x| 0.3 * x).collect());
+        }
+    }
+    case.sequence.initial = Interpreter::new(model.clone(), sizes.clone()).initial(&case.params);
     case
 }
 
@@ -116,26 +121,6 @@ fn relative(found: &[f64], expected: &[f64]) -> f64 {
     off / norm.max(1e-3)
 }
 
-/// The matrix that a log stands for.
-fn recalled(model: &Model, sizes: &Sizes, states: &[Tensor], k: usize) -> Vec<f64> {
-    let events = model.events.as_ref().expect("a model of events");
-    let kept = &events.matrices[k];
-    let Shape::Matrix { post, pre } = kept.shape else { panic!("a matrix") };
-    let (post, pre) = (sizes.of(post), sizes.of(pre));
-    let mut sum = vec![0.0; post * pre];
-    for (c, u, v) in &kept.terms {
-        let (c, u, v) = (&states[c.index()], &states[u.index()], &states[v.index()]);
-        for (l, c) in c.iter().enumerate() {
-            for j in 0..post {
-                for i in 0..pre {
-                    sum[j * pre + i] += c * u[l * post + j] * v[l * pre + i];
-                }
-            }
-        }
-    }
-    sum
-}
-
 /// Outputs, states and gradients of both forms, in double precision.
 fn compare(name: &str, model: &Arc<Model>, options: &Options) {
     let dense_sizes = sizes(model, 5);
@@ -143,8 +128,10 @@ fn compare(name: &str, model: &Arc<Model>, options: &Options) {
     let kept_sizes = sizes(&kept, 5);
     let case = case_of(model, &dense_sizes, options);
     let other = moved(&case, &kept, &kept_sizes);
-    let (dense, log) =
-        (Interpreter::new(model.clone(), dense_sizes.clone()), Interpreter::new(kept.clone(), kept_sizes.clone()));
+    let (dense, log) = (
+        Interpreter::new(model.clone(), dense_sizes.clone()),
+        Interpreter::new(kept.clone(), kept_sizes.clone()),
+    );
     let (a, b) = (dense.run(&case.params, &case.sequence), log.run(&other.params, &other.sequence));
     let close = |what: &str, found: &[f64], expected: &[f64]| {
         let error = relative(found, expected);
@@ -155,13 +142,14 @@ fn compare(name: &str, model: &Arc<Model>, options: &Options) {
             close(&format!("{} at {t}", o.name), &log.output(&b, t, k), &dense.output(&a, t, k));
         }
     }
-    let matrices = kept.events.iter().flat_map(|e| e.matrices.iter().enumerate());
+    let matrices = kept.events.iter().flat_map(|e| &e.matrices);
     let mut norm = 0.0;
-    for (k, matrix) in matrices {
+    let last: Vec<Vec<f64>> = b.states[options.steps].iter().map(|x| x.to_vec()).collect();
+    for matrix in matrices {
         let s = model.state(&matrix.name).expect("the state");
         let expected = &a.states[options.steps][s.index()];
         norm += expected.iter().map(|x| x * x).sum::<f64>();
-        close(&matrix.name, &recalled(&kept, &kept_sizes, &b.states[options.steps], k), expected);
+        close(&matrix.name, &events::recall(matrix, &kept_sizes, &last), expected);
     }
     assert!(1e-6 < norm, "{name}: nothing was learned");
     let (x, y) = (gradcheck::gradient(&dense, &case), gradcheck::gradient(&log, &other));
@@ -199,11 +187,11 @@ fn compare_machine_code(name: &str, model: &Arc<Model>, n: usize, options: &Opti
     }
     for (k, p) in model.params.iter().enumerate() {
         // Learned initial values are given by the case: they have no part in its gradients.
-        if !p.name.ends_with(".init") {
+        if p.learned && !p.name.ends_with(".init") {
             worst.see(&p.name, &row.params[k], &gradient[k].1, 0.1);
         }
     }
-    assert!(worst.error < 2e-4, "{name} on {backend:?}, n = {n}: {worst:?}");
+    assert!(worst.error < 2e-5, "{name} on {backend:?}, n = {n}: {worst:?}");
 }
 
 #[test]
@@ -254,11 +242,9 @@ fn what_needs_its_matrix_is_told_why() {
 }
 
 #[test]
-fn lists() {
-    for (name, model) in all_specs() {
-        let l = events::legality(&model);
-        let names: Vec<_> = l.states.iter().map(|s| &model.states[s.index()].name).collect();
-        let why: Vec<_> = l.refused.iter().map(|(s, w)| (&model.states[s.index()].name, w)).collect();
-        println!("{name}: {names:?} {why:?}");
+fn the_library_has_models_of_events() {
+    let found: Vec<String> = library().into_iter().map(|(name, _)| name).collect();
+    for name in ["hebb_homogenous", "clark_abbott", "delta_rnn", "deltanet", "hebbff", "recurrent_delta"] {
+        assert!(found.iter().any(|f| f == name), "{found:?}");
     }
 }

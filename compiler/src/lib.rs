@@ -7,6 +7,7 @@ pub mod back;
 pub mod check;
 pub mod doc;
 pub mod explain;
+pub mod form;
 pub mod gradcheck;
 pub mod interp;
 pub mod ir;

@@ -10,6 +10,7 @@ use crate::memory::{Flags, Need, available};
 use crate::params::{ParamStore, draw};
 use crate::rng::{Address, Domain, Purpose};
 use crate::{parallel, rollout};
+use compiler::form::{Form, Prefer};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{ConstExpr, Init, Model, Role};
@@ -35,6 +36,8 @@ pub struct Job {
     pub backend: Backend,
     /// Whether the backward pass gives cotangents of inputs.
     pub input_bars: bool,
+    /// How plastic matrices are kept.
+    pub prefer: Prefer,
 }
 
 /// Milliseconds over the repetitions.
@@ -59,6 +62,8 @@ pub struct Report {
     pub steps: usize,
     /// Threads.
     pub threads: usize,
+    /// How plastic matrices were kept.
+    pub form: Form,
     /// Compiling all kernels, in milliseconds.
     pub compile_ms: f64,
     /// Bytes of machine code.
@@ -81,6 +86,9 @@ pub struct Report {
 /// # Errors
 /// If axes are missing, the engine refuses the model, or memory does not suffice.
 pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
+    let plain = Arc::clone(&model);
+    let (kept, form) = compiler::form::choose(&model, &job.axes, job.steps, job.prefer)?;
+    let model = kept.map_or(model, Arc::new);
     let sizes = Sizes::bind(&model.axes, &job.axes)?;
     let before = peak_bytes();
     let started = Instant::now();
@@ -104,7 +112,7 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
             both.push(all);
         }
     }
-    let synapses: usize = model
+    let synapses: usize = plain
         .states
         .iter()
         .filter(|s| matches!(s.shape, Shape::Matrix { .. }))
@@ -117,6 +125,7 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
         batch: job.batch,
         steps: job.steps,
         threads: job.threads,
+        form,
         compile_ms,
         code_bytes: engine.code_bytes(),
         forward_ms: Times::of(forward),
@@ -161,7 +170,11 @@ impl Report {
             self.steps,
             self.threads,
             if self.threads == 1 { "" } else { "s" }
-        ) + &format!("{:<18} {:>10.2} ms   ({} bytes of code)\n", "compile", self.compile_ms, self.code_bytes)
+        ) + &self.form.reasons().iter().map(|r| format!("  {r}\n")).collect::<String>()
+            + &format!(
+                "{:<18} {:>10.2} ms   ({} bytes of code)\n",
+                "compile", self.compile_ms, self.code_bytes
+            )
             + &line("forward", self.forward_ms)
             + &line("forward+backward", self.forward_backward_ms)
             + &format!(
@@ -286,7 +299,16 @@ mod tests {
         let text = include_str!("../../specs/backpropamine/retroactive.bpm");
         let model = Arc::new(compiler::check::check(text).models.into_iter().next().expect("a model"));
         let axes = BTreeMap::from([("I", 3), ("N", 9), ("A", 2)].map(|(name, n)| (name.to_owned(), n)));
-        let job = Job { axes, batch, steps: 12, repeat: 1, threads, backend, input_bars: false };
+        let job = Job {
+            axes,
+            batch,
+            steps: 12,
+            repeat: 1,
+            threads,
+            backend,
+            input_bars: false,
+            prefer: Prefer::Dense,
+        };
         let sizes = Sizes::bind(&model.axes, &job.axes).expect("sizes");
         let params = ParamStore::new(&model, &sizes, 0, &BTreeMap::new()).expect("parameters");
         let options = EngineOptions { input_bars: false, ..EngineOptions::default() };

@@ -3,6 +3,7 @@
 use crate::exact::Dtype;
 use crate::progress::Format;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use compiler::form::Prefer;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -85,6 +86,9 @@ pub struct Train {
     /// Where to train.
     #[arg(long, value_enum, default_value_t, value_name = "DEVICE")]
     pub device: Device,
+    /// How plastic matrices are kept; short for --set run.prefer=FORM.
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub prefer: Option<PreferName>,
     /// What runs the model.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
@@ -116,6 +120,9 @@ pub struct Eval {
     /// What runs the model.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
+    /// How plastic matrices are kept [default: as in training].
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub prefer: Option<PreferName>,
 }
 
 /// `bpm run`
@@ -141,6 +148,10 @@ pub struct Run {
     /// What runs the model.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
+    /// How plastic matrices are kept: as matrices, or as the events that made them. Left out, they
+    /// are matrices, for then all states are given out.
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub prefer: Option<PreferName>,
     /// The type of the results; f64 needs the interpreter.
     #[arg(long, value_enum, default_value = "f32", value_name = "DTYPE")]
     pub dtype: Dtype,
@@ -175,6 +186,9 @@ pub struct Bench {
     /// What runs the model.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
+    /// How plastic matrices are kept.
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    pub prefer: PreferName,
 }
 
 /// `bpm plot`
@@ -222,3 +236,34 @@ pub enum BackendName {
     /// The interpreter: slow, and the meaning of the language.
     Interp,
 }
+
+/// How plastic matrices are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PreferName {
+    /// As the estimate says, where both are possible.
+    #[default]
+    Auto,
+    /// As matrices.
+    Dense,
+    /// As the events that made them, where that is possible.
+    Events,
+}
+
+impl PreferName {
+    /// The same for the compiler.
+    pub fn form(self) -> Prefer {
+        match self {
+            PreferName::Auto => Prefer::Auto,
+            PreferName::Dense => Prefer::Dense,
+            PreferName::Events => Prefer::Events,
+        }
+    }
+
+    /// Its word in a recipe.
+    pub fn word(self) -> &'static str {
+        PREFERENCES[self as usize]
+    }
+}
+
+/// The words of [`PreferName`] in a recipe, in its order.
+pub const PREFERENCES: [&str; 3] = ["auto", "dense", "events"];

@@ -11,6 +11,7 @@ use crate::run::{self, Machine, Run};
 use crate::spec::{self, Spec};
 use crate::timings::Timings;
 use crate::{Error, bench, eval, files, plot, report, setup, task, tensors};
+use compiler::form::Prefer;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -102,6 +103,9 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
         run.trainer.timings = Some(timings);
     }
     voice.note(&headline(&run, machine));
+    if !run.trainer.form.legal.is_empty() {
+        run.trainer.form.reasons().iter().for_each(|r| voice.note(r));
+    }
     let mut progress = Progress::new(&run.trainer, voice.format, voice.quiet);
     let result = run.go(&mut progress, stop);
     progress.finish();
@@ -146,6 +150,9 @@ fn overrides(args: &Train) -> Result<Vec<Override>, Error> {
     }
     for text in &args.sets {
         all.push(Override::parse(text)?);
+    }
+    if let Some(prefer) = args.prefer {
+        all.push(Override::new("run.prefer", prefer.word()));
     }
     for (key, value) in [("run.seed", args.seed), ("run.updates", args.updates)] {
         if let Some(n) = value {
@@ -203,7 +210,7 @@ fn read_input(input: &Path, sets: &[Override], args: &Train) -> Result<(Spec, Re
 /// Whatever can go wrong; a score below the wanted one.
 pub fn evaluate(args: &Eval) -> Result<(), Error> {
     let machine = Machine { backend: backend(args.backend), threads: threads(args.threads) };
-    let trainer = run::load_trained(&args.run, machine)?;
+    let trainer = run::load_trained(&args.run, machine, args.prefer.map(|p| p.form()))?;
     let choice = if args.greedy { Choice::Greedy } else { Choice::Sample };
     let report = eval::evaluate(&trainer, args.episodes as usize, args.seed, choice, machine.threads)?;
     match args.json {
@@ -233,7 +240,8 @@ pub fn run(args: &RunArgs, voice: Voice) -> Result<(), Error> {
         cotangents: args.cotangents.as_ref().map(read).transpose()?,
         axes: axes(&args.axes)?,
     };
-    let results = exact::run(&spec, given, backend(args.backend), args.dtype)?;
+    let prefer = args.prefer.map_or(Prefer::Dense, |p| p.form());
+    let results = exact::run(&spec, given, backend(args.backend), args.dtype, prefer)?;
     tensors::write(&args.out, &results, None)
 }
 
@@ -252,6 +260,7 @@ pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
         threads: usize::from(args.threads),
         backend: backend(args.backend),
         input_bars: args.input_gradients,
+        prefer: args.prefer.form(),
     };
     let report = bench::bench(spec.model, &job)?;
     if args.json {

@@ -10,10 +10,12 @@ use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState};
 use crate::memory::{Flags, Need, available};
 use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
+use compiler::form::Prefer;
 use compiler::interp::{Cotangents, Interpreter, Sequence};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{Model, Role};
+use compiler::passes::events;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -59,20 +61,62 @@ struct Job {
 /// # Errors
 /// If a tensor is missing, unknown or misshapen (all of them are named), the combination of back
 /// end and number type does not exist, or memory does not suffice.
-pub fn run(spec: &Spec, given: Given, backend: Backend, dtype: Dtype) -> Result<Tensors, Error> {
+pub fn run(
+    spec: &Spec,
+    given: Given,
+    backend: Backend,
+    dtype: Dtype,
+    prefer: Prefer,
+) -> Result<Tensors, Error> {
     if dtype == Dtype::F64 && backend != Backend::Interp {
         return Err(Error::usage("`--dtype f64` needs `--backend interp`"));
     }
     let sizes = Sizes::bind(&spec.model.axes, &given.axes)?;
     compiler::ir::check_bounds(&spec.model.step, &sizes).map_err(|e| Error::input(e.to_string()))?;
+    let axes = given.axes.clone();
     let job = Job::new(&spec.model, &sizes, given)?;
-    let engine = Engine::new(Arc::clone(&spec.model), sizes.clone(), backend, &EngineOptions::default())?;
-    need(&engine, &job).check(available())?;
-    let results = match dtype {
-        Dtype::F64 => in_64_bits(&spec.model, &sizes, &job),
-        Dtype::F32 => in_32_bits(&engine, &job)?,
+    let (kept, _) = compiler::form::choose(&spec.model, &axes, job.steps, prefer)?;
+    let Some(kept) = kept.map(Arc::new) else {
+        let results = compute(&spec.model, &sizes, &job, backend, dtype)?;
+        return Ok(results.into_tensors(&spec.model, &sizes, &job, dtype));
     };
+    let kept_sizes = Sizes::bind(&kept.axes, &axes)?;
+    let initial = kept_initial(&spec.model, &kept, &job)?;
+    let job = Job { initial, ..job };
+    let results = compute(&kept, &kept_sizes, &job, backend, dtype)?;
+    let results = results.recalled(&spec.model, &kept, &kept_sizes, job.rows);
     Ok(results.into_tensors(&spec.model, &sizes, &job, dtype))
+}
+
+fn compute(
+    model: &Arc<Model>,
+    sizes: &Sizes,
+    job: &Job,
+    backend: Backend,
+    dtype: Dtype,
+) -> Result<Results, Error> {
+    let engine = Engine::new(Arc::clone(model), sizes.clone(), backend, &EngineOptions::default())?;
+    need(&engine, job).check(available())?;
+    match dtype {
+        Dtype::F64 => Ok(in_64_bits(model, sizes, job)),
+        Dtype::F32 => in_32_bits(&engine, job),
+    }
+}
+
+/// The given initial states, for a model with events.
+fn kept_initial(model: &Model, kept: &Model, job: &Job) -> Result<Vec<Option<Vec<f64>>>, Error> {
+    let mut initial = vec![None; kept.states.len()];
+    for (state, given) in model.states.iter().zip(&job.initial) {
+        match kept.state(&state.name) {
+            Some(s) => initial[s.index()].clone_from(given),
+            None if given.iter().flatten().any(|x| *x != 0.0) => {
+                let message = format!("`init.{}` is not zero, but events start at zero", state.name);
+                return Err(Error::input(message).help("leave it out, or use --prefer dense"));
+            }
+            None => {}
+        }
+    }
+    Ok(initial)
 }
 
 fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
@@ -249,6 +293,29 @@ impl Results {
         }
     }
 
+    /// The results of a model with events, by the states of the spec. What events replace has no
+    /// gradient of its initial value.
+    fn recalled(self, model: &Model, kept: &Model, sizes: &Sizes, rows: usize) -> Results {
+        let place = |state: &compiler::model::State| kept.state(&state.name);
+        let matrices = kept.events.iter().flat_map(|e| &e.matrices);
+        let recall = |state: &compiler::model::State| -> Vec<f64> {
+            let matrix = matrices.clone().find(|m| m.name == state.name);
+            let row = |b: usize| {
+                let part = |x: &Vec<f64>| x[b * (x.len() / rows)..(b + 1) * (x.len() / rows)].to_vec();
+                let states: Vec<Vec<f64>> = self.states.iter().map(part).collect();
+                matrix.map_or(vec![], |m| events::recall(m, sizes, &states))
+            };
+            (0..rows).flat_map(row).collect()
+        };
+        let states = model.states.iter().map(|s| match place(s) {
+            Some(k) => self.states[k.index()].clone(),
+            None => recall(s),
+        });
+        let initial =
+            model.states.iter().map(|s| place(s).map_or(vec![], |k| self.initial[k.index()].clone()));
+        Results { states: states.collect(), initial: initial.collect(), ..self }
+    }
+
     fn into_tensors(self, model: &Model, sizes: &Sizes, job: &Job, dtype: Dtype) -> Tensors {
         let mut all = Tensors::new();
         let mut put = |name: String, shape: Vec<usize>, data: Vec<f64>| {
@@ -274,7 +341,7 @@ impl Results {
         for (i, x) in model.inputs.iter().zip(self.inputs).filter(|(i, _)| i.role.is_differentiable()) {
             put(format!("grad.in.{}", i.name), shape_of(sizes, &cells, i.shape), x);
         }
-        for (s, x) in model.states.iter().zip(self.initial) {
+        for (s, x) in model.states.iter().zip(self.initial).filter(|(_, x)| !x.is_empty()) {
             put(format!("grad.init.{}", s.name), shape_of(sizes, &[job.rows], s.shape), x);
         }
         all
@@ -382,8 +449,9 @@ fn in_32_bits(engine: &Engine, job: &Job) -> Result<Results, Error> {
                 }
             }
         }
-        let bars = bound.init_bar(&tape).states;
-        results.initial.iter_mut().zip(bars).for_each(|(slot, x)| copy(slot, b, &widen(&x)));
+        let bars = bound.init_bar(&tape).states.into_iter();
+        let bars = results.initial.iter_mut().zip(bars).filter(|(_, x)| !x.is_empty());
+        bars.for_each(|(slot, x)| copy(slot, b, &widen(&x)));
     }
     results.params = engine.finish(&bound, vec![grads]).iter().map(|x| widen(x)).collect();
     Ok(results)
@@ -428,7 +496,7 @@ mod tests {
     }
 
     fn go(given: Given, backend: Backend, dtype: Dtype) -> Result<Tensors, Error> {
-        run(&spec(), given, backend, dtype)
+        run(&spec(), given, backend, dtype, Prefer::Dense)
     }
 
     fn spec() -> Spec {
@@ -549,7 +617,7 @@ mod tests {
                     cotangents: Some(("g".into(), [("y".to_string(), wave(&[4, 2, 3], 5.0, 1.0))].into())),
                     axes: BTreeMap::new(),
                 };
-                let out = run(&spec, given, backend, dtype).unwrap_or_else(|e| panic!("{e}"));
+                let out = run(&spec, given, backend, dtype, Prefer::Dense).unwrap_or_else(|e| panic!("{e}"));
                 let size = out[&format!("grad.{name}")].to_f64().iter().map(|x| x.abs()).sum::<f64>();
                 assert_eq!(size > 1e-6, !start, "{size}");
                 assert!(out["grad.init.y"].to_f64().iter().any(|x| x.abs() > 1e-3));

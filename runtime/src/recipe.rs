@@ -3,11 +3,13 @@
 //! Reading a recipe yields the things it describes and the *resolved* table: all keys, defaults
 //! included. A run keeps the resolved table, so that it can go on unchanged when defaults change.
 
+use crate::cli::PREFERENCES;
 use crate::learner::Learner;
 use crate::optim::Settings;
 use crate::options::{Options, Problem};
 use crate::task::{self, Task};
 use crate::{Error, files};
+use compiler::form::Prefer;
 use grammar::span::line_column;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,6 +51,8 @@ pub struct Schedule {
     pub log_every: u64,
     /// Updates per checkpoint.
     pub checkpoint_every: u64,
+    /// How plastic matrices are kept.
+    pub prefer: Prefer,
 }
 
 /// A replacement of a key, from `--set key=value`.
@@ -171,6 +175,11 @@ impl Schedule {
             seed: o.integer("seed", 0, 0..=i64::MAX, "seed of everything random") as u64,
             log_every: o.integer("log_every", 10, count.clone(), "updates per line of metrics") as u64,
             checkpoint_every: o.integer("checkpoint_every", 1000, count, "updates per checkpoint") as u64,
+            prefer: match o.choice("prefer", 0, &PREFERENCES, "how plastic matrices are kept") {
+                1 => Prefer::Dense,
+                2 => Prefer::Events,
+                _ => Prefer::Auto,
+            },
         }
     }
 }

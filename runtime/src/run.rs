@@ -21,6 +21,7 @@ use crate::spec::{self, Spec};
 use crate::timings::Phase;
 use crate::train::{Outcome, Trainer};
 use crate::{checkpoint, files, setup, tensors};
+use compiler::form::Prefer;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -225,10 +226,11 @@ pub fn load(folder: &Path) -> Result<Stored, Error> {
 ///
 /// # Errors
 /// If it is no run, or has no parameters yet.
-pub fn load_trained(folder: &Path, machine: Machine) -> Result<Trainer, Error> {
+pub fn load_trained(folder: &Path, machine: Machine, prefer: Option<Prefer>) -> Result<Trainer, Error> {
     let stored = load(folder)?;
-    let mut trainer =
-        setup::trainer(stored.spec, stored.recipe, machine.backend, machine.threads, Mode::Infer)?;
+    let mut recipe = stored.recipe;
+    recipe.schedule.prefer = prefer.unwrap_or(recipe.schedule.prefer);
+    let mut trainer = setup::trainer(stored.spec, recipe, machine.backend, machine.threads, Mode::Infer)?;
     let path = folder.join("params.safetensors");
     if !path.exists() {
         let error = Error::usage(format!("`{}` has no parameters yet", folder.display()));

@@ -17,6 +17,7 @@ use crate::rollout::{Choice, NonFinite, Place, Record, Stage, advantages, carrie
 use crate::spec::Spec;
 use crate::timings::{self, Phase, Stopwatch, Timings};
 use crate::wiring::Wiring;
+use compiler::form::Form;
 use std::ops::Range;
 
 /// A run in memory.
@@ -27,6 +28,8 @@ pub struct Trainer {
     pub recipe: Recipe,
     /// The compiled model.
     pub engine: Engine,
+    /// How its plastic matrices are kept.
+    pub form: Form,
     /// How task and model are connected.
     pub wiring: Wiring,
     /// The parameters.
@@ -87,7 +90,7 @@ impl Trainer {
     pub fn new(
         spec: Spec,
         recipe: Recipe,
-        engine: Engine,
+        (engine, form): (Engine, Form),
         wiring: Wiring,
         params: ParamStore,
         threads: usize,
@@ -98,6 +101,7 @@ impl Trainer {
             spec,
             recipe,
             engine,
+            form,
             wiring,
             params,
             optimiser,

@@ -695,7 +695,8 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
     fn clear_columns(&mut self, post: usize) {
         let Extent::Log { .. } = self.nest.extent else { return };
         let targets = self.nest.effects.iter();
-        let targets = targets.filter_map(|e| if let Effect::SumPre(place, ..) = e { Some(*place) } else { None });
+        let targets =
+            targets.filter_map(|e| if let Effect::SumPre(place, ..) = e { Some(*place) } else { None });
         for place in targets.collect::<Vec<Place>>() {
             let zero = self.constant(0.0);
             let target = self.pointer(place.base);

@@ -7,9 +7,7 @@
 use super::emit::Emit;
 use super::schedule::{self, Direction, Schedule, is_matrix, is_rank_one, reduced_matrix};
 use super::*;
-use crate::ir::{
-    Axis, Binary, Function, InputId, Op, OutputId, Shape, Sink, Sizes, Source, StateId, Value,
-};
+use crate::ir::{Axis, Binary, Function, InputId, Op, OutputId, Shape, Sink, Sizes, Source, StateId, Value};
 use crate::model::{Events, Model};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -138,7 +138,9 @@ fn touched(access: Access, extent: Extent) -> usize {
         (_, Extent::Vector(n)) => padded(n),
         (Access::Post(_), Extent::Matrix { post, .. } | Extent::Log { post, .. }) => padded(post),
         (Access::Pre(_), Extent::Matrix { pre, .. } | Extent::Log { pre, .. }) => pre,
-        (Access::Matrix(_), Extent::Matrix { post, pre } | Extent::Log { post, pre }) => padded(post).saturating_mul(pre),
+        (Access::Matrix(_), Extent::Matrix { post, pre } | Extent::Log { post, pre }) => {
+            padded(post).saturating_mul(pre)
+        }
     }
 }
 
@@ -197,7 +199,9 @@ fn exact(access: Access, extent: Extent) -> usize {
         (_, Extent::Vector(n)) => n,
         (Access::Post(_), Extent::Matrix { post, .. } | Extent::Log { post, .. }) => post,
         (Access::Pre(_), Extent::Matrix { pre, .. } | Extent::Log { pre, .. }) => pre,
-        (Access::Matrix(_), Extent::Matrix { post, pre } | Extent::Log { post, pre }) => padded(post).saturating_mul(pre),
+        (Access::Matrix(_), Extent::Matrix { post, pre } | Extent::Log { post, pre }) => {
+            padded(post).saturating_mul(pre)
+        }
     }
 }
 

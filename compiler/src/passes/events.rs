@@ -28,7 +28,7 @@
 //! vary with one axis, or with both as a sum of outer products, leave the matrix. Anything that looks
 //! at entries one by one (a clip, a norm, a coefficient per synapse) needs the matrix itself.
 
-use crate::ir::{Axis, Binary, Builder, Linear, Op, Shape, Sink, Source, StateId, Type, Unary, Value};
+use crate::ir::{Axis, Binary, Builder, Linear, Op, Shape, Sink, Sizes, Source, StateId, Type, Unary, Value};
 use crate::model::{ConstExpr, Events, Init, Kept, Model, ResetPolicy, State};
 use grammar::ast::StateKind;
 use std::collections::BTreeSet;
@@ -45,10 +45,11 @@ pub struct Legality {
 /// Which matrix states of a model events can replace.
 pub fn legality(model: &Model) -> Legality {
     let mut found = Legality::default();
+    let lasting = model.states.iter().find(|s| s.reset != ResetPolicy::EveryEpisodes(1));
     for (k, state) in model.states.iter().enumerate() {
         if matches!(state.shape, Shape::Matrix { .. }) {
             let s = StateId(k as u32);
-            match unsuitable(state) {
+            match unsuitable(state, lasting) {
                 Some(why) => found.refused.push((s, why)),
                 None => found.states.push(s),
             }
@@ -66,9 +67,13 @@ pub fn legality(model: &Model) -> Legality {
     found
 }
 
-fn unsuitable(state: &State) -> Option<String> {
-    if state.reset != ResetPolicy::EveryEpisodes(1) {
-        return Some("it outlives the episode, and the log would grow from episode to episode".to_owned());
+/// Why a state needs its matrix whatever its equation; `lasting` is a state that outlives an episode.
+fn unsuitable(state: &State, lasting: Option<&State>) -> Option<String> {
+    if let Some(lasting) = lasting {
+        return Some(format!(
+            "`{}` outlives the episode, and a log would grow from one to the next",
+            lasting.name
+        ));
     }
     match &state.init {
         Init::Constant(ConstExpr::Number(0.0)) => None,
@@ -85,6 +90,22 @@ pub fn rewrite(model: &Model, steps: usize) -> Option<Model> {
     }
     let outline = Pass::new(model, &states).outline().ok()?;
     Some(Pass::new(model, &states).rewrite(&outline, capacity(steps)))
+}
+
+/// The matrix that events stand for, from the states of a row.
+pub fn recall(kept: &Kept, sizes: &Sizes, states: &[Vec<f64>]) -> Vec<f64> {
+    let dims = sizes.dims(kept.shape);
+    let [post, pre] = dims[..] else { return vec![] };
+    let mut sum = vec![0.0; post * pre];
+    for (c, u, v) in &kept.terms {
+        let (c, u, v) = (&states[c.index()], &states[u.index()], &states[v.index()]);
+        for (l, c) in c.iter().enumerate().filter(|(_, c)| **c != 0.0) {
+            for (row, u) in sum.chunks_mut(pre).zip(&u[l * post..]) {
+                row.iter_mut().zip(&v[l * pre..]).for_each(|(x, v)| *x += c * u * v);
+            }
+        }
+    }
+    sum
 }
 
 /// Events come in whole tiles of the packed matrices.
@@ -506,9 +527,9 @@ impl Pass<'_> {
     /// A matrix as a sum.
     fn terms(&mut self, old: Value) -> Judged<Vec<Term>> {
         if self.depends[old.index()].is_none() {
-            return Ok(self.products(old).unwrap_or_else(|| {
-                vec![Term { core: Core::Dense(self.plain(old)), ..Term::ONE }]
-            }));
+            return Ok(self
+                .products(old)
+                .unwrap_or_else(|| vec![Term { core: Core::Dense(self.plain(old)), ..Term::ONE }]));
         }
         let state = self.depends[old.index()].expect("it depends on a state");
         let terms = match self.model.step.at(old).op.clone() {

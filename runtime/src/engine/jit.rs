@@ -464,7 +464,12 @@ impl Tape {
         let program = &bound.engine.program;
         let event = self.events();
         for log in &program.logs {
-            assert!(event < log.events, "the log of {} has room for {} steps", bound.engine.model().name, log.events);
+            assert!(
+                event < log.events,
+                "the log of {} has room for {} steps",
+                bound.engine.model().name,
+                log.events
+            );
             let tile = tile_of(program, log);
             if event.is_multiple_of(tile) {
                 let start = log.offset + log.at(program.widest, event, 0);

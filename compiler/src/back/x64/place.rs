@@ -176,7 +176,9 @@ impl Addresses {
         };
         let displacement = displacement(place.offset) + frame;
         match (access, self.extent) {
-            (Access::Matrix(p), Extent::Matrix { .. } | Extent::Log { .. }) if self.streams[p.base.slot()].is_some() => {
+            (Access::Matrix(p), Extent::Matrix { .. } | Extent::Log { .. })
+                if self.streams[p.base.slot()].is_some() =>
+            {
                 based(self.streams[p.base.slot()].unwrap_or(ONCE), displacement + lane)
             }
             (Access::Scalar(_), _) | (_, Extent::Scalar) => based(self.start(asm, place.base), displacement),

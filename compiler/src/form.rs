@@ -1,0 +1,140 @@
+//! In which form plastic matrices are kept: as matrices, or as the events that made them.
+//!
+//! [`crate::passes::events`] says what is legal; here it is decided what is faster. Both forms are
+//! lowered, and the time of a step is estimated from their loops: what a matrix nest reads and writes
+//! per element, by the elements that it runs over. A log has half of its events on average. The
+//! numbers were fitted to measurements on one machine (`docs/performance.md`); what counts is their
+//! ratio.
+
+use crate::ir::{SizeError, Sizes};
+use crate::loops::body::BodyOp;
+use crate::loops::{Access, Effect, Extent, LANES, LowerOptions, Nest, Program, WIDEST, lower};
+use crate::model::Model;
+use crate::passes::events::{self, Legality};
+use crate::{autodiff, passes};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Which form is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prefer {
+    /// The one that takes less time, by estimate.
+    #[default]
+    Auto,
+    /// Matrices.
+    Dense,
+    /// Events, wherever they are legal.
+    Events,
+}
+
+/// The form that is taken, and why.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Form {
+    /// The states that are kept as events.
+    pub events: Vec<String>,
+    /// The states that could be kept so.
+    pub legal: Vec<String>,
+    /// The other matrix states, and why they need their matrices.
+    pub refused: Vec<(String, String)>,
+    /// Nanoseconds of a step of a row, forward and backward, as estimated: with matrices, with
+    /// events.
+    pub estimate: Option<(f64, f64)>,
+    /// Whether it was asked for.
+    pub asked: bool,
+}
+
+impl Form {
+    /// Why the model stays as it is or does not, in a sentence per line.
+    pub fn reasons(&self) -> Vec<String> {
+        let mut lines = vec![];
+        let names = |all: &[String]| all.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+        if !self.legal.is_empty() {
+            let taken = if self.events.is_empty() { "matrices" } else { "events" };
+            let asked = if self.asked { ", as asked for" } else { "" };
+            lines.push(format!("{} kept as {taken}{asked}", names(&self.legal)));
+        }
+        if let Some((dense, events)) = self.estimate {
+            let (dense, events) = (dense / 1e3, events / 1e3);
+            lines.push(format!(
+                "a step forward and backward: {dense:.2} us with matrices, {events:.2} us with events, by estimate"
+            ));
+        }
+        lines.extend(self.refused.iter().map(|(name, why)| format!("`{name}` needs its matrix: {why}")));
+        lines
+    }
+}
+
+/// Takes a form for a model that runs `steps` steps from the start or a reset. `None` if the model stays
+/// as it is.
+///
+/// # Errors
+/// If axes have no sizes.
+pub fn choose(
+    model: &Model,
+    bound: &BTreeMap<String, usize>,
+    steps: usize,
+    prefer: Prefer,
+) -> Result<(Option<Model>, Form), SizeError> {
+    let Legality { states, refused } = events::legality(model);
+    let name = |s: &crate::ir::StateId| model.states[s.index()].name.clone();
+    let mut form = Form {
+        events: vec![],
+        legal: states.iter().map(name).collect(),
+        refused: refused.iter().map(|(s, why)| (name(s), why.clone())).collect(),
+        estimate: None,
+        asked: prefer != Prefer::Auto && !states.is_empty(),
+    };
+    if prefer == Prefer::Dense {
+        return Ok((None, form));
+    }
+    let Some(kept) = events::rewrite(model, steps) else { return Ok((None, form)) };
+    let sizes = [Sizes::bind(&model.axes, bound)?, Sizes::bind(&kept.axes, bound)?];
+    let times = [(model, &sizes[0]), (&kept, &sizes[1])].map(|(m, s)| estimate(m, s, steps));
+    form.estimate = Some((times[0], times[1]));
+    if prefer == Prefer::Auto && times[0] <= times[1] {
+        return Ok((None, form));
+    }
+    form.events.clone_from(&form.legal);
+    Ok((Some(kept), form))
+}
+
+/// Nanoseconds of a step of a row, forward and backward.
+fn estimate(model: &Model, sizes: &Sizes, steps: usize) -> f64 {
+    let model = passes::optimise(model);
+    let program = lower(&model, sizes, &autodiff::step(&model), LowerOptions { input_bars: false });
+    let steps_of = [&program.forward.step, &program.replay, &program.backward.step];
+    let nests = steps_of.iter().flat_map(|r| &r.nests).map(|n| nest(n, steps)).sum::<f64>();
+    nests + rows(&program)
+}
+
+/// Of reading an element of a matrix.
+const READ: f64 = 0.05;
+/// Of writing one.
+const WRITE: f64 = 0.08;
+/// Of an operation on an element.
+const OPERATION: f64 = 0.01;
+/// Of beginning a nest.
+const NEST: f64 = 5.0;
+/// Of moving an element of a row into a log, or its cotangent out of it.
+const MOVE: f64 = 0.5;
+
+fn nest(nest: &Nest, steps: usize) -> f64 {
+    let elements = match nest.extent {
+        Extent::Scalar => 1,
+        Extent::Vector(n) => n,
+        Extent::Matrix { post, pre } => post.next_multiple_of(LANES) * pre,
+        Extent::Log { post, pre } => (steps / 2 + WIDEST * LANES / 2).min(post) * pre,
+    };
+    let reads = nest.body.loads().filter(|a| matches!(a, Access::Matrix(_))).count();
+    let writes = nest.effects.iter().filter(|e| matches!(e, Effect::Store(Access::Matrix(_), _)));
+    let adds = nest.effects.iter().filter(|e| matches!(e, Effect::Add(Access::Matrix(_), ..))).count();
+    let ops = nest.body.ops.iter().filter(|op| !matches!(op, BodyOp::Const(_) | BodyOp::Load(_)));
+    let ops = ops.count() + nest.effects.len();
+    let element =
+        READ * (reads + adds) as f64 + WRITE * (writes.count() + adds) as f64 + OPERATION * ops as f64;
+    NEST + elements as f64 * element
+}
+
+fn rows(program: &Program) -> f64 {
+    program.logs.iter().map(|l| 2.0 * MOVE * l.len as f64).sum()
+}
