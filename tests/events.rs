@@ -6,7 +6,7 @@ mod support;
 use compiler::gradcheck::{self, Case, Options, random_case};
 use compiler::interp::Interpreter;
 use compiler::ir::Sizes;
-use compiler::model::{Constraint, Model};
+use compiler::model::{Constraint, Model, Prefer};
 use compiler::passes::events;
 use runtime::engine::{Backend, Engine, EngineOptions};
 use std::collections::BTreeMap;
@@ -85,7 +85,12 @@ fn legal() -> Vec<(&'static str, Arc<Model>)> {
 
 /// The library's models of which some matrix can be kept as events.
 fn library() -> Vec<(String, Arc<Model>)> {
-    all_specs().into_iter().filter(|(_, m)| !events::legality(m).states.is_empty()).collect()
+    all_specs().into_iter().filter(|(_, m)| !events::legality(m, Prefer::Auto).states.is_empty()).collect()
+}
+
+/// The model with all events that are legal.
+fn kept(model: &Model, steps: usize) -> Option<Model> {
+    events::rewrite(model, &events::legality(model, Prefer::Events).states, steps)
 }
 
 fn sizes(model: &Model, n: usize) -> Sizes {
@@ -124,7 +129,7 @@ fn relative(found: &[f64], expected: &[f64]) -> f64 {
 /// Outputs, states and gradients of both forms, in double precision.
 fn compare(name: &str, model: &Arc<Model>, options: &Options) {
     let dense_sizes = sizes(model, 5);
-    let kept = Arc::new(events::rewrite(model, options.steps).unwrap_or_else(|| panic!("{name} is legal")));
+    let kept = Arc::new(kept(model, options.steps).unwrap_or_else(|| panic!("{name} is legal")));
     let kept_sizes = sizes(&kept, 5);
     let case = case_of(model, &dense_sizes, options);
     let other = moved(&case, &kept, &kept_sizes);
@@ -170,7 +175,7 @@ fn both_forms_are_one_model() {
 
 /// Outputs and gradients of machine code on the log against the dense matrices in double precision.
 fn compare_machine_code(name: &str, model: &Arc<Model>, n: usize, options: &Options, backend: Backend) {
-    let kept = Arc::new(events::rewrite(model, options.steps).expect("it is legal"));
+    let kept = Arc::new(kept(model, options.steps).expect("it is legal"));
     let (dense_sizes, kept_sizes) = (sizes(model, n), sizes(&kept, n));
     let case = single_precision(case_of(model, &dense_sizes, options));
     let other = moved(&case, &kept, &kept_sizes);
@@ -211,7 +216,7 @@ fn machine_code_agrees() {
 fn the_gradients_of_models_of_events_are_right() {
     let models = legal().into_iter().map(|(n, m)| (n.to_owned(), m)).chain(library());
     for (name, model) in models {
-        let kept = Arc::new(events::rewrite(&model, 8).expect("it is legal"));
+        let kept = Arc::new(kept(&model, 8).expect("it is legal"));
         let sizes = sizes(&kept, 4);
         let report = gradcheck::check(&kept, &sizes, &Options { state_scale: 0.3, ..Options::default() });
         assert!(report.dot_error < 1e-9, "{name}: dot product {:e}", report.dot_error);
@@ -225,7 +230,7 @@ fn the_gradients_of_models_of_events_are_right() {
 #[test]
 fn what_needs_its_matrix_is_told_why() {
     let check = |model: &Model, expected: &[(&str, &str)]| {
-        let legality = events::legality(model);
+        let legality = events::legality(model, Prefer::Auto);
         assert!(legality.states.is_empty(), "{}: {:?}", model.name, legality.states);
         let found: Vec<(&str, &str)> = legality
             .refused

@@ -86,6 +86,9 @@ pub(crate) struct Load {
     /// Steps between checkpoints of the plastic matrices [default: the square root of the steps].
     #[arg(long, value_parser = positive, value_name = "STEPS")]
     pub(crate) checkpoint_every: Option<usize>,
+    /// How plastic matrices are kept [default: auto for a plan, dense for the other stages].
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(crate) prefer: Option<Prefer>,
 }
 
 /// `bpmc compile`
@@ -167,6 +170,17 @@ pub(crate) struct Gradcheck {
     /// What gives the gradients under test.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub(crate) backend: Backend,
+}
+
+/// How plastic matrices are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Prefer {
+    /// As the estimate says, where both are possible.
+    Auto,
+    /// As matrices.
+    Dense,
+    /// As the events that made them, where that is possible.
+    Events,
 }
 
 /// What the code is for.

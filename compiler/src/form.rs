@@ -10,22 +10,11 @@ use crate::ir::{SizeError, Sizes};
 use crate::loops::body::BodyOp;
 use crate::loops::{Access, Effect, Extent, LANES, LowerOptions, Nest, Program, WIDEST, lower};
 use crate::model::Model;
+pub use crate::model::Prefer;
 use crate::passes::events::{self, Legality};
 use crate::{autodiff, passes};
 use serde::Serialize;
 use std::collections::BTreeMap;
-
-/// Which form is wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Prefer {
-    /// The one that takes less time, by estimate.
-    #[default]
-    Auto,
-    /// Matrices.
-    Dense,
-    /// Events, wherever they are legal.
-    Events,
-}
 
 /// The form that is taken, and why.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -75,20 +64,32 @@ pub fn choose(
     steps: usize,
     prefer: Prefer,
 ) -> Result<(Option<Model>, Form), SizeError> {
-    let Legality { states, refused } = events::legality(model);
+    let Legality { states, refused } = events::legality(model, prefer);
     let name = |s: &crate::ir::StateId| model.states[s.index()].name.clone();
     let mut form = Form {
         events: vec![],
         legal: states.iter().map(name).collect(),
         refused: refused.iter().map(|(s, why)| (name(s), why.clone())).collect(),
         estimate: None,
-        asked: prefer != Prefer::Auto && !states.is_empty(),
+        asked: false,
     };
+    let wanted = |s: &crate::ir::StateId| model.states[s.index()].prefer == Prefer::Events;
+    let prefer = match prefer {
+        Prefer::Auto if states.iter().any(wanted) => Prefer::Events,
+        prefer => prefer,
+    };
+    form.asked = prefer != Prefer::Auto && !states.is_empty();
     if prefer == Prefer::Dense {
         return Ok((None, form));
     }
-    let Some(kept) = events::rewrite(model, steps) else { return Ok((None, form)) };
-    let sizes = [Sizes::bind(&model.axes, bound)?, Sizes::bind(&kept.axes, bound)?];
+    let Some(kept) = events::rewrite(model, &states, steps) else { return Ok((None, form)) };
+    let sizes = Sizes::bind(&model.axes, bound)?;
+    let kept_sizes = match (Sizes::bind(&kept.axes, bound), prefer) {
+        (Ok(sizes), _) => sizes,
+        (Err(_), Prefer::Auto) => return Ok((None, form)),
+        (Err(e), _) => return Err(e),
+    };
+    let sizes = [sizes, kept_sizes];
     let times = [(model, &sizes[0]), (&kept, &sizes[1])].map(|(m, s)| estimate(m, s, steps));
     form.estimate = Some((times[0], times[1]));
     if prefer == Prefer::Auto && times[0] <= times[1] {

@@ -10,6 +10,7 @@ use cli::{
 };
 use compiler::check::{Checked, check};
 use compiler::doc;
+use compiler::form::{self, Prefer};
 use compiler::gradcheck::Options;
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::Model;
@@ -177,8 +178,17 @@ fn compile(args: &Compile, voice: Voice) -> Done {
             );
         }
     }
-    let loaded = load(&args.subject, voice)?;
+    let mut loaded = load(&args.subject, voice)?;
     let usage = usage(&args.load, None);
+    match prefer(&args.load, Prefer::Dense) {
+        Prefer::Dense => {}
+        prefer => {
+            let (kept, form) =
+                form::choose(&loaded.model, &loaded.bound, usage.steps, prefer).map_err(StageError::from)?;
+            form.reasons().iter().for_each(|r| say(r));
+            loaded.model = kept.map_or(loaded.model, Arc::new);
+        }
+    }
     let subject = loaded.subject(&usage);
     let mut wanted: Vec<Stage> = args.emit.iter().flat_map(|e| of_word(*e)).collect();
     if args.emit.is_empty() && args.out.is_some() {
@@ -299,7 +309,7 @@ fn document(args: &Doc, voice: Voice) -> Done {
 fn plan(args: &Plan, voice: Voice) -> Done {
     let loaded = load(&args.subject, voice)?;
     let usage = usage(&args.load, args.memory);
-    let plan = stages::planned(&loaded.subject(&usage))?;
+    let plan = stages::planned_as(&loaded.subject(&usage), prefer(&args.load, Prefer::Auto))?;
     match voice.format {
         Format::Json => {
             let mut value = serde_json::to_value(&plan).map_err(|e| Failure::usage(e.to_string()))?;
@@ -392,6 +402,15 @@ fn pick(mut models: Vec<Model>, name: Option<&str>, path: &Path) -> Result<Model
                 .help(format!("choose one: --spec {}", names[0])))
         }
         None => models.pop().ok_or_else(|| Failure::usage(format!("{file} has no spec, only rules"))),
+    }
+}
+
+fn prefer(load: &Load, usual: Prefer) -> Prefer {
+    match load.prefer {
+        None => usual,
+        Some(cli::Prefer::Auto) => Prefer::Auto,
+        Some(cli::Prefer::Dense) => Prefer::Dense,
+        Some(cli::Prefer::Events) => Prefer::Events,
     }
 }
 

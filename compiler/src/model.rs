@@ -231,8 +231,22 @@ pub struct State {
     pub init: Init,
     /// When it returns to that value.
     pub reset: ResetPolicy,
+    /// How it is kept, if it is a matrix.
+    pub prefer: Prefer,
     /// Where it is declared.
     pub span: Span,
+}
+
+/// Which form of a plastic matrix is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prefer {
+    /// What the spec says, else the one that takes less time, by estimate.
+    #[default]
+    Auto,
+    /// A matrix.
+    Dense,
+    /// The events that made it, wherever that is legal.
+    Events,
 }
 
 /// When a state returns to its initial value.

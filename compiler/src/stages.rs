@@ -1,6 +1,7 @@
 //! The stages of the compiler as text: what `bpmc compile --emit` prints.
 
 use crate::back::BackError;
+use crate::form::{self, Prefer};
 use crate::ir::{Shape, SizeError, Sizes};
 use crate::loops::plan::{self, Plan, Use, Write};
 use crate::loops::{LowerOptions, Program, lower};
@@ -143,6 +144,7 @@ fn lowered(model: &Model, sizes: &Sizes, options: LowerOptions) -> Result<Progra
         ("parameters", program.params_len),
         ("gradients", program.grads_len),
         ("matrix states", program.matrices_len.max(program.carry_len)),
+        ("logs of events", program.log_len.max(program.log_bar_len)),
         ("frame", program.frame_len.max(program.adjoint_len)),
         ("scratch", program.scratch_len),
     ];
@@ -200,21 +202,42 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
     })
 }
 
-/// The cost of training a model.
+/// The cost of training a model with its matrices.
 ///
 /// # Errors
 /// [`StageError`] if sizes are missing or too large.
 pub fn planned(subject: &Subject<'_>) -> Result<Plan, StageError> {
+    let plan = planned_for(subject, subject.model)?;
+    Ok(Plan { writes: writes(subject.model), ..plan })
+}
+
+/// The cost of training a model in the form that is preferred.
+///
+/// # Errors
+/// [`StageError`] if sizes are missing or too large.
+pub fn planned_as(subject: &Subject<'_>, prefer: Prefer) -> Result<Plan, StageError> {
     let model = subject.model;
+    let sizes = bind(model, subject.bound)?;
+    let (kept, form) = form::choose(model, subject.bound, subject.usage.steps, prefer)?;
+    let plan = planned_for(subject, kept.as_ref().unwrap_or(model))?;
+    let (matrix_bytes, dense_bytes) = plan::dense(model, &sizes, subject.usage);
+    let form = Some(form).filter(|f| !f.legal.is_empty() || !f.refused.is_empty());
+    Ok(Plan { writes: writes(model), form, matrix_bytes, dense_bytes, ..plan })
+}
+
+fn writes(model: &Model) -> Vec<Write> {
+    let remarks = check::remarks(model).into_iter().filter(|d| d.code == check::codes::WRITE_CLASS);
+    remarks.map(|d| Write { class: d.message, means: d.notes.join("; ") }).collect()
+}
+
+fn planned_for(subject: &Subject<'_>, model: &Model) -> Result<Plan, StageError> {
     let sizes = bind(model, subject.bound)?;
     let simplified = passes::optimise(model);
     // Training needs no cotangents of inputs.
     let program = lowered(&simplified, &sizes, LowerOptions { input_bars: false })?;
     let prologue = &autodiff::prologue(&simplified);
     let made = plan::Subject { model: &simplified, sizes: &sizes, program: &program, prologue };
-    let remarks = check::remarks(model).into_iter().filter(|d| d.code == check::codes::WRITE_CLASS);
-    let writes = remarks.map(|d| Write { class: d.message, means: d.notes.join("; ") }).collect();
-    Ok(Plan { writes, ..plan::plan(&made, subject.usage) })
+    Ok(plan::plan(&made, subject.usage))
 }
 
 /// The syntax tree of one spec, as the compiler's own notation of data.
@@ -286,7 +309,12 @@ pub(crate) fn state_text(s: &State, model: &Model) -> String {
         ResetPolicy::EveryEpisodes(k) => format!(" every {k} episodes"),
         ResetPolicy::Persist => " persist".to_owned(),
     };
-    format!("{}{}{reset}", format!("{:?}", s.kind).to_lowercase(), init_text(&s.init, model))
+    let form = match s.prefer {
+        Prefer::Auto => "",
+        Prefer::Dense => " dense",
+        Prefer::Events => " events",
+    };
+    format!("{}{}{reset}{form}", format!("{:?}", s.kind).to_lowercase(), init_text(&s.init, model))
 }
 
 /// A range as the spec writes it.

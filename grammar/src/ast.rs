@@ -262,7 +262,7 @@ pub struct StateDeclaration {
     pub initial: Option<Initial>,
     /// `per episode`, `every 3 episodes`, `persist`
     pub reset: Option<Reset>,
-    /// Other words: `unbounded`.
+    /// Other words: `unbounded`, `dense`, `events`.
     pub attributes: Vec<Attribute>,
     /// From the name to the last word.
     pub span: Span,

@@ -7,7 +7,7 @@ use super::initial::Place;
 use super::names::Symbol;
 use super::parameters::learned_start;
 use crate::ir::{InputId, Shape, StateId};
-use crate::model::{ConstExpr, Init, Input, ResetPolicy, Role, State};
+use crate::model::{ConstExpr, Init, Input, Prefer, ResetPolicy, Role, State};
 use grammar::ast::{Ident, Initial, Reset, StateDeclaration, StateKind, StatementKind, Variable};
 use grammar::diag::{Diagnostic, did_you_mean};
 
@@ -140,8 +140,24 @@ impl<'a> Checker<'a> {
         doc: &[String],
     ) {
         let reset = self.reset(d.reset.as_ref());
+        let mut prefer = Prefer::Auto;
         for attribute in &d.attributes {
             match attribute.word.name.as_str() {
+                "dense" | "events" if matches!(shape, None | Some(Shape::Matrix { .. })) => {
+                    let events = attribute.word.name == "events";
+                    prefer = if events { Prefer::Events } else { Prefer::Dense };
+                }
+                word @ ("dense" | "events") => {
+                    self.report(
+                        Diagnostic::error(
+                            codes::BAD_DECLARATION,
+                            format!("only a matrix of connections can be `{word}`"),
+                            attribute.word.span,
+                            "other states are always kept as they are",
+                        )
+                        .help("remove the word"),
+                    );
+                }
                 "unbounded" if kind == StateKind::Plastic => {
                     self.facts.unbounded.insert(StateId(self.states.len() as u32));
                 }
@@ -157,7 +173,7 @@ impl<'a> Checker<'a> {
                     );
                 }
                 _ => {
-                    self.unknown_attribute(attribute, &["unbounded", "persist"]);
+                    self.unknown_attribute(attribute, &["unbounded", "dense", "events", "persist"]);
                 }
             }
         }
@@ -172,6 +188,7 @@ impl<'a> Checker<'a> {
             shape,
             init: init.unwrap_or(Init::Constant(ConstExpr::Number(0.0))),
             reset: reset.unwrap_or(ResetPolicy::EveryEpisodes(1)),
+            prefer,
             span: d.variable.span,
         };
         self.states.push(state);

@@ -12,6 +12,7 @@
 //! Not counted are the program with its machine code, and what a matrix product packs.
 
 use super::{Extent, Program, Steps};
+use crate::form::Form;
 use crate::ir::{Function, Op, Shape, Sizes, Source, Value};
 use crate::model::{Init, Model, ResetPolicy, State};
 use serde::Serialize;
@@ -217,6 +218,9 @@ pub struct Plan {
     pub memory: Option<u64>,
     /// The classes of the writes, where the checker has said them.
     pub writes: Vec<Write>,
+    /// How plastic matrices are kept, where that was decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub form: Option<Form>,
     /// Going forward.
     pub forward: Sweeps,
     /// Rebuilding states going backward.
@@ -260,8 +264,7 @@ pub fn plan(subject: &Subject<'_>, usage: &Use) -> Plan {
     let intervals = if program.matrices_len == 0 { vec![chosen] } else { intervals(usage.steps, chosen) };
     let taken = choice(chosen);
     let learned = model.params.iter().filter(|p| p.learned).map(|p| sizes.count(p.shape));
-    let matrix_bytes = matrix_elements(model, sizes).saturating_mul(4);
-    let moments = (usage.batch as u64).saturating_mul(usage.steps as u64 + 1);
+    let (matrix_bytes, dense_bytes) = dense(model, sizes, usage);
     Plan {
         spec: model.name.clone(),
         axes: named_sizes(model, sizes),
@@ -274,17 +277,25 @@ pub fn plan(subject: &Subject<'_>, usage: &Use) -> Plan {
         tape: tape_items(program, usage.steps, chosen, ends),
         tape_bytes: taken.tape,
         total_bytes: taken.total,
-        dense_bytes: matrix_bytes.saturating_mul(moments),
+        dense_bytes,
         matrix_bytes,
         choices: intervals.into_iter().map(choice).collect(),
         checkpoint_every: chosen,
         fits: usage.memory.map(|m| taken.total <= m),
         memory: usage.memory,
         writes: vec![],
+        form: None,
         forward: sweeps(&program.forward),
         replay: sweeps(&Steps { step: program.replay.clone(), ..Steps::default() }),
         backward: sweeps(&program.backward),
     }
+}
+
+/// Bytes of the matrix states of a row, and of those of all rows and steps.
+pub fn dense(model: &Model, sizes: &Sizes, usage: &Use) -> (u64, u64) {
+    let matrix_bytes = matrix_elements(model, sizes).saturating_mul(4);
+    let moments = (usage.batch as u64).saturating_mul(usage.steps as u64 + 1);
+    (matrix_bytes, matrix_bytes.saturating_mul(moments))
 }
 
 fn named_sizes(model: &Model, sizes: &Sizes) -> Vec<(String, usize)> {
@@ -545,6 +556,10 @@ impl Plan {
         {
             text.push_str(&format!("  {name:<9} {}{}\n", sweeps.count, sweeps.reason()));
         }
+        if let Some(form) = &self.form {
+            text.push_str("\nhow plastic matrices are kept\n");
+            form.reasons().iter().for_each(|r| text.push_str(&format!("  {r}\n")));
+        }
         if !self.writes.is_empty() {
             text.push_str("\nwrites\n");
         }
@@ -555,7 +570,7 @@ impl Plan {
     }
 
     fn table(&self) -> String {
-        if self.matrix_bytes == 0 {
+        if self.choices.iter().all(|c| c.replayed == 0) {
             return String::new();
         }
         let mut text = "\ncheckpoints\n".to_owned();

@@ -29,7 +29,7 @@
 //! at entries one by one (a clip, a norm, a coefficient per synapse) needs the matrix itself.
 
 use crate::ir::{Axis, Binary, Builder, Linear, Op, Shape, Sink, Sizes, Source, StateId, Type, Unary, Value};
-use crate::model::{ConstExpr, Events, Init, Kept, Model, ResetPolicy, State};
+use crate::model::{ConstExpr, Events, Init, Kept, Model, Prefer, ResetPolicy, State};
 use grammar::ast::StateKind;
 use std::collections::BTreeSet;
 
@@ -42,14 +42,17 @@ pub struct Legality {
     pub refused: Vec<(StateId, String)>,
 }
 
-/// Which matrix states of a model events can replace.
-pub fn legality(model: &Model) -> Legality {
+/// Which matrix states of a model events can replace. What the spec wants to keep as a matrix counts
+/// unless the user prefers events.
+pub fn legality(model: &Model, prefer: Prefer) -> Legality {
     let mut found = Legality::default();
     let lasting = model.states.iter().find(|s| s.reset != ResetPolicy::EveryEpisodes(1));
     for (k, state) in model.states.iter().enumerate() {
         if matches!(state.shape, Shape::Matrix { .. }) {
             let s = StateId(k as u32);
-            match unsuitable(state, lasting) {
+            let dense = prefer == Prefer::Auto && state.prefer == Prefer::Dense;
+            let dense = dense.then(|| "the spec says `dense`".to_owned());
+            match dense.or_else(|| unsuitable(state, lasting)) {
                 Some(why) => found.refused.push((s, why)),
                 None => found.states.push(s),
             }
@@ -81,15 +84,14 @@ fn unsuitable(state: &State, lasting: Option<&State>) -> Option<String> {
     }
 }
 
-/// The model with its matrix states as events, with room for `steps` of them; `None` if no matrix
-/// state can be replaced.
-pub fn rewrite(model: &Model, steps: usize) -> Option<Model> {
-    let states = legality(model).states;
+/// The model with these matrix states ([`Legality::states`]) as events, with room for `steps` of them;
+/// `None` if there are no such states.
+pub fn rewrite(model: &Model, states: &[StateId], steps: usize) -> Option<Model> {
     if states.is_empty() {
         return None;
     }
-    let outline = Pass::new(model, &states).outline().ok()?;
-    Some(Pass::new(model, &states).rewrite(&outline, capacity(steps)))
+    let outline = Pass::new(model, states).outline().ok()?;
+    Some(Pass::new(model, states).rewrite(&outline, capacity(steps)))
 }
 
 /// The matrix that events stand for, from the states of a row.
@@ -340,7 +342,8 @@ impl<'m> Pass<'m> {
         let span = self.model.states[self.replaced[0].index()].span;
         let init = Init::Constant(ConstExpr::Number(start));
         let reset = ResetPolicy::EveryEpisodes(1);
-        State { name, doc: vec![], kind: StateKind::State, shape, init, reset, span }
+        let (doc, kind, prefer) = (vec![], StateKind::State, Prefer::Auto);
+        State { name, doc, kind, shape, init, reset, prefer, span }
     }
 
     fn lay_out(&self, model: &mut Model, outline: &Outline, axis: Axis) -> Layout {

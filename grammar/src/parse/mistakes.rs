@@ -26,7 +26,7 @@ pub(super) const KEYWORDS: &[&str] = &[
 
 /// Words that follow a declared name.
 pub(super) const CLAUSE_WORDS: &[&str] =
-    &["in", "rank", "gradscale", "tied", "unbounded", "per", "every", "persist", "when"];
+    &["in", "rank", "gradscale", "tied", "unbounded", "dense", "events", "per", "every", "persist", "when"];
 
 /// Words of other languages and papers, with the keyword that says the same here.
 const SYNONYMS: &[(&str, &str)] = &[

@@ -2,6 +2,7 @@
 //! speak only when they can prove what they say from it.
 
 mod flow;
+mod forms;
 mod gradients;
 mod intervals;
 mod numerics;
@@ -40,5 +41,6 @@ pub(super) fn lint(model: &Model, facts: &Facts) -> Vec<Diagnostic> {
     gradients::check(model, &flow, &at_start, &mut found);
     numerics::check(model, facts, &flow, &always, &at_start, &mut found);
     redundancy::check(model, &flow, &mut found);
+    forms::check(model, &mut found);
     found
 }
