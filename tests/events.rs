@@ -3,15 +3,18 @@
 
 mod support;
 
+use compiler::autodiff;
+use compiler::form::{Form, choose};
 use compiler::gradcheck::{self, Case, Options, random_case};
 use compiler::interp::Interpreter;
-use compiler::ir::Sizes;
+use compiler::ir::{self, Sizes};
+use compiler::loops::{self, LowerOptions};
 use compiler::model::{Constraint, Model, Prefer};
 use compiler::passes::events;
-use runtime::engine::{Backend, Engine, EngineOptions};
+use runtime::engine::{Backend, Engine, EngineOptions, Mode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use support::{Worst, all_specs, model_of, run_row, single_precision, spec};
+use support::{Worst, all_specs, feed, model_of, narrow, outputs_at, run_row, single_precision, spec};
 
 /// A network with a plastic matrix, its equations given.
 fn network(declared: &str, equations: &str) -> Arc<Model> {
@@ -251,5 +254,105 @@ fn the_library_has_models_of_events() {
     let found: Vec<String> = library().into_iter().map(|(name, _)| name).collect();
     for name in ["hebb_homogenous", "clark_abbott", "delta_rnn", "deltanet", "hebbff", "recurrent_delta"] {
         assert!(found.iter().any(|f| f == name), "{found:?}");
+    }
+}
+
+/// A model that decides between its forms.
+fn undecided(words: &str) -> Arc<Model> {
+    let equations = "  y' = tanh(Wx @ u + (W + a[j] * H) @ y)\n  H'[j,i] = H + eta * y'[j] * y[i]";
+    network(&format!("  plastic H[N,N] = 0 unbounded {words}"), equations)
+}
+
+fn form(model: &Model, n: usize, steps: usize, prefer: Prefer) -> (bool, Form) {
+    let bound = BTreeMap::from([("I".to_owned(), 17), ("N".to_owned(), n)]);
+    let (kept, form) = choose(model, &bound, steps, prefer).expect("sizes for every axis");
+    assert_eq!(kept.is_some(), !form.events.is_empty());
+    (kept.is_some(), form)
+}
+
+#[test]
+fn the_estimate_the_spec_and_the_user_decide() {
+    let model = undecided("");
+    let taken = |model: &Model, n, steps, prefer| form(model, n, steps, prefer).0;
+    // Few steps of a large network are few events; many steps of a small one are many.
+    assert!(taken(&model, 400, 50, Prefer::Auto));
+    assert!(!taken(&model, 50, 2000, Prefer::Auto));
+    assert!(!taken(&model, 400, 50, Prefer::Dense));
+    assert!(taken(&model, 50, 2000, Prefer::Events));
+    assert!(!taken(&undecided("dense"), 400, 50, Prefer::Auto));
+    assert!(taken(&undecided("dense"), 400, 50, Prefer::Events));
+    assert!(taken(&undecided("events"), 50, 2000, Prefer::Auto));
+    assert!(!taken(&undecided("events"), 50, 2000, Prefer::Dense));
+    let said = form(&model, 400, 50, Prefer::Auto).1.reasons().join("; ");
+    assert!(said.starts_with("`H` kept as events; a step forward and backward: "), "{said}");
+    let said = form(&spec("backpropamine/simple_noclip.bpm"), 9, 5, Prefer::Auto);
+    assert!(said.1.reasons()[0].contains("`alpha` has a number for every synapse"), "{:?}", said.1);
+}
+
+#[test]
+fn printed_models_of_events_read_back() {
+    for (name, model) in library() {
+        let model = compiler::passes::optimise(&kept(&model, 40).expect("it is legal"));
+        let sizes = sizes(&model, 5);
+        for (f, what) in [(&model.step, "step"), (&autodiff::step(&model), "adjoint")] {
+            let text = ir::print(f, &model, what);
+            assert_eq!(
+                ir::parse(&text, &model).map(|(_, f)| ir::print(&f, &model, what)),
+                Ok(text),
+                "{name}"
+            );
+        }
+        let options = LowerOptions { input_bars: true };
+        let program = loops::lower(&model, &sizes, &autodiff::step(&model), options);
+        assert_eq!(loops::verify(&program), Ok(()), "{name}");
+        assert_eq!(loops::parse(&loops::print(&program)), Ok(program), "{name}");
+    }
+}
+
+#[test]
+fn inference_gives_the_outputs_of_training() {
+    let model = Arc::new(kept(&undecided(""), 40).expect("it is legal"));
+    let sizes = sizes(&model, 9);
+    let engine = Engine::new(model.clone(), sizes.clone(), Backend::fastest(), &EngineOptions::default());
+    let engine = engine.expect("it compiles");
+    let options = Options { steps: 100, reset_at: Some(36), seed: 2, ..Options::default() };
+    let case = case_of(&model, &sizes, &options);
+    let params: Vec<Vec<f32>> = case.params.iter().map(|p| narrow(p)).collect();
+    let bound = engine.bind(&params).expect("parameters fit");
+    let run = |mode: Mode| -> Vec<Vec<f32>> {
+        let mut tape = engine.tape(options.steps, mode);
+        let mut outputs = vec![];
+        // Twice, so that the second row finds what the first has left.
+        for _ in 0..2 {
+            outputs.clear();
+            bound.begin(&mut tape, None);
+            for (t, inputs) in case.sequence.inputs.iter().enumerate() {
+                if t > 0 && t % 36 == 0 {
+                    bound.reset(&mut tape, None);
+                }
+                feed(&bound, &mut tape, inputs);
+                bound.step(&mut tape);
+                outputs.extend(outputs_at(&bound, &tape, t));
+            }
+        }
+        outputs
+    };
+    assert_eq!(run(Mode::Infer), run(Mode::Train));
+}
+
+#[test]
+fn a_full_log_takes_no_more() {
+    let model = Arc::new(kept(&undecided(""), 32).expect("it is legal"));
+    for backend in [Backend::fastest(), Backend::Interp] {
+        let steps = |steps| {
+            let (model, sizes) = (model.clone(), sizes(&model, 3));
+            move || {
+                let engine = Engine::new(model.clone(), sizes.clone(), backend, &EngineOptions::default());
+                let options = Options { steps, ..Options::default() };
+                run_row(&engine.expect("it compiles"), &case_of(&model, &sizes, &options));
+            }
+        };
+        assert!(std::panic::catch_unwind(steps(32)).is_ok(), "{backend:?}: there is room for 32 steps");
+        assert!(std::panic::catch_unwind(steps(33)).is_err(), "{backend:?}: there is room for 32 steps");
     }
 }

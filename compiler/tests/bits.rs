@@ -1,11 +1,12 @@
 //! Machine code gives the bits that the loop IR means: every routine of every spec of the library, on
-//! memory full of random numbers.
+//! memory full of random numbers; where a spec can be kept as events, in this form too.
 
 use compiler::back::{Target, x64};
 use compiler::ir::Sizes;
 use compiler::loops::eval::{Memory, run};
-use compiler::loops::{self, Base, LANES, LowerOptions, NAMES, Program};
-use compiler::model::Model;
+use compiler::loops::{self, Base, LANES, LIVE, LowerOptions, NAMES, Program};
+use compiler::model::{Model, Prefer};
+use compiler::passes::events;
 use compiler::{autodiff, passes};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -86,16 +87,37 @@ fn compare(target: Target, widest: usize) {
             for k in 0..NAMES.len() {
                 // SAFETY: the entries have this signature, and the code lives as long as `kernels`.
                 let entry = unsafe { std::mem::transmute::<*const u8, Entry>(kernels.entries[k]) };
-                numbers += compare_routine(&format!("{} {n}", model.name), &program, k, entry);
+                numbers += compare_routine(&format!("{} {n}", model.name), &program, k, 1, entry);
             }
         }
     }
     assert!(numbers > 1_000_000, "only {numbers} numbers were compared");
 }
 
-fn compare_routine(name: &str, program: &Program, k: usize, entry: Entry) -> usize {
+/// The same for models of events, with logs that are nearly empty, filled in part, and full.
+fn compare_events(target: Target) {
+    let mut numbers = 0usize;
+    for model in models() {
+        let states = events::legality(&model, Prefer::Events).states;
+        let Some(model) = events::rewrite(&model, &states, 90) else { continue };
+        for n in [1, 6, 31] {
+            let program = program(&model, n, loops::WIDEST);
+            assert!(!program.logs.is_empty(), "{} has logs", model.name);
+            let kernels = target.compile(&program).expect("it compiles");
+            for (k, live) in (0..NAMES.len()).flat_map(|k| [1, 32, 33, 96].map(|live| (k, live))) {
+                // SAFETY: the entries have this signature, and the code lives as long as `kernels`.
+                let entry = unsafe { std::mem::transmute::<*const u8, Entry>(kernels.entries[k]) };
+                numbers += compare_routine(&format!("{} {n} {live}", model.name), &program, k, live, entry);
+            }
+        }
+    }
+    assert!(numbers > 1_000_000, "only {numbers} numbers were compared");
+}
+
+fn compare_routine(name: &str, program: &Program, k: usize, live: usize, entry: Entry) -> usize {
     let (starts, len) = regions(program);
-    let start = fill(len, (len + k) as u64);
+    let mut start = fill(len, (len + k) as u64);
+    start[starts[Base::Scratch.slot()] + LIVE] = f32::from_bits(live as u32);
     let (mut meant, mut found) = (start.clone(), start);
     let routine = loops::routines(program)[k];
     run(routine, &mut Memory { cells: &mut meant, starts, widest: program.widest });
@@ -114,6 +136,7 @@ fn compare_routine(name: &str, program: &Program, k: usize, entry: Entry) -> usi
 #[test]
 fn cranelift_gives_the_bits_of_the_loop_ir() {
     compare(Target::Cranelift, loops::WIDEST);
+    compare_events(Target::Cranelift);
 }
 
 #[test]
@@ -125,4 +148,5 @@ fn x64_gives_the_bits_of_the_loop_ir() {
     for widest in [1, 3, loops::WIDEST] {
         compare(Target::X64, widest);
     }
+    compare_events(Target::X64);
 }
