@@ -242,6 +242,30 @@ fn gradients_are_judged() {
 }
 
 #[test]
+fn plans_say_how_matrices_are_kept() {
+    let ended = bpmc(&with_sizes(&["plan", RETROACTIVE]));
+    assert!(
+        ended.out.contains("`H` needs its matrix: `alpha` has a number for every synapse"),
+        "{}",
+        ended.out
+    );
+    assert!(ended.out.contains("`E` needs its matrix: `H`, which needs its matrix, takes it up"));
+    let events = RETROACTIVE.replace(".bpm", "_events.bpm");
+    let sizes = ["--axis", "I=17", "--axis", "A=4", "--axis", "N=200"];
+    let plan = |more: &[&str]| bpmc(&[&["plan", &events], &sizes[..], more].concat()).out;
+    let few = plan(&["--steps", "50"]);
+    assert!(few.contains("`H`, `E` kept as events\n") && few.contains("logs of events"), "{few}");
+    assert!(few.contains("us with matrices, ") && few.contains("us with events, by estimate"));
+    let many = plan(&["--steps", "5000"]);
+    assert!(many.contains("`H`, `E` kept as matrices\n") && !many.contains("logs of events"), "{many}");
+    assert!(plan(&["--steps", "5000", "--prefer", "events"]).contains("kept as events, as asked for"));
+    assert!(plan(&["--steps", "50", "--prefer", "dense"]).contains("kept as matrices, as asked for"));
+    let emit = ["compile", &events, "--emit", "step", "--prefer", "events", "--steps", "50"];
+    let ended = bpmc(&[&emit, &sizes[..]].concat());
+    assert!(ended.out.contains("state events.log0 ="), "{}{}", ended.out, ended.err);
+}
+
+#[test]
 fn a_gradient_that_is_zero_needs_an_explanation() {
     let explained = b"spec x {\n  in u\n  learn w = 1, v = 1\n  out y = stopgrad(w) * u + v\n}\n";
     let ended = bpmc_with(explained, &["gradcheck", "-"]);

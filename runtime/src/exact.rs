@@ -598,6 +598,44 @@ mod tests {
     }
 
     #[test]
+    fn events_give_what_matrices_give() {
+        let text = SPEC
+            .replace("clip(H + m * y'[j] * y[i], -1, 1)", "H + m * y'[j] * y[i]")
+            .replace("alpha * H", "alpha[j] * H")
+            .replace("learn W[N,N], alpha[N,N]", "learn W[N,N], alpha[N]")
+            .replace("plastic H[N,N] = 0", "plastic H[N,N] = 0 unbounded");
+        let spec = crate::spec::compile("s.bpm", text, None).unwrap_or_else(|e| panic!("{e:?}"));
+        let given = || {
+            let mut g = Given { cotangents: cotangents(), ..given() };
+            g.params.1.insert("alpha".into(), wave(&[4], 4.0, 0.9));
+            let mask = (0..12).map(|k| f64::from(u8::from(k == 4))).collect();
+            g.inputs.1.insert("reset".into(), Tensor::f64(vec![6, 2], mask));
+            g
+        };
+        let dense = run(&spec, given(), Backend::Interp, Dtype::F64, Prefer::Dense);
+        let dense = dense.unwrap_or_else(|e| panic!("{e}"));
+        for (backend, dtype, tolerance) in [
+            (Backend::Interp, Dtype::F64, 1e-12),
+            (Backend::Interp, Dtype::F32, 1e-5),
+            (Backend::CRANELIFT, Dtype::F32, 1e-5),
+        ] {
+            let found = run(&spec, given(), backend, dtype, Prefer::Events);
+            let found = found.unwrap_or_else(|e| panic!("{e}"));
+            let expected: Vec<_> = dense.keys().filter(|k| *k != "grad.init.H").collect();
+            assert_eq!(found.keys().collect::<Vec<_>>(), expected);
+            for (name, tensor) in &found {
+                assert_eq!(tensor.shape, dense[name].shape, "{name}");
+                close(&tensor.to_f64(), &dense[name].to_f64(), tolerance);
+            }
+        }
+        assert!(dense["state.H"].to_f64().iter().any(|x| x.abs() > 1e-3));
+        let mut g = given();
+        g.inputs.1.insert("init.H".into(), wave(&[2, 4, 4], 1.0, 1.0));
+        let error = run(&spec, g, Backend::Interp, Dtype::F64, Prefer::Events).expect_err("not zero");
+        assert!(error.message.contains("`init.H` is not zero"), "{}", error.message);
+    }
+
+    #[test]
     fn learned_initial_states_have_gradients_unless_given() {
         let text =
             "spec s {\n  axis N = 3\n  in u[N]\n  state y[N] = learn\n  y' = tanh(0.5 * y + u)\n  out y'\n}";

@@ -180,6 +180,38 @@ fn resumed_runs_have_the_same_bits() -> Outcome {
     p.fails("train r.toml --out nothing --resume", 2, &["`nothing` is no run"])
 }
 
+/// A network of events trains, goes on, and is evaluated, and says in which form it is.
+#[test]
+fn events_train_as_matrices_do() -> Outcome {
+    let p = Place::new()?;
+    let spec = SPEC
+        .replace("alpha * H", "alpha[j] * H")
+        .replace("learn W[N,N], alpha[N,N]", "learn W[N,N], alpha[N]")
+        .replace("clip(H + eta * y'[j] * y[i], -1, 1)", "(1 - eta) * H + eta * y'[j] * y[i]");
+    std::fs::write(p.path("tiny.bpm"), spec)?;
+    p.ok("train r.toml --out whole -q --prefer events --threads 2")?;
+    p.ok("train r.toml --out cut -q --prefer events --updates 7 --threads 1")?;
+    p.ok("train cut --resume --updates 12 -q --threads 3")?;
+    let params = |run: &str| std::fs::read(p.path(run).join("params.safetensors"));
+    assert_eq!(params("whole")?, params("cut")?);
+    assert!(std::fs::read_to_string(p.path("cut/recipe.toml"))?.contains("prefer = \"events\""));
+    p.ok("train r.toml --out dense -q --prefer dense")?;
+    let scores = |args: &str| -> Result<f64, Box<dyn std::error::Error>> {
+        let report: serde_json::Value = serde_json::from_str(&p.ok(args)?)?;
+        Ok(report["scores"]["return"]["mean"].as_f64().unwrap_or(f64::NAN))
+    };
+    let (events, dense) = (scores("eval whole --json")?, scores("eval dense --json")?);
+    assert!((events - dense).abs() < 0.2, "{events} and {dense}");
+    let other = scores("eval whole --json --prefer dense")?;
+    assert!((events - other).abs() < 0.2, "{events} and {other}");
+    let bench = "bench tiny.bpm --axis I=3 --axis A=2 --batch 2 --steps 9 --repeat 1";
+    assert!(p.ok(&format!("{bench} --prefer events"))?.contains("`H` kept as events, as asked for"));
+    assert!(p.ok(&format!("{bench} --prefer dense"))?.contains("`H` kept as matrices, as asked for"));
+    let report: serde_json::Value = serde_json::from_str(&p.ok(&format!("{bench} --json"))?)?;
+    assert_eq!(report["form"]["legal"][0], "H");
+    p.fails(&format!("{bench} --prefer lists"), 2, &["auto", "dense", "events"])
+}
+
 /// Sizes that no machine has the memory for: nothing may be allocated on the way to the message.
 #[test]
 fn what_does_not_fit_is_refused_at_once() -> Outcome {
