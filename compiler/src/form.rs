@@ -2,13 +2,13 @@
 //!
 //! [`crate::passes::events`] says what is legal; here it is decided what is faster. Both forms are
 //! lowered, and the time of a step is estimated from their loops: what a matrix nest reads and writes
-//! per element, by the elements that it runs over. A log has half of its events on average. The
-//! numbers were fitted to measurements on one machine (`docs/performance.md`); what counts is their
-//! ratio.
+//! per element, by the elements that it runs over, and dearer the more memory all matrices of a step
+//! take together. A log has half of its events on average. The numbers were fitted to measurements on
+//! one machine (`docs/performance.md`); what counts is the ratio of the two times.
 
 use crate::ir::{SizeError, Sizes};
 use crate::loops::body::BodyOp;
-use crate::loops::{Access, Effect, Extent, LANES, LowerOptions, Nest, Program, WIDEST, lower};
+use crate::loops::{Access, Effect, Extent, LANES, LowerOptions, Nest, Place, WIDEST, lower};
 use crate::model::Model;
 pub use crate::model::Prefer;
 use crate::passes::events::{self, Legality};
@@ -103,9 +103,11 @@ pub fn choose(
 fn estimate(model: &Model, sizes: &Sizes, steps: usize) -> f64 {
     let model = passes::optimise(model);
     let program = lower(&model, sizes, &autodiff::step(&model), LowerOptions { input_bars: false });
-    let steps_of = [&program.forward.step, &program.replay, &program.backward.step];
-    let nests = steps_of.iter().flat_map(|r| &r.nests).map(|n| nest(n, steps)).sum::<f64>();
-    nests + rows(&program)
+    let routines = [&program.forward.step, &program.replay, &program.backward.step];
+    let nests: Vec<&Nest> = routines.iter().flat_map(|r| &r.nests).collect();
+    let far = (NEAR + FAR * footprint(&nests, steps) / f64::from(1 << 20)).min(FARTHEST);
+    let rows: f64 = program.logs.iter().map(|l| 2.0 * MOVE * l.len as f64).sum();
+    nests.iter().map(|n| nest(n, steps, far)).sum::<f64>() + rows
 }
 
 /// Of reading an element of a matrix.
@@ -118,24 +120,44 @@ const OPERATION: f64 = 0.01;
 const NEST: f64 = 5.0;
 /// Of moving an element of a row into a log, or its cotangent out of it.
 const MOVE: f64 = 0.5;
+/// By how much elements of matrices are dearer: at least, for each MiB that they take, and at most.
+const NEAR: f64 = 0.75;
+const FAR: f64 = 0.4;
+const FARTHEST: f64 = 3.0;
 
-fn nest(nest: &Nest, steps: usize) -> f64 {
-    let elements = match nest.extent {
+/// The elements that a nest runs over, on average.
+fn elements(extent: Extent, steps: usize) -> usize {
+    match extent {
         Extent::Scalar => 1,
         Extent::Vector(n) => n,
         Extent::Matrix { post, pre } => post.next_multiple_of(LANES) * pre,
         Extent::Log { post, pre } => (steps / 2 + WIDEST * LANES / 2).min(post) * pre,
-    };
-    let reads = nest.body.loads().filter(|a| matches!(a, Access::Matrix(_))).count();
-    let writes = nest.effects.iter().filter(|e| matches!(e, Effect::Store(Access::Matrix(_), _)));
-    let adds = nest.effects.iter().filter(|e| matches!(e, Effect::Add(Access::Matrix(_), ..))).count();
-    let ops = nest.body.ops.iter().filter(|op| !matches!(op, BodyOp::Const(_) | BodyOp::Load(_)));
-    let ops = ops.count() + nest.effects.len();
-    let element =
-        READ * (reads + adds) as f64 + WRITE * (writes.count() + adds) as f64 + OPERATION * ops as f64;
-    NEST + elements as f64 * element
+    }
 }
 
-fn rows(program: &Program) -> f64 {
-    program.logs.iter().map(|l| 2.0 * MOVE * l.len as f64).sum()
+fn nest(nest: &Nest, steps: usize, far: f64) -> f64 {
+    let reads = nest.body.loads().filter(|a| matches!(a, Access::Matrix(_))).count();
+    let stored = nest.effects.iter().filter(|e| matches!(e, Effect::Store(Access::Matrix(_), _))).count();
+    let added = nest.effects.iter().filter(|e| matches!(e, Effect::Add(Access::Matrix(_), ..))).count();
+    let ops = nest.body.ops.iter().filter(|op| !matches!(op, BodyOp::Const(_) | BodyOp::Load(_)));
+    let ops = ops.count() + nest.effects.len();
+    let memory = READ * (reads + added) as f64 + WRITE * (stored + added) as f64;
+    NEST + elements(nest.extent, steps) as f64 * far * (memory + OPERATION * ops as f64)
+}
+
+/// Bytes of all matrices that the nests touch.
+fn footprint(nests: &[&Nest], steps: usize) -> f64 {
+    let mut matrices: BTreeMap<Place, usize> = BTreeMap::new();
+    for nest in nests {
+        let written = nest.effects.iter().filter_map(|e| match e {
+            Effect::Store(a, _) | Effect::Add(a, ..) => Some(*a),
+            _ => None,
+        });
+        for access in nest.body.loads().chain(written) {
+            if let Access::Matrix(place) = access {
+                matrices.insert(place, elements(nest.extent, steps));
+            }
+        }
+    }
+    4.0 * matrices.values().sum::<usize>() as f64
 }
