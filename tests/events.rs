@@ -77,10 +77,27 @@ fn legal() -> Vec<(&'static str, Arc<Model>)> {
             ),
         ),
         (
+            "beside a clipped matrix",
+            network(
+                &format!("{plain}\n  plastic K[N,N] = 0"),
+                "  y' = tanh(Wx @ u + (W + a[j] * H + K) @ y)\n  H'[j,i] = H + eta * y'[j] * y[i]\n  \
+                 K'[j,i] = clip(K + eta * y'[j] * y[i], -0.2, 0.2)",
+            ),
+        ),
+        (
+            "two kinds of products",
+            network(
+                &traced.replace("trace E[N,N] = 0", "trace E[N,N] = 0\n  trace x[N] = 0"),
+                "  x' = 0.8 * x + 0.2 * y\n  y' = tanh(Wx @ u + (W + a[j] * H - 0.3 * E) @ y)\n  \
+                 H'[j,i] = 0.9 * H + 0.2 * E + y'[j] * x[i] - y[j] * x[i]\n  \
+                 E'[j,i] = 0.7 * E - 0.1 * H + eta * x[j] * y[i]",
+            ),
+        ),
+        (
             "held",
             network(
                 plain,
-                "  y' = tanh(Wx @ u + (W + H) @ y)\n  H'[j,i] = where(reward > 0, H + y'[j] * y[i], 0.5 * H)",
+                "  y' = tanh(Wx @ u + (W + H) @ y)\n  H'[j,i] = where(reward > 0, H + 0.1 * y'[j] * y[i], 0.5 * H)",
             ),
         ),
     ]
@@ -207,7 +224,8 @@ fn machine_code_agrees() {
     let models = legal().into_iter().map(|(n, m)| (n.to_owned(), m)).chain(library());
     for (name, model) in models {
         for backend in [Backend::fastest(), Backend::CRANELIFT] {
-            for (n, steps, reset_at) in [(3, 1, None), (5, 33, Some(9)), (17, 70, Some(33))] {
+            // With n = 32, matrices and logs have the same sizes.
+            for (n, steps, reset_at) in [(3, 1, None), (5, 33, Some(9)), (17, 70, Some(33)), (32, 25, None)] {
                 let options = Options { steps, reset_at, seed: 7, ..Options::default() };
                 compare_machine_code(&name, &model, n, &options, backend);
             }

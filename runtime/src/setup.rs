@@ -31,25 +31,28 @@ pub fn trainer(
     let sizes = bind_sizes(&model, &*recipe.task, &recipe.sizes)?;
     let wiring = Wiring::new(&model, &sizes, &*recipe.task, &recipe.learner)?;
     let options = EngineOptions { input_bars: false, ..EngineOptions::default() };
-    let (kept, form) = form(&model, &sizes, &recipe)?;
-    let (kept, kept_sizes) = kept.unwrap_or_else(|| (Arc::clone(&model), sizes.clone()));
+    let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
     let engine = Engine::new(kept, kept_sizes, backend, &options)?;
     need(&engine, &recipe, threads, mode).check(available())?;
     let params = ParamStore::new(&model, &sizes, recipe.schedule.seed, &recipe.init)?;
     Ok(Trainer::new(spec, recipe, (engine, form), wiring, params, threads))
 }
 
-/// The model with its plastic matrices as events, if that is better, and its sizes.
-fn form(model: &Model, sizes: &Sizes, recipe: &Recipe) -> Result<(Option<(Arc<Model>, Sizes)>, Form), Error> {
+/// The model in its form, with its sizes.
+fn in_form(model: &Arc<Model>, sizes: &Sizes, recipe: &Recipe) -> Result<(Arc<Model>, Sizes, Form), Error> {
     let mut axes = model.axes.clone();
     let known = axes.len() as u32;
     let named = model.axes.named.iter().enumerate().map(|(k, a)| (a.name.clone(), axes.intern_named(k)));
     let bound: BTreeMap<String, usize> =
         named.map(|(name, a)| (name, if a.0 < known { sizes.of(a) } else { 1 })).collect();
     let (kept, form) = compiler::form::choose(model, &bound, recipe.task.steps(), recipe.schedule.prefer)?;
-    let Some(kept) = kept else { return Ok((None, form)) };
-    let sizes = Sizes::bind(&kept.axes, &bound)?;
-    Ok((Some((Arc::new(kept), sizes)), form))
+    match kept {
+        None => Ok((Arc::clone(model), sizes.clone(), form)),
+        Some(kept) => {
+            let sizes = Sizes::bind(&kept.axes, &bound)?;
+            Ok((Arc::new(kept), sizes, form))
+        }
+    }
 }
 
 fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> Need<'a> {
