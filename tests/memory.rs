@@ -5,7 +5,8 @@ mod support;
 
 use compiler::ir::{InputId, OutputId, Sizes};
 use compiler::loops::plan::{Tapes, Use};
-use compiler::model::{Model, ResetPolicy, Role};
+use compiler::model::{Model, Prefer, ResetPolicy, Role};
+use compiler::passes::events;
 use runtime::engine::{Backend, Bound, Engine, EngineOptions, Mode, RowState, Tape};
 use runtime::optim::{Optimiser, Rule, Settings};
 use runtime::params::ParamStore;
@@ -179,6 +180,33 @@ fn plans_are_what_training_takes() {
             if !(0.9..=1.1).contains(&ratio) {
                 wrong.push(line);
             }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn plans_hold_for_events() {
+    let _turn = TURN.lock();
+    reserve_products();
+    let usage = Use {
+        batch: 3,
+        steps: 60,
+        threads: 1,
+        tapes: Tapes::PerThread,
+        checkpoint_every: None,
+        memory: None,
+    };
+    let mut wrong = vec![];
+    for (name, model) in support::all_specs() {
+        let states = events::legality(&model, Prefer::Events).states;
+        let Some(model) = events::rewrite(&model, &states, usage.steps) else { continue };
+        let engine = engine_of(&Arc::new(model), &usage);
+        let (planned, found) = (engine.plan(&usage).total_bytes, measured(&engine, usage));
+        let ratio = planned as f64 / found as f64;
+        println!("{name}: {planned} planned, {found} taken: {ratio:.3}");
+        if !(0.9..=1.1).contains(&ratio) {
+            wrong.push(format!("{name}: {planned} planned, {found} taken: {ratio:.3}"));
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));

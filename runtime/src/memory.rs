@@ -124,7 +124,7 @@ impl Need<'_> {
 fn inference(engine: &Engine, usage: &Use) -> u64 {
     let program = engine.program();
     let tape = TapeSizes::new(program, 2, Some(1));
-    let elements = tape.carry + tape.scratch + 4 * program.frame_len + count_states(engine);
+    let elements = tape.carry + tape.scratch + tape.logs + 4 * program.frame_len + count_states(engine);
     let tapes = usage.threads as u64;
     let params: usize = engine.model().params.iter().map(|p| engine.sizes().count(p.shape)).sum();
     (4 * elements as u64)

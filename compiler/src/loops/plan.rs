@@ -9,6 +9,9 @@
 //! `K + 2` snapshots, the episode `⌈T/K⌉` checkpoints, so their sum is least near `K = √T`. Every
 //! step is replayed exactly once whatever `K` is: the choice trades nothing but memory.
 //!
+//! Logs of events have room for all steps once; a row that is reset on its way takes them again for every
+//! further stretch, up to where that stretch ends.
+//!
 //! Not counted are the program with its machine code, and what a matrix product packs.
 
 use super::{Extent, Program, Steps};
@@ -248,7 +251,7 @@ pub fn plan(subject: &Subject<'_>, usage: &Use) -> Plan {
     let shared = shared(subject, usage);
     let fixed = sum(&shared);
     let tapes = usage.tape_count() as u64;
-    let ends = state_elements(model, sizes).saturating_mul(4);
+    let ends = cotangent_elements(subject).saturating_mul(4);
     let choice = |every: usize| {
         let tape = TapeSizes::new(program, usage.steps, Some(every)).bytes().saturating_add(ends);
         Choice {
@@ -348,6 +351,12 @@ fn state_elements(model: &Model, sizes: &Sizes) -> u64 {
     elements(model.states.iter().map(|s| s.shape), sizes)
 }
 
+/// Elements of the cotangents of a row's states, which logs do not have outside of their tape.
+fn cotangent_elements(subject: &Subject<'_>) -> u64 {
+    let logs: usize = subject.program.logs.iter().map(|l| l.events * l.len).sum();
+    state_elements(subject.model, subject.sizes).saturating_sub(logs as u64)
+}
+
 /// Elements of all values of a function that are no parameters themselves.
 fn evaluated(function: &Function, sizes: &Sizes, wanted: impl Fn(bool) -> bool) -> u64 {
     let counted = |op: &Op| !matches!(op, Op::Load(Source::Param(_)));
@@ -392,7 +401,7 @@ fn binding(subject: &Subject<'_>, params: u64) -> Vec<Item> {
 
 /// While rows run.
 fn running(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
-    let states = state_elements(subject.model, subject.sizes).saturating_mul(usage.busy() as u64);
+    let states = cotangent_elements(subject).saturating_mul(usage.busy() as u64);
     vec![
         partial_sums(subject, usage),
         numbers("states and their cotangents at the ends of a row, one set per thread", 8, states),
