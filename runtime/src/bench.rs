@@ -10,7 +10,7 @@ use crate::memory::{Flags, Need, available};
 use crate::params::{ParamStore, draw};
 use crate::rng::{Address, Domain, Purpose};
 use crate::{parallel, rollout};
-use compiler::ir::{InputId, OutputId, Shape, Sizes};
+use compiler::ir::{OutputId, Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{ConstExpr, Init, Model, Role};
 use serde::Serialize;
@@ -245,12 +245,8 @@ fn run(
         for row in rows {
             let states = data.states[row].clone().map(|states| RowState { states });
             bound.begin(tape, states.as_ref());
-            for step in &data.inputs[row] {
-                for (k, x) in step.iter().enumerate() {
-                    bound.input_mut(tape, InputId(k as u32)).copy_from_slice(x);
-                }
-                bound.step(tape);
-            }
+            let inputs = &data.inputs[row];
+            bound.forward(tape, inputs.len(), &mut |t, input, x| x.copy_from_slice(&inputs[t][input.index()]));
             if backward {
                 for (t, bars) in data.bars.iter().enumerate() {
                     for (k, bar) in bars.iter().enumerate() {

@@ -38,11 +38,15 @@
 //! the first sweep of the next call (its *head*, which reads them), wherever the head's vectors do
 //! not need the tail's sums. A routine therefore exists in three forms: `first` (head alone),
 //! `step` (tail of the call before, then head), and `flush` (tail alone).
+//!
+//! Products that need no state, or feed none, stand in routines of their own, `before` and `after`, since
+//! whoever knows a whole sequence need not take them step by step (`hoist`).
 
 pub mod body;
 mod emit;
 pub mod eval;
 mod fuse;
+mod hoist;
 mod lower;
 mod math;
 mod parse;
@@ -51,6 +55,7 @@ mod print;
 pub mod schedule;
 mod verify;
 
+pub use hoist::{TOGETHER, together};
 pub use lower::{LowerOptions, lower};
 pub use parse::parse;
 pub use print::{NAMES, print, routines};
@@ -147,6 +152,17 @@ impl Access {
             Access::Matrix(p) | Access::Post(p) | Access::Pre(p) | Access::Scalar(p) => p,
         }
     }
+
+    /// The same operand elsewhere.
+    #[must_use]
+    pub fn map(self, f: impl FnOnce(Place) -> Place) -> Access {
+        match self {
+            Access::Matrix(p) => Access::Matrix(f(p)),
+            Access::Post(p) => Access::Post(f(p)),
+            Access::Pre(p) => Access::Pre(f(p)),
+            Access::Scalar(p) => Access::Scalar(f(p)),
+        }
+    }
 }
 
 /// What a nest runs over.
@@ -183,6 +199,19 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// The same effect on another place and other values.
+    #[must_use]
+    pub fn map(&self, to: impl FnOnce(Place) -> Place, value: impl Fn(body::Id) -> body::Id) -> Effect {
+        match self {
+            Effect::Store(a, v) => Effect::Store(a.map(to), value(*v)),
+            Effect::Add(a, v, w) => Effect::Add(a.map(to), value(*v), w.map(value)),
+            Effect::SumPre(p, v, w) => Effect::SumPre(to(*p), value(*v), w.map(value)),
+            Effect::SumPost(p, v, w) => Effect::SumPost(to(*p), value(*v), w.map(value)),
+            Effect::SumAll(p, v, w) => Effect::SumAll(to(*p), value(*v), w.map(value)),
+            Effect::MaxAll(p, v) => Effect::MaxAll(to(*p), value(*v)),
+        }
+    }
+
     /// Where it goes.
     pub fn place(&self) -> Place {
         match self {
@@ -227,15 +256,19 @@ pub struct Routine {
     pub nests: Vec<Nest>,
 }
 
-/// The three forms of a time step; see the module's documentation.
+/// A time step in its three forms, and what can run apart from it; see the module's documentation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Steps {
+    /// What needs no state: for every step, ahead of it.
+    pub before: Routine,
     /// The first step of a sequence (backward: the last one).
     pub first: Routine,
     /// A later step, with what the call before left pending.
     pub step: Routine,
     /// What the last call left pending.
     pub flush: Routine,
+    /// What feeds no state: for every step, after it.
+    pub after: Routine,
 }
 
 impl Steps {

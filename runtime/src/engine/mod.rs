@@ -360,6 +360,30 @@ impl Bound<'_> {
         }
     }
 
+    /// Runs several steps whose inputs are known: the same as a call of [`Bound::step`] for each, bit for
+    /// bit, and faster. `inputs(k, input, x)` fills `x`, which is zero, with an input of the `k`-th of
+    /// these steps.
+    pub fn forward(
+        &self,
+        tape: &mut Tape,
+        steps: usize,
+        inputs: &mut dyn FnMut(usize, InputId, &mut [f32]),
+    ) {
+        match &mut tape.0 {
+            TapeKind::Interp(t) => {
+                for k in 0..steps {
+                    for input in (0..self.engine.model().inputs.len()).map(|n| InputId(n as u32)) {
+                        let x = t.input_mut(input);
+                        x.fill(0.0);
+                        inputs(k, input, x);
+                    }
+                    t.step(self);
+                }
+            }
+            TapeKind::Jit(t) => t.forward(self, steps, inputs),
+        }
+    }
+
     /// How many steps have run since [`Bound::begin`].
     pub fn steps(&self, tape: &Tape) -> usize {
         match &tape.0 {
