@@ -30,13 +30,25 @@ impl Target {
             Target::Cranelift => {
                 let kernels = cranelift::compile(program)?;
                 let (entries, code_bytes) = (kernels.entries, kernels.code_bytes);
-                Kernels { entries, together: None, replay_steps: None, code_bytes, _code: Code::Cranelift(Box::new(kernels)) }
+                Kernels {
+                    entries,
+                    together: None,
+                    replay_steps: None,
+                    code_bytes,
+                    _code: Code::Cranelift(Box::new(kernels)),
+                }
             }
             Target::X64 => {
                 let kernels = x64::compile(program)?;
                 let (entries, code_bytes) = (kernels.entries, kernels.code_bytes);
                 let together = Some(kernels.together);
-                Kernels { entries, together, replay_steps: kernels.replay_steps, code_bytes, _code: Code::X64(kernels) }
+                Kernels {
+                    entries,
+                    together,
+                    replay_steps: kernels.replay_steps,
+                    code_bytes,
+                    _code: Code::X64(kernels),
+                }
             }
         })
     }

@@ -75,9 +75,10 @@ impl Side<'_> {
             Base::Adjoint(_) => !self.is_forward && !matches!(a, Access::Matrix(_)),
             _ => false,
         });
-        let writes = nest.effects.iter().all(|e| {
-            !matches!(e, Effect::Add(..)) && matches!(self.cell(e.place()), Some((0, _)))
-        });
+        let writes = nest
+            .effects
+            .iter()
+            .all(|e| !matches!(e, Effect::Add(..)) && matches!(self.cell(e.place()), Some((0, _))));
         reads && writes
     }
 }
@@ -98,7 +99,8 @@ fn split(steps: &mut Steps, side: &Side<'_>) {
     let early = early(&nests, &others, &movable, side);
     let rest: BTreeSet<usize> = movable.difference(&early).copied().collect();
     let late = late(&nests, &others, &rest, side);
-    let take = |chosen: &BTreeSet<usize>| Routine { nests: chosen.iter().map(|k| nests[*k].clone()).collect() };
+    let take =
+        |chosen: &BTreeSet<usize>| Routine { nests: chosen.iter().map(|k| nests[*k].clone()).collect() };
     (steps.before, steps.after) = (take(&early), take(&late));
     let is_moved = |n: &Nest| steps.before.nests.contains(n) || steps.after.nests.contains(n);
     steps.first.nests.retain(|n| !is_moved(n));
@@ -156,7 +158,9 @@ fn late(nests: &[Nest], others: &[&Nest], movable: &BTreeSet<usize>, side: &Side
             };
             // What a later step reads is no end in itself.
             let is_recalled = |slot: usize| {
-                chosen.iter().any(|n| side.reads(&nests[*n]).iter().any(|(shift, s)| *shift != 0 && *s == slot))
+                chosen
+                    .iter()
+                    .any(|n| side.reads(&nests[*n]).iter().any(|(shift, s)| *shift != 0 && *s == slot))
             };
             let fine = |(_, slot): (i8, usize)| {
                 !is_read(slot)
@@ -187,8 +191,11 @@ fn closure(
 ) -> BTreeSet<usize> {
     let mut found = start;
     loop {
-        let more: Vec<usize> =
-            allowed.iter().copied().filter(|b| !found.contains(b) && found.iter().any(|a| needs(*a, *b))).collect();
+        let more: Vec<usize> = allowed
+            .iter()
+            .copied()
+            .filter(|b| !found.contains(b) && found.iter().any(|a| needs(*a, *b)))
+            .collect();
         if more.is_empty() {
             return found;
         }

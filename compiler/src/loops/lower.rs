@@ -562,13 +562,15 @@ impl<'f> Unit<'f> {
                     self.claim(v, Loc { region: Region::Adjoint, shift: 0, offset });
                 }
                 Sink::BoundaryBar(p) => {
+                    if let Op::Outer(a, b) = self.f.at(v).op {
+                        self.settle(a, memory);
+                        self.settle(b, memory);
+                        continue;
+                    }
                     let offset = memory.gradient(shape, self.sizes, p);
                     self.grad_places.insert(p, offset);
                     if !is_matrix(self.f, v) {
                         self.sums.push((v, offset));
-                    } else if let Op::Outer(a, b) = self.f.at(v).op {
-                        self.settle(a, memory);
-                        self.settle(b, memory);
                     }
                 }
                 _ => {}

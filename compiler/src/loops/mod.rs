@@ -63,6 +63,7 @@ pub use verify::verify;
 
 use crate::ir::Value;
 use body::Body;
+use std::ops::Range;
 
 /// The number of lanes of a vector register in the loop IR.
 pub const LANES: usize = 8;
@@ -457,27 +458,38 @@ impl Tiles {
 impl Program {
     /// Packs a row-major `[post, pre]` matrix; padding becomes zero.
     pub fn pack(&self, post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
-        self.for_each_packed(post, pre, |packed, plain| to[packed] = plain.map_or(0.0, |k| from[k]));
+        for (start, width, rows) in self.packed_tiles(post, pre) {
+            let tile = &mut to[start..start + width * pre];
+            for lane in 0..width {
+                let mut put = |i: usize, x: f32| tile[i * width + lane] = x;
+                match rows.start + lane {
+                    j if j < rows.end => {
+                        let row = &from[j * pre..(j + 1) * pre];
+                        row.iter().enumerate().for_each(|(i, x)| put(i, *x));
+                    }
+                    _ => (0..pre).for_each(|i| put(i, 0.0)),
+                }
+            }
+        }
     }
 
     /// Unpacks into a row-major `[post, pre]` matrix.
     pub fn unpack(&self, post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
-        self.for_each_packed(post, pre, |packed, plain| {
-            if let Some(k) = plain {
-                to[k] = from[packed];
-            }
-        });
-    }
-
-    fn for_each_packed(&self, post: usize, pre: usize, mut visit: impl FnMut(usize, Option<usize>)) {
-        for (first, width) in Tiles::of(post, self.widest).iter() {
-            let start = first * LANES * pre;
-            for i in 0..pre {
-                for lane in 0..width * LANES {
-                    let j = first * LANES + lane;
-                    visit(start + i * width * LANES + lane, (j < post).then_some(j * pre + i));
-                }
+        for (start, width, rows) in self.packed_tiles(post, pre) {
+            let tile = &from[start..start + width * pre];
+            for (lane, j) in rows.enumerate() {
+                let row = to[j * pre..(j + 1) * pre].iter_mut();
+                row.enumerate().for_each(|(i, x)| *x = tile[i * width + lane]);
             }
         }
+    }
+
+    /// Where each tile of a packed matrix starts, how many lanes it has, and which rows of the plain
+    /// matrix lie in its first lanes.
+    fn packed_tiles(&self, post: usize, pre: usize) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
+        Tiles::of(post, self.widest).iter().map(move |(first, width)| {
+            let (first, lanes) = (first * LANES, width * LANES);
+            (first * pre, lanes, first..(first + lanes).min(post))
+        })
     }
 }

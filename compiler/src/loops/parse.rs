@@ -164,11 +164,9 @@ impl Reader {
         })?;
         let mut routines = routines.into_iter();
         let mut next = || routines.next().unwrap_or_default();
-        let forward =
-            Steps { before: next(), first: next(), step: next(), flush: next(), after: next() };
+        let forward = Steps { before: next(), first: next(), step: next(), flush: next(), after: next() };
         let replay = next();
-        let backward =
-            Steps { before: next(), first: next(), step: next(), flush: next(), after: next() };
+        let backward = Steps { before: next(), first: next(), step: next(), flush: next(), after: next() };
         Ok(Program { forward, replay, backward, ..self.program })
     }
 }

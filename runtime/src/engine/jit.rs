@@ -78,9 +78,8 @@ impl Code {
         let replay_steps =
             kernels.replay_steps.map(|p| unsafe { std::mem::transmute::<*const u8, ReplaySteps>(p) });
         // SAFETY: likewise.
-        let together = kernels
-            .together
-            .map(|all| all.map(|p| unsafe { std::mem::transmute::<*const u8, Entry>(p) }));
+        let together =
+            kernels.together.map(|all| all.map(|p| unsafe { std::mem::transmute::<*const u8, Entry>(p) }));
         let empty = routines(program).map(|r| r.nests.is_empty());
         let bytes = kernels.code_bytes;
         let Steps { first, step, flush, .. } = &program.backward;
@@ -197,8 +196,13 @@ impl Grads {
         Grads { packed: Buffer::new(program.grads_len), plain, initial }
     }
 
+    pub(super) fn clear(&mut self) {
+        self.packed.as_mut_slice().fill(0.0);
+        self.plain.values_mut().chain(&mut self.initial).for_each(|x| x.fill(0.0));
+    }
+
     pub(super) fn add_to(
-        self,
+        &self,
         engine: &Engine,
         boundary: &mut BTreeMap<Value, Vec<f64>>,
         initial: &mut [Vec<f64>],
