@@ -309,24 +309,34 @@ fn inference_gives_what_training_gives() {
         let trained = run_in_manner(&engine, &case, Manner::default());
         let bound = engine.bind(&params(&case)).expect("parameters fit");
         let initial = RowState { states: case.sequence.initial.iter().map(|s| narrow(s)).collect() };
-        let mut tape = engine.tape(1, Mode::Infer);
-        // Twice, so that the second time begins on a used tape.
-        for peek in [false, true] {
-            bound.begin(&mut tape, Some(&initial));
-            for (t, inputs) in case.sequence.inputs.iter().enumerate() {
-                if case.sequence.resets[t] {
-                    bound.reset(&mut tape, Some(&initial));
+        for mode in [Mode::Infer, Mode::Forward] {
+            let mut tape = engine.tape(1, mode);
+            // Twice, so that the second time begins on a used tape.
+            for peek in [false, true] {
+                bound.begin(&mut tape, Some(&initial));
+                for (t, inputs) in case.sequence.inputs.iter().enumerate() {
+                    if case.sequence.resets[t] {
+                        bound.reset(&mut tape, Some(&initial));
+                    }
+                    feed(&bound, &mut tape, inputs);
+                    bound.step(&mut tape);
+                    let found = outputs_at(&bound, &tape, t);
+                    assert_eq!(found, trained.outputs[t], "{name}: outputs of step {t}, {mode:?}");
+                    let penalty = bound.penalty(&mut tape, t);
+                    assert_eq!(penalty, trained.penalties[t], "{name}: penalty of step {t}, {mode:?}");
+                    if peek {
+                        bound.state(&mut tape);
+                    }
                 }
-                feed(&bound, &mut tape, inputs);
-                bound.step(&mut tape);
-                let found = outputs_at(&bound, &tape, t);
-                assert_eq!(found, trained.outputs[t], "{name}: outputs of step {t}");
-                assert_eq!(bound.penalty(&mut tape, t), trained.penalties[t], "{name}: penalty of step {t}");
-                if peek {
-                    bound.state(&mut tape);
-                }
+                assert_eq!(bound.state(&mut tape).states, trained.states, "{name}: final states, {mode:?}");
             }
-            assert_eq!(bound.state(&mut tape).states, trained.states, "{name}: final states");
+            // The steps before the reset, all inputs given at once.
+            bound.begin(&mut tape, Some(&initial));
+            let inputs = &case.sequence.inputs;
+            bound.forward(&mut tape, 4, &mut |t, k, x| x.copy_from_slice(&narrow(&inputs[t][k.index()])));
+            for t in if mode == Mode::Infer { 3..4 } else { 0..4 } {
+                assert_eq!(outputs_at(&bound, &tape, t), trained.outputs[t], "{name}: step {t}, {mode:?}");
+            }
         }
     }
 }
@@ -339,7 +349,7 @@ fn inputs_may_be_written_before_a_reset() {
         let expected = run_in_manner(&engine, &case, Manner::default());
         let bound = engine.bind(&params(&case)).expect("parameters fit");
         let initial = RowState { states: case.sequence.initial.iter().map(|s| narrow(s)).collect() };
-        for mode in [Mode::Train, Mode::Infer] {
+        for mode in [Mode::Train, Mode::Forward, Mode::Infer] {
             let mut tape = engine.tape(STEPS, mode);
             bound.begin(&mut tape, Some(&initial));
             for (t, inputs) in case.sequence.inputs.iter().enumerate() {

@@ -91,20 +91,22 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
     let params = ParamStore::new(&model, &sizes, 0, &BTreeMap::new())?;
     let bound = engine.bind(&params.values())?;
     let data = Data::draw(&model, &sizes, job);
-    let mut workers: Vec<Option<Tape>> = (0..job.threads).map(|_| None).collect();
-    let (mut forward, mut both) = (vec![], vec![]);
-    for round in 0..=job.repeat {
-        let alone = time(|| run(&bound, &data, job, &mut workers, None));
-        let all = time(|| {
+    let workers = || (0..job.threads).map(|_| None).collect::<Vec<Option<Tape>>>();
+    let mut tapes = workers();
+    let mut forward: Vec<f64> =
+        (0..=job.repeat).map(|_| time(|| run(&bound, &data, job, &mut tapes, None))).collect();
+    tapes = workers();
+    let both = |_| {
+        time(|| {
             let sums = engine.sums();
-            run(&bound, &data, job, &mut workers, Some(&sums));
+            run(&bound, &data, job, &mut tapes, Some(&sums));
             std::hint::black_box(sums.finish(&bound));
-        });
-        if round > 0 {
-            forward.push(alone);
-            both.push(all);
-        }
-    }
+        })
+    };
+    let mut both: Vec<f64> = (0..=job.repeat).map(both).collect();
+    // The first of each warms up.
+    forward.remove(0);
+    both.remove(0);
     let synapses: usize = model
         .states
         .iter()
@@ -234,9 +236,10 @@ fn random_states(model: &Model, sizes: &Sizes, row: usize) -> Option<Vec<Vec<f32
 /// All rows, forward and perhaps backward.
 fn run(bound: &Bound<'_>, data: &Data, job: &Job, workers: &mut [Option<Tape>], sums: Option<&Sums<'_>>) {
     let engine = bound.engine();
+    let mode = if sums.is_some() { Mode::Train } else { Mode::Forward };
     let chunks = parallel::chunks(job.batch).into_iter().enumerate().collect();
     parallel::run(workers, chunks, |tape, (number, rows)| {
-        let tape = tape.get_or_insert_with(|| engine.tape(job.steps, Mode::Train));
+        let tape = tape.get_or_insert_with(|| engine.tape(job.steps, mode));
         let mut grads = sums.map(Sums::zeros);
         for row in rows {
             let states = data.states[row].clone().map(|states| RowState { states });

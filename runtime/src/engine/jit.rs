@@ -271,7 +271,7 @@ impl Tape {
         let program = &engine.program;
         let frame_count = match mode {
             Mode::Infer => RING,
-            Mode::Train => steps + 2,
+            Mode::Forward | Mode::Train => steps + 2,
         };
         let sizes = TapeSizes::new(program, steps, interval);
         let train = |len: usize| Buffer::new(if mode == Mode::Train { len } else { 0 });
@@ -333,7 +333,9 @@ impl Tape {
         let program = &engine.program;
         self.frame_count = (index + 2).max(self.frame_count * 2);
         self.frames.grow(self.frame_count * program.frame_len);
-        self.adjoint.grow((self.frame_count + 3) * program.adjoint_len);
+        if self.mode == Mode::Train {
+            self.adjoint.grow((self.frame_count + 3) * program.adjoint_len);
+        }
     }
 
     // ------------------------------------------------------------------ states
@@ -496,7 +498,7 @@ impl Tape {
         let matrices = bound.engine.program.matrices_len;
         let first = self.stretches.last().map_or(0, |s| s.first);
         let due = (self.steps - first).is_multiple_of(self.interval);
-        if self.mode == Mode::Infer || matrices == 0 || !due {
+        if self.mode != Mode::Train || matrices == 0 || !due {
             return;
         }
         let start = self.saved.len() * matrices;

@@ -108,6 +108,8 @@ pub enum EngineError {
 pub enum Mode {
     /// Keeps only the current step.
     Infer,
+    /// Keeps the outputs of all steps, and nothing that only the backward pass reads.
+    Forward,
     /// Keeps what the backward pass reads.
     Train,
 }
