@@ -12,7 +12,7 @@
 //! Files are written beside and renamed into place, so a kill at any time leaves a run that can go
 //! on. `run.json` is written last: a folder that has it is complete.
 
-use crate::engine::{Backend, Mode};
+use crate::engine::Backend;
 use crate::error::{Error, Kind};
 use crate::metrics::{Log, Window};
 use crate::recipe::Recipe;
@@ -20,7 +20,7 @@ use crate::rng::fnv1a;
 use crate::spec::{self, Spec};
 use crate::timings::Phase;
 use crate::train::{Outcome, Trainer};
-use crate::{checkpoint, files, setup, tensors};
+use crate::{checkpoint, files, rollout, setup, tensors};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -227,8 +227,8 @@ pub fn load(folder: &Path) -> Result<Stored, Error> {
 /// If it is no run, or has no parameters yet.
 pub fn load_trained(folder: &Path, machine: Machine) -> Result<Trainer, Error> {
     let stored = load(folder)?;
-    let mut trainer =
-        setup::trainer(stored.spec, stored.recipe, machine.backend, machine.threads, Mode::Infer)?;
+    let mode = rollout::mode(&*stored.recipe.task);
+    let mut trainer = setup::trainer(stored.spec, stored.recipe, machine.backend, machine.threads, mode)?;
     let path = folder.join("params.safetensors");
     if !path.exists() {
         let error = Error::usage(format!("`{}` has no parameters yet", folder.display()));
