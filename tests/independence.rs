@@ -8,7 +8,7 @@ use compiler::gradcheck::{Case, Options, random_case};
 use compiler::interp::{Cotangents, Sequence, Tensor};
 use compiler::ir::{InputId, Sizes};
 use compiler::model::Model;
-use runtime::engine::{Backend, Engine, EngineOptions, Mode, RowState};
+use runtime::engine::{Backend, Engine, EngineOptions, KnownRow, Mode, RowState};
 use std::sync::Arc;
 use support::{
     Manner, RowResult, all_specs, bits, feed, files, model_of, narrow, outputs_at, run_in_manner, run_on,
@@ -216,9 +216,31 @@ fn a_sequence_that_is_known_gives_what_its_steps_give() {
                     let at_once = run_in_manner(&engine, &case, Manner { ahead: true, ..Manner::default() });
                     same(&name, "whether inputs are known", &at_once, &by_steps);
                 }
+                let case = case(&model, &sizes, 12, None);
+                let mut expected = case.clone();
+                expected.bars.last.iter_mut().for_each(|x| *x = Arc::new(vec![0.0; x.len()]));
+                let expected = run_in_manner(&engine, &expected, Manner::default()).params;
+                let found = trained_at_once(&engine, &case);
+                assert_eq!(found, expected, "{name}: {backend:?}");
             }
         }
     }
+}
+
+/// The gradients by the one call for rows with known inputs.
+fn trained_at_once(engine: &Engine, case: &Case) -> Vec<Vec<f32>> {
+    let bound = engine.bind(&params(case)).expect("parameters fit");
+    let initial = RowState { states: case.sequence.initial.iter().map(|s| narrow(s)).collect() };
+    let (mut tape, mut grads) = (engine.tape(STEPS, Mode::Train), engine.grads());
+    let row = KnownRow {
+        states: Some(&initial),
+        steps: STEPS,
+        inputs: &mut |t, k, x| x.copy_from_slice(&narrow(&case.sequence.inputs[t][k.index()])),
+        cotangents: &mut |t, k, _, bar| bar.copy_from_slice(&narrow(&case.bars.outputs[t][k.index()])),
+        penalty_bar: case.bars.penalty as f32,
+    };
+    bound.train_step(&mut tape, &mut grads, row);
+    engine.finish(&bound, vec![grads])
 }
 
 #[test]

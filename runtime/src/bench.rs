@@ -5,12 +5,12 @@
 //! each row at once. Times are wall-clock, the median over repetitions after one warm-up.
 
 use crate::Error;
-use crate::engine::{Backend, Bound, Engine, EngineOptions, Mode, RowState, Sums, Tape};
+use crate::engine::{Backend, Bound, Engine, EngineOptions, KnownRow, Mode, RowState, Sums, Tape};
 use crate::memory::{Flags, Need, available};
 use crate::params::{ParamStore, draw};
 use crate::rng::{Address, Domain, Purpose};
 use crate::{parallel, rollout};
-use compiler::ir::{OutputId, Shape, Sizes};
+use compiler::ir::{InputId, Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{ConstExpr, Init, Model, Role};
 use serde::Serialize;
@@ -243,18 +243,22 @@ fn run(bound: &Bound<'_>, data: &Data, job: &Job, workers: &mut [Option<Tape>], 
         let mut grads = sums.map(Sums::zeros);
         for row in rows {
             let states = data.states[row].clone().map(|states| RowState { states });
-            bound.begin(tape, states.as_ref());
             let inputs = &data.inputs[row];
-            bound
-                .forward(tape, inputs.len(), &mut |t, input, x| x.copy_from_slice(&inputs[t][input.index()]));
-            if let Some(grads) = &mut grads {
-                for (t, bars) in data.bars.iter().enumerate() {
-                    for (k, bar) in bars.iter().enumerate() {
-                        bound.output_bar_mut(tape, t, OutputId(k as u32)).copy_from_slice(bar);
-                    }
-                }
-                bound.backward(tape, grads, 0.0, None);
-            }
+            let mut write =
+                |t: usize, input: InputId, x: &mut [f32]| x.copy_from_slice(&inputs[t][input.index()]);
+            let Some(grads) = &mut grads else {
+                bound.begin(tape, states.as_ref());
+                bound.forward(tape, job.steps, &mut write);
+                continue;
+            };
+            let row = KnownRow {
+                states: states.as_ref(),
+                steps: job.steps,
+                inputs: &mut write,
+                cotangents: &mut |t, output, _, bar| bar.copy_from_slice(&data.bars[t][output.index()]),
+                penalty_bar: 0.0,
+            };
+            bound.train_step(tape, grads, row);
         }
         if let (Some(sums), Some(grads)) = (sums, grads) {
             sums.add(number, grads);

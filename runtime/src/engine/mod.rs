@@ -114,6 +114,20 @@ pub enum Mode {
     Train,
 }
 
+/// A row for [`Bound::train_step`].
+pub struct KnownRow<'a> {
+    /// The states at the start, if not their initial values.
+    pub states: Option<&'a RowState>,
+    /// How many steps there are.
+    pub steps: usize,
+    /// Fills an input of a step, which is zero.
+    pub inputs: &'a mut dyn FnMut(usize, InputId, &mut [f32]),
+    /// Given an output of a step, fills its cotangent, which is zero.
+    pub cotangents: &'a mut dyn FnMut(usize, OutputId, &[f32], &mut [f32]),
+    /// The cotangent of the sum of all penalties.
+    pub penalty_bar: f32,
+}
+
 /// The states of one row, by state, row-major.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowState {
@@ -386,6 +400,25 @@ impl Bound<'_> {
             }
             TapeKind::Jit(t) => t.forward(self, steps, inputs),
         }
+    }
+
+    /// A row whose inputs are known, forward and backward: begins it, runs all steps, asks for the cotangents of
+    /// every output of every step, and adds its gradients to `grads`. The tape is one of [`Mode::Train`].
+    ///
+    /// Going backward begins where going forward ended, with the row's matrices still in the core's cache.
+    pub fn train_step(&self, tape: &mut Tape, grads: &mut Grads, row: KnownRow<'_>) {
+        let KnownRow { states, steps, inputs, cotangents, penalty_bar } = row;
+        self.begin(tape, states);
+        self.forward(tape, steps, inputs);
+        let mut value = vec![];
+        for t in 0..steps {
+            for output in (0..self.engine.model().outputs.len()).map(|k| OutputId(k as u32)) {
+                value.clear();
+                value.extend_from_slice(self.output(tape, t, output));
+                cotangents(t, output, &value, self.output_bar_mut(tape, t, output));
+            }
+        }
+        self.backward(tape, grads, penalty_bar, None);
     }
 
     /// How many steps have run since [`Bound::begin`].
