@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         assert!(error.help[0].contains("8 tapes of 1000 steps"), "{:?}", error.help);
         let help = error.help.join("\n");
-        for flag in ["--threads 4", "--batch 15", "--steps 500"] {
+        for flag in ["--threads 4", "--batch 7", "--steps 500"] {
             assert!(help.contains(&format!("with {flag} it needs")), "{flag}: {help}");
         }
         assert!(!help.contains("--axis"));

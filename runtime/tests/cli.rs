@@ -198,7 +198,7 @@ fn what_does_not_fit_is_refused_at_once() -> Outcome {
     )?;
     let axes = "--axis I=3 --axis A=2 --axis N=10000";
     let bench = format!("bench wide.bpm {axes} --steps 1000000");
-    p.fails(&bench, 2, &[&words[..], &["N = 10000", "--axis NAME=SIZE"]].concat())?;
+    p.fails(&bench, 2, &words)?;
     let bench = format!("bench wide.bpm {} --threads 64", axes.replace("10000", "2000"));
     p.fails(&format!("{bench} --batch 1000000 --steps 1000000"), 2, &words)?;
     // Ten thousand steps of ten numbers are small as a file, their tape is not.
@@ -241,7 +241,9 @@ fn timings_change_nothing_and_name_every_phase() -> Outcome {
             ["parameters", "environment", "network forward", "sampling", "losses", "network backward"];
         for phase in phases.into_iter().chain(["gradient sums", "optimiser", "metrics and files"]) {
             let of_main = events.iter().filter(|e| e["name"] == phase && e["tid"] == 0).count();
-            assert!((1..=12).contains(&of_main) && said.contains(phase), "{name} {phase}: {of_main}");
+            // Gradients are added up as chunks of rows end, and go back to the parameters at the end.
+            let most = if phase == "gradient sums" { 24 } else { 12 };
+            assert!((1..=most).contains(&of_main) && said.contains(phase), "{name} {phase}: {of_main}");
         }
     }
     p.ok("train r.toml --out first -q --set learner.baseline=first --timings first.json")?;

@@ -114,6 +114,9 @@ pub enum Mode {
     Train,
 }
 
+/// Given an output of a step, fills its cotangent, which is zero.
+pub type Cotangents<'a> = dyn FnMut(usize, OutputId, &[f32], &mut [f32]) + 'a;
+
 /// A row for [`Bound::train_step`].
 pub struct KnownRow<'a> {
     /// The states at the start, if not their initial values.
@@ -122,8 +125,8 @@ pub struct KnownRow<'a> {
     pub steps: usize,
     /// Fills an input of a step, which is zero.
     pub inputs: &'a mut dyn FnMut(usize, InputId, &mut [f32]),
-    /// Given an output of a step, fills its cotangent, which is zero.
-    pub cotangents: &'a mut dyn FnMut(usize, OutputId, &[f32], &mut [f32]),
+    /// The cotangents of the outputs.
+    pub cotangents: &'a mut Cotangents<'a>,
     /// The cotangent of the sum of all penalties.
     pub penalty_bar: f32,
 }
