@@ -47,8 +47,7 @@ impl Backend {
     pub fn name(self) -> &'static str {
         match self {
             Backend::Interp => "interp",
-            Backend::Compiled(Target::Cranelift) => "cranelift",
-            Backend::Compiled(Target::X64) => "x64",
+            Backend::Compiled(target) => target.name(),
         }
     }
 }
