@@ -27,7 +27,7 @@ const EVERYTHING: &str = "spec everything {
   y' = sigmoid(u + G @ z') - softplus(r * y) + relu(u)
   k' = where(u > 0.2, exp(0.3 * k), log(abs(k) + 1.5)) * sqrt(abs(u) + 0.1) + tiny * tiny * (D @ u)
   H'[j,i] = clip(0.9 * H + s * V * z'[j] * y[i], -0.4, 0.4)
-  G'[j,i] = softclip(G, 0.1 * y[j] * z[i], -1, 1)
+  G'[j,i] = softclip(G, 0.1 * tanh(y[j]) * z[i], -1, 1)
   E'[j,i] = 0.7 * E + 0.3 * k'[j] * y[i] * tiny
   out y'
   out o[N] = softmax(H'^T @ z') + min(u, max(k', y'))

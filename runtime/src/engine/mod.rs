@@ -12,6 +12,7 @@
 mod denormals;
 mod interp;
 mod jit;
+mod product;
 
 pub use denormals::{DENORMALS, FlushDenormals};
 
