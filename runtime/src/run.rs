@@ -1,7 +1,7 @@
 //! A run is a folder.
 //!
 //! ```text
-//! run.json             what this run is: hashes, versions, device, seed, flags
+//! run.json             what this run is: hashes, versions, device, back end, seed, flags; where it went on
 //! spec.bpm             the spec as it was
 //! recipe.toml          the resolved recipe
 //! metrics.jsonl        the curve
