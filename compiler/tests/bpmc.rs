@@ -163,6 +163,15 @@ fn every_stage_can_be_asked_for_and_is_listed() {
 }
 
 #[test]
+fn the_listing_of_instructions_shows_the_frames() {
+    let listing = bpmc(&with_sizes(&["compile", RETROACTIVE, "--emit", "asm"])).out;
+    let frames: Vec<&str> = listing.lines().filter_map(|l| l.trim().strip_prefix("sub rsp,")).collect();
+    assert_eq!(frames.len(), listing.lines().filter(|l| l.starts_with("; routine")).count());
+    let bytes = |frame: &&str| frame.parse::<u32>().is_ok_and(|n| n > 0 && n % 32 == 0);
+    assert!(frames.len() > 5 && frames.iter().all(bytes), "{frames:?}");
+}
+
+#[test]
 fn targets_that_do_not_exist_say_so() {
     let ended = bpmc(&["compile", RETROACTIVE, "--target", "cuda"]);
     assert_eq!(
