@@ -59,6 +59,8 @@ pub struct Report {
     pub steps: usize,
     /// Threads.
     pub threads: usize,
+    /// The name of the back end that ran.
+    pub backend: &'static str,
     /// Compiling all kernels, in milliseconds.
     pub compile_ms: f64,
     /// Bytes of machine code.
@@ -120,6 +122,7 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
         batch: job.batch,
         steps: job.steps,
         threads: job.threads,
+        backend: engine.backend().name(),
         compile_ms,
         code_bytes: engine.code_bytes(),
         forward_ms: Times::of(forward),
@@ -158,10 +161,11 @@ impl Report {
             format!("{name:<18} {:>10.2} ms   (min {:.2}, max {:.2})\n", t.median, t.min, t.max)
         };
         format!(
-            "{}: batch {}, {} steps, {} thread{}\n",
+            "{}: batch {}, {} steps, {} on {} thread{}\n",
             self.spec,
             self.batch,
             self.steps,
+            self.backend,
             self.threads,
             if self.threads == 1 { "" } else { "s" }
         ) + &format!("{:<18} {:>10.2} ms   ({} bytes of code)\n", "compile", self.compile_ms, self.code_bytes)

@@ -1,7 +1,7 @@
 //! A run is a folder.
 //!
 //! ```text
-//! run.json             what this run is: hashes, versions, device, seed, flags
+//! run.json             what this run is: hashes, versions, device, back end, seed, flags; where it went on
 //! spec.bpm             the spec as it was
 //! recipe.toml          the resolved recipe
 //! metrics.jsonl        the curve
@@ -96,11 +96,16 @@ impl Run {
     }
 
     /// Goes on with the run of a folder, which must have the same spec and recipe; only the number
-    /// of updates and of updates per checkpoint may differ. Gives warnings.
+    /// of updates and of updates per checkpoint may differ. `run.json` is told where it goes on.
+    /// Gives warnings.
     ///
     /// # Errors
     /// If there is no run, it differs, or none of its checkpoints can be read.
-    pub fn resume(folder: &Path, mut trainer: Trainer) -> Result<(Self, Vec<String>), Error> {
+    pub fn resume(
+        folder: &Path,
+        mut trainer: Trainer,
+        machine: Machine,
+    ) -> Result<(Self, Vec<String>), Error> {
         let stored = load(folder)?;
         let lock = lock(folder)?;
         same(folder, &stored, &trainer)?;
@@ -121,6 +126,8 @@ impl Run {
                 .help("no checkpoint of this run can be read; start again in another folder"));
         }
         files::write(&folder.join("recipe.toml"), trainer.recipe.text().as_bytes())?;
+        let about = resumed(stored.about, trainer.update, machine);
+        files::write(&folder.join("run.json"), pretty(&about).as_bytes())?;
         Ok((Self::open(folder, trainer, window, lock)?, warnings))
     }
 
@@ -298,8 +305,7 @@ fn lock(folder: &Path) -> Result<std::fs::File, Error> {
 
 fn about(trainer: &Trainer, machine: Machine) -> Value {
     let hash = |text: &str| format!("fnv1a-{:016x}", fnv1a(text.as_bytes()));
-    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    json!({
+    let mut about = json!({
         "format": FORMAT,
         "spec": {
             "name": trainer.spec.model.name,
@@ -310,6 +316,32 @@ fn about(trainer: &Trainer, machine: Machine) -> Value {
         "task": trainer.recipe.task_name,
         "seed": trainer.recipe.schedule.seed,
         "parameters": trainer.params.count(),
+    });
+    append(&mut about, place(machine));
+    about
+}
+
+/// What a run record says of a run that goes on after an update.
+fn resumed(mut about: Value, update: u64, machine: Machine) -> Value {
+    let mut entry = json!({ "update": update });
+    append(&mut entry, place(machine));
+    match about.get_mut("resumed").and_then(Value::as_array_mut) {
+        Some(entries) => entries.push(entry),
+        None => about["resumed"] = json!([entry]),
+    }
+    about
+}
+
+fn append(object: &mut Value, more: Value) {
+    if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
+        object.extend(more);
+    }
+}
+
+/// Where numbers are computed from now on.
+fn place(machine: Machine) -> Value {
+    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    json!({
         "bpm": env!("CARGO_PKG_VERSION"),
         "device": "cpu",
         "backend": machine.backend.name(),
@@ -321,21 +353,26 @@ fn about(trainer: &Trainer, machine: Machine) -> Value {
     })
 }
 
+/// The processor, and those of its vector extensions that matter.
 fn simd() -> Vec<&'static str> {
-    let mut found = vec![std::env::consts::ARCH];
-    #[cfg(target_arch = "x86_64")]
-    {
-        for (name, is) in [
-            ("avx2", std::arch::is_x86_feature_detected!("avx2")),
-            ("fma", std::arch::is_x86_feature_detected!("fma")),
-            ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
-        ] {
-            if is {
-                found.push(name);
-            }
-        }
-    }
-    found
+    let extensions = extensions();
+    std::iter::once(std::env::consts::ARCH)
+        .chain(extensions.into_iter().filter(|(_, has)| *has).map(|(name, _)| name))
+        .collect()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn extensions() -> Vec<(&'static str, bool)> {
+    vec![
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+    ]
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn extensions() -> Vec<(&'static str, bool)> {
+    vec![]
 }
 
 fn pretty(value: &Value) -> String {

@@ -361,6 +361,37 @@ fn messages_for_programs() -> Outcome {
 }
 
 #[test]
+fn records_name_the_back_end_that_ran() -> Outcome {
+    let p = Place::new()?;
+    let about = || -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+        Ok(serde_json::from_str(&std::fs::read_to_string(p.path("run/run.json"))?)?)
+    };
+    let fastest = runtime::engine::Backend::fastest().name();
+    let out = p.bpm("train r.toml --out run")?;
+    let text = String::from_utf8(out.stderr)?;
+    assert!(text.contains(&format!(", {fastest} on ")), "{text}");
+    let record = about()?;
+    assert_eq!((&record["backend"], &record["resumed"]), (&fastest.into(), &serde_json::Value::Null));
+    p.ok("train run --resume --updates 14 --backend cranelift --threads 2")?;
+    p.ok("train run --resume --updates 16 --backend interp")?;
+    let record = about()?;
+    assert_eq!(record["backend"], fastest);
+    let resumed: Vec<_> = record["resumed"].as_array().into_iter().flatten().collect();
+    let told: Vec<_> = resumed.iter().map(|r| (r["update"].as_u64(), r["backend"].as_str())).collect();
+    assert_eq!(told, [(Some(12), Some("cranelift")), (Some(14), Some("interp"))]);
+    assert_eq!((&resumed[0]["threads"], &resumed[0]["denormals"]), (&2.into(), &record["denormals"]));
+    for name in [fastest, "cranelift", "interp"] {
+        let sizes = "--axis I=3 --axis A=2 --batch 2 --steps 3 --repeat 1";
+        let bench = format!("bench tiny.bpm {sizes} --backend {name}");
+        let report: serde_json::Value = serde_json::from_str(&p.ok(&format!("{bench} --json"))?)?;
+        assert_eq!(report["backend"], name);
+        let text = p.ok(&bench)?;
+        assert!(text.starts_with(&format!("tiny: batch 2, 3 steps, {name} on 1 thread\n")), "{text}");
+    }
+    Ok(())
+}
+
+#[test]
 fn exact_runs() -> Outcome {
     use runtime::tensors::{Tensor, Tensors, write};
     let p = Place::new()?;

@@ -18,7 +18,15 @@ pub enum Target {
 impl Target {
     /// The fastest that this machine runs.
     pub fn fastest() -> Target {
-        if x64::is_available() { Target::X64 } else { Target::Cranelift }
+        if x64::lacking().is_none() { Target::X64 } else { Target::Cranelift }
+    }
+
+    /// Its name on command lines and in run records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Cranelift => "cranelift",
+            Target::X64 => "x64",
+        }
     }
 
     /// Compiles a program for this machine.

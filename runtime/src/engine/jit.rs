@@ -8,12 +8,13 @@
 //! of `K` steps: the matrix states at a segment's start were saved going forward, those inside are
 //! replayed from the frames.
 
+use super::product::accumulate;
 use super::{Bound, Engine, FlushDenormals, Mode, RowState, Start};
 use compiler::back::{BackError, Kernels, Target};
 use compiler::interp::Tensor;
 use compiler::ir::{InputId, OutputId, StateId, Value};
 use compiler::loops::plan::TapeSizes;
-use compiler::loops::{Base, NAMES, Place, Program, Rank1, Steps, TOGETHER, routines};
+use compiler::loops::{Base, NAMES, Place, Program, Steps, TOGETHER, routines};
 use compiler::model::Init;
 use std::alloc::Layout;
 use std::collections::BTreeMap;
@@ -852,27 +853,4 @@ fn add_all(sums: &mut [Vec<f32>], xs: &[Vec<f32>]) {
     for (sum, x) in sums.iter_mut().zip(xs) {
         sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
     }
-}
-
-/// `sum[j,i] += Σ_t a_t[j] b_t[i]` as one matrix product.
-///
-/// # Safety
-/// `a` and `b` point to `steps` vectors of `post` and `pre` elements at their strides.
-unsafe fn accumulate(
-    rank1: &Rank1,
-    steps: usize,
-    a: (*const f32, usize),
-    b: (*const f32, usize),
-    sum: &mut [f32],
-) {
-    use faer::{Accum, MatMut, MatRef, Par};
-    // SAFETY: promised by the caller.
-    let (lhs, rhs) = unsafe {
-        (
-            MatRef::from_raw_parts(a.0, rank1.post, steps, 1, a.1 as isize),
-            MatRef::from_raw_parts(b.0, steps, rank1.pre, b.1 as isize, 1),
-        )
-    };
-    let target = MatMut::from_row_major_slice_mut(sum, rank1.post, rank1.pre);
-    faer::linalg::matmul::matmul(target, Accum::Add, lhs, rhs, 1.0f32, Par::Seq);
 }

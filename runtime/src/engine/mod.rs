@@ -12,6 +12,7 @@
 mod denormals;
 mod interp;
 mod jit;
+mod product;
 mod sums;
 
 pub use denormals::{DENORMALS, FlushDenormals};
@@ -49,8 +50,7 @@ impl Backend {
     pub fn name(self) -> &'static str {
         match self {
             Backend::Interp => "interp",
-            Backend::Compiled(Target::Cranelift) => "cranelift",
-            Backend::Compiled(Target::X64) => "x64",
+            Backend::Compiled(target) => target.name(),
         }
     }
 }

@@ -21,9 +21,9 @@ use place::SAVED;
 /// Why kernels could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum X64Error {
-    /// The processor lacks what the code needs.
-    #[error("this processor has no AVX2 and FMA")]
-    Host,
+    /// The machine lacks what the code needs.
+    #[error("the back end x64 cannot run here: {0}")]
+    Host(String),
     /// An instruction could not be encoded.
     #[error("an instruction could not be encoded: {0}")]
     Encode(String),
@@ -46,25 +46,32 @@ pub struct Kernels {
     pub code_bytes: usize,
 }
 
-/// Whether this processor can run the code. The routines follow the System V calling convention.
-pub fn is_available() -> bool {
+/// What this machine lacks to run the code, in words; `None` if nothing. The routines follow the
+/// System V calling convention.
+pub fn lacking() -> Option<String> {
     #[cfg(all(target_arch = "x86_64", unix))]
     {
-        std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+        let features = [
+            ("AVX2", std::arch::is_x86_feature_detected!("avx2")),
+            ("FMA", std::arch::is_x86_feature_detected!("fma")),
+        ];
+        let missing: Vec<&str> = features.iter().filter(|(_, has)| !has).map(|(name, _)| *name).collect();
+        (!missing.is_empty()).then(|| format!("this processor has no {}", missing.join(" and no ")))
     }
     #[cfg(not(all(target_arch = "x86_64", unix)))]
     {
-        false
+        let (system, processor) = (std::env::consts::OS, std::env::consts::ARCH);
+        Some(format!("it needs x86-64 with a Unix system, and this is {processor} with {system}"))
     }
 }
 
 /// Compiles a program for this machine.
 ///
 /// # Errors
-/// [`X64Error`] if the processor lacks AVX2 or FMA, or there is no executable memory.
+/// [`X64Error`] if the machine lacks something ([`lacking`]), or there is no executable memory.
 pub fn compile(program: &Program) -> Result<Kernels, X64Error> {
-    if !is_available() {
-        return Err(X64Error::Host);
+    if let Some(what) = lacking() {
+        return Err(X64Error::Host(what));
     }
     let Assembled { code, starts, together, replay, .. } = assemble(program, false)?;
     let mut memory = MmapMut::map_anon(code.len())?;
