@@ -26,9 +26,9 @@ class Case:
         size = f" {self.size}" if self.size else ""
         return f"{self.model}{size}: batch {self.batch}, N = {self.axes['N']}, {self.steps} steps"
 
-    def shorter(self, steps):
-        """The same network in at most this many steps."""
-        return replace(self, steps=min(steps, self.steps))
+    def smaller(self, rows, steps):
+        """The same network with at most as many rows and steps."""
+        return replace(self, batch=min(rows, self.batch), steps=min(steps, self.steps))
 
     def arguments(self):
         """What bpm and the peers read."""

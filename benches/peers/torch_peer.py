@@ -5,6 +5,7 @@ addcmul). The compiler fuses elementwise operations and sums over them, but cann
 calls: for it, products of one row are written as elementwise operations.
 """
 
+import logging
 import os
 import sys
 from functools import partial
@@ -15,6 +16,9 @@ import peer
 # Resolves symbols of GPU libraries only when called, so that empty ones will do.
 sys.setdlopenflags(os.RTLD_LAZY)
 import torch  # noqa: E402
+
+# The compiler for processors does not need Triton.
+logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
 
 
 def linear(x, w, b):
