@@ -30,6 +30,12 @@ class Case:
         """The same network with at most as many rows and steps."""
         return replace(self, batch=min(rows, self.batch), steps=min(steps, self.steps))
 
+    def repeat(self, count):
+        """Repetitions of a benchmark: `count` at size B, up to ten times as many where a run is short."""
+        batch, neurons, steps = SIZES["B"]
+        work = self.batch * self.axes["N"] ** 2 * self.steps
+        return count * min(max(batch * neurons**2 * steps // work, 1), 10)
+
     def arguments(self):
         """What bpm and the peers read."""
         axes = [a for name, size in self.axes.items() for a in ("--axis", f"{name}={size}")]

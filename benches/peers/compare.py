@@ -23,11 +23,15 @@ from programs import PEERS, ROOT, Bpm, ByHand, Settings, find_libraries
 
 CHECKED_ROWS, CHECKED_STEPS, DRAWS = 8, 20, 3
 TOLERANCE = 1e-3
-ROWS = {
-    "forward, ms": lambda r: r["forward_ms"]["median"],
-    "forward and backward, ms": lambda r: r["forward_backward_ms"]["median"],
-    "peak memory, MiB": lambda r: r["peak_mib"],
-}
+
+
+def columns(statistic):
+    """What a table shows of a process: `median` or `min` of its repetitions."""
+    return {
+        "forward, ms": lambda r: r["forward_ms"][statistic],
+        "forward and backward, ms": lambda r: r["forward_backward_ms"][statistic],
+        "peak memory, MiB": lambda r: r["peak_mib"],
+    }
 
 
 def relative_error(found, expected):
@@ -78,7 +82,9 @@ def timed(command):
 
 
 def spread(numbers, digits):
-    """The median and the range."""
+    """The median and the range, if there is one."""
+    if len(numbers) == 1:
+        return f"{numbers[0]:.{digits}f}"
     return f"{median(numbers):.{digits}f} ({min(numbers):.{digits}f}–{max(numbers):.{digits}f})"
 
 
@@ -91,14 +97,14 @@ def cell(values, base):
     return f"{text} | {spread(ratios, 2)}" if ratios else f"{text} | "
 
 
-def table(case, rounds):
-    """One line per program: medians over rounds of the medians of each process, ranges, ratios."""
+def table(case, rounds, shown):
+    """One line per program: medians over rounds of what is shown, ranges, ratios to the first program."""
     titles = list(rounds[0])
-    print(f"\n{case.title()}\n\n| | " + " | ".join(f"{name} | ratio" for name in ROWS) + " |")
-    print("|---" * (1 + 2 * len(ROWS)) + "|")
+    print(f"\n{case.title()}\n\n| | " + " | ".join(f"{name} | ratio" for name in shown) + " |")
+    print("|---" * (1 + 2 * len(shown)) + "|")
     for title in titles:
         cells = []
-        for value in ROWS.values():
+        for value in shown.values():
             base = [value(r[titles[0]]) for r in rounds]
             values = [value(r[title]) for r in rounds]
             cells.append(cell(values, base) if title != titles[0] else cell(values, None) + " | ")
@@ -126,9 +132,14 @@ def arguments():
     parser.add_argument("--bpm", type=Path, default=ROOT / "target/release/bpm", help="the program")
     parser.add_argument("--backend", default="", help="back ends of bpm, with commas [default: its own]")
     parser.add_argument("--rounds", type=int, default=5, help="processes of each program")
-    parser.add_argument("--repeat", type=int, default=7, help="repetitions in a process of bpm and C")
-    parser.add_argument("--peer-repeat", type=int, default=3, help="repetitions in a process of a peer")
+    parser.add_argument(
+        "--repeat", type=int, default=7, help="repetitions in a process of bpm and C; small sizes have more"
+    )
+    parser.add_argument("--peer-repeat", type=int, default=3, help="the same for a peer")
     parser.add_argument("--threads", type=int, default=1, help="of every program")
+    parser.add_argument(
+        "--best", action="store_true", help="the shortest repetition of a process, not the median"
+    )
     parser.add_argument("--no-check", action="store_true", help="only time")
     args = parser.parse_args()
     args.models = [m for part in args.models for m in selected(part, NETWORKS, parser)] or list(NETWORKS)
@@ -166,7 +177,7 @@ def main():
                 print(f"round {k + 1} of {args.rounds}: {case.title()}", file=sys.stderr)
                 rounds[case.title()].append(run_round(case, taking_part(case), settings, folder))
     for case in chosen if args.rounds > 0 else []:
-        table(case, rounds[case.title()])
+        table(case, rounds[case.title()], columns("min" if args.best else "median"))
     return 0 if fine else 1
 
 

@@ -71,7 +71,7 @@ class Bpm:
 
     def bench_command(self, case, settings, folder):
         """`bpm bench` draws its own numbers, in the same ranges."""
-        options = ["--threads", str(settings.threads), "--repeat", str(settings.repeat)]
+        options = ["--threads", str(settings.threads), "--repeat", str(case.repeat(settings.repeat))]
         return self._command("bench", case, "--json", *case.arguments(), *options)
 
 
@@ -104,7 +104,7 @@ class Peer:
 
     def bench_command(self, case, settings, folder):
         """On numbers with a fixed seed."""
-        options = ["--threads", str(settings.threads), "--repeat", str(settings.peer_repeat)]
+        options = ["--threads", str(settings.threads), "--repeat", str(case.repeat(settings.peer_repeat))]
         return self._command(case, *options)
 
 
@@ -160,7 +160,7 @@ class ByHand:
         problem = folder / f"hand.{case.size}"
         if not problem.exists():
             self._problem(case, cases.draw(case), [], problem)
-        return [self.program, problem, str(settings.repeat)]
+        return [self.program, problem, str(case.repeat(settings.repeat))]
 
 
 PEERS = {
