@@ -60,7 +60,7 @@ fn ulp(y: f64) -> f64 {
 fn worst(expression: &str, exact: fn(f64) -> f64, low: f32, high: f32) -> (f64, f32) {
     let xs = samples(low, high);
     let mut worst = (0.0, 0.0);
-    for (x, y) in xs.iter().zip(Kernel::new(expression, Backend::Cranelift).eval(&xs)) {
+    for (x, y) in xs.iter().zip(Kernel::new(expression, Backend::CRANELIFT).eval(&xs)) {
         let expected = exact(f64::from(*x));
         assert!(y.is_finite(), "{expression} at {x:e} is {y}, expected {expected:e}");
         // At the edge of what is flushed to zero, a rounding error decides.
@@ -117,7 +117,7 @@ fn functions_are_as_accurate_as_their_documentation_says() {
 fn ranges_are_kept() {
     let xs = samples(-f32::MAX, f32::MAX);
     let within = |expression: &str, low: f32, high: f32| {
-        let ys = Kernel::new(expression, Backend::Cranelift).eval(&xs);
+        let ys = Kernel::new(expression, Backend::CRANELIFT).eval(&xs);
         for (x, y) in xs.iter().zip(ys) {
             assert!(y >= low && y <= high, "{expression} at {x:e} is {y:e}");
         }
@@ -150,7 +150,7 @@ fn infinities_have_their_limits() {
         ("1 / x", 0.0, 0.0),
     ];
     for (expression, up, down) in table {
-        for backend in [Backend::Interp, Backend::Cranelift] {
+        for backend in [Backend::Interp, Backend::CRANELIFT] {
             let ys = Kernel::new(expression, backend).eval(&[inf, -inf]);
             for (y, expected) in ys.iter().zip([up, down]) {
                 let same = *y == expected || (y.is_nan() && expected.is_nan());
@@ -159,9 +159,9 @@ fn infinities_have_their_limits() {
         }
     }
     // The approximation of tanh ends four units in the last place before one.
-    let tanh = Kernel::new("tanh(x)", Backend::Cranelift).eval(&[inf, -inf, 1e-36, -1e-36]);
+    let tanh = Kernel::new("tanh(x)", Backend::CRANELIFT).eval(&[inf, -inf, 1e-36, -1e-36]);
     assert_eq!(tanh, [0.999_999_76, -0.999_999_76, 0.0, 0.0]);
-    let zero = Kernel::new("log(x)", Backend::Cranelift).eval(&[0.0, -0.0, -1.0]);
+    let zero = Kernel::new("log(x)", Backend::CRANELIFT).eval(&[0.0, -0.0, -1.0]);
     assert!(zero[0] == -inf && zero[1] == -inf && zero[2].is_nan(), "{zero:?}");
 }
 
@@ -186,7 +186,7 @@ fn a_number_that_is_none_stays_none() {
         "max(1, x)",
         "min(1, x)",
     ] {
-        for backend in [Backend::Interp, Backend::Cranelift] {
+        for backend in [Backend::Interp, Backend::CRANELIFT] {
             let y = Kernel::new(expression, backend).eval(&[f32::NAN])[0];
             assert!(y.is_nan(), "{expression} of NaN is {y}, {backend:?}");
         }
@@ -195,12 +195,12 @@ fn a_number_that_is_none_stays_none() {
 
 #[test]
 fn what_exceeds_the_range_is_infinite_or_zero() {
-    let exp = Kernel::new("exp(x)", Backend::Cranelift).eval(&[88.377, 88.8, 1e30, -87.34, -104.0, -1e30]);
+    let exp = Kernel::new("exp(x)", Backend::CRANELIFT).eval(&[88.377, 88.8, 1e30, -87.34, -104.0, -1e30]);
     assert_eq!(exp, [f32::INFINITY, f32::INFINITY, f32::INFINITY, 0.0, 0.0, 0.0]);
-    let sigmoid = Kernel::new("sigmoid(x)", Backend::Cranelift).eval(&[-89.0, -1e30, 89.0, 1e30]);
+    let sigmoid = Kernel::new("sigmoid(x)", Backend::CRANELIFT).eval(&[-89.0, -1e30, 89.0, 1e30]);
     assert_eq!(sigmoid, [0.0, 0.0, 1.0, 1.0]);
-    let softplus = Kernel::new("softplus(x)", Backend::Cranelift).eval(&[-89.0, -1e30, 89.0, 1e30]);
+    let softplus = Kernel::new("softplus(x)", Backend::CRANELIFT).eval(&[-89.0, -1e30, 89.0, 1e30]);
     assert_eq!(softplus, [0.0, 0.0, 89.0, 1e30]);
-    let product = Kernel::new("x * x", Backend::Cranelift).eval(&[1e30, 1e-30]);
+    let product = Kernel::new("x * x", Backend::CRANELIFT).eval(&[1e30, 1e-30]);
     assert_eq!(product, [f32::INFINITY, 0.0]);
 }

@@ -4,7 +4,7 @@
 
 mod support;
 
-use compiler::loops::plan::Use;
+use compiler::loops::plan::{Tapes, Use};
 use compiler::model::Model;
 use compiler::stages::{Stage, Subject, emit};
 use std::collections::BTreeMap;
@@ -43,7 +43,14 @@ fn difference(expected: &str, found: &str) -> String {
 #[test]
 fn stages_are_as_they_were() {
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
-    let usage = Use { batch: 4, steps: 12, threads: 2, checkpoint_every: None, memory: None };
+    let usage = Use {
+        batch: 4,
+        steps: 12,
+        threads: 2,
+        tapes: Tapes::PerThread,
+        checkpoint_every: None,
+        memory: None,
+    };
     let mut changed = vec![];
     for path in SPECS {
         let model = support::spec(path);

@@ -103,7 +103,7 @@ fn gradients_are_right_where_clips_act() {
         for size in [3, 33] {
             let sizes = small_sizes(&model, size);
             let every = EngineOptions { checkpoint_every: Some(3), ..EngineOptions::default() };
-            let worst = compare(&model, &sizes, &options(scale), Backend::Cranelift, &every);
+            let worst = compare(&model, &sizes, &options(scale), Backend::CRANELIFT, &every);
             compared += 1;
             if worst.error > 2e-3 {
                 let case = single_precision(random_case(&model, &sizes, &options(scale)));
@@ -126,7 +126,7 @@ fn resets_and_checkpoints_may_fall_anywhere() {
         for (steps, reset_at) in [(3, None), (4, Some(1)), (5, Some(4)), (8, Some(4)), (9, Some(3))] {
             let options =
                 Options { steps, state_scale: 0.3, reset_at, seed: steps as u64, ..Options::default() };
-            let worst = compare(&model, &sizes, &options, Backend::Cranelift, &every);
+            let worst = compare(&model, &sizes, &options, Backend::CRANELIFT, &every);
             // Single precision through nine steps of recurrent products keeps three to four digits.
             assert!(
                 worst.error < 1e-3,

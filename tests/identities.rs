@@ -483,7 +483,7 @@ fn machine_code_gives_the_reference_values() {
             None => vec![0.1],
         };
         let params: Vec<Vec<f32>> = model.params.iter().map(param).collect();
-        let engine = Engine::new(model.clone(), sizes, Backend::Cranelift, &EngineOptions::default())
+        let engine = Engine::new(model.clone(), sizes, Backend::CRANELIFT, &EngineOptions::default())
             .expect("it compiles");
         let bound = engine.bind(&params).expect("parameters fit");
         let mut tape = engine.tape(STEPS, Mode::Infer);

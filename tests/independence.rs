@@ -98,7 +98,7 @@ fn models() -> Vec<(String, Arc<Model>, Sizes)> {
 
 fn engine(model: &Arc<Model>, sizes: &Sizes, checkpoint_every: Option<usize>) -> Engine {
     let options = EngineOptions { checkpoint_every, ..EngineOptions::default() };
-    Engine::new(model.clone(), sizes.clone(), Backend::Cranelift, &options).expect("it compiles")
+    Engine::new(model.clone(), sizes.clone(), Backend::fastest(), &options).expect("it compiles")
 }
 
 fn case(model: &Model, sizes: &Sizes, seed: u64, reset_at: Option<usize>) -> Case {
@@ -114,6 +114,25 @@ fn same(name: &str, what: &str, found: &RowResult, expected: &RowResult) {
     for ((k, a), (_, b)) in bits(found).iter().zip(&bits(expected)) {
         assert_eq!(a, b, "{name}: {k} depends on {what}");
     }
+}
+
+#[test]
+fn back_ends_give_the_same_bits() {
+    let mut compared = 0;
+    for (name, model, _) in models() {
+        for n in [1, 5, 13, 34] {
+            let sizes = small_sizes(&model, n);
+            let case = case(&model, &sizes, 8, Some(3));
+            let run = |backend| {
+                let options = EngineOptions { checkpoint_every: Some(2), ..EngineOptions::default() };
+                let engine = Engine::new(model.clone(), sizes.clone(), backend, &options);
+                run_in_manner(&engine.expect("it compiles"), &case, Manner::default())
+            };
+            same(&name, "the back end", &run(Backend::fastest()), &run(Backend::CRANELIFT));
+            compared += 1;
+        }
+    }
+    assert!(compared > 200, "only {compared} runs were compared");
 }
 
 #[test]

@@ -282,7 +282,7 @@ fn machine_code_agrees_with_the_interpreter() {
         for size in SIZES {
             let options = Options { steps: 4, seed: size as u64, reset_at: Some(2), ..Options::default() };
             let sizes = small_sizes(&model, size);
-            let worst = compare(&model, &sizes, &options, Backend::Cranelift, &EngineOptions::default());
+            let worst = compare(&model, &sizes, &options, Backend::CRANELIFT, &EngineOptions::default());
             if worst.error > SINGLE {
                 wrong.push(format!("{name}, size {size}: {} is off by {:.1e}", worst.name, worst.error));
             }
@@ -317,7 +317,7 @@ fn at(text: &str, backend: Backend, inputs: &[f64]) -> (Vec<f32>, Vec<Option<f32
 fn convention(expression: &str, inputs: &[f64], value: f32, derivatives: &[f32]) {
     let names = if inputs.len() == 1 { "x" } else { "x, y" };
     let text = format!("spec s {{\n  in {names}\n  out o = {expression}\n}}");
-    for backend in [Backend::Interp, Backend::Cranelift] {
+    for backend in [Backend::Interp, Backend::CRANELIFT] {
         let (outputs, bars) = at(&text, backend, inputs);
         assert_eq!(outputs, [value], "{expression} at {inputs:?}, {backend:?}");
         for (found, expected) in bars.iter().zip(derivatives) {
@@ -368,7 +368,7 @@ fn gradients_at_ties_follow_the_conventions() {
 fn the_largest_elements_share_the_gradient() {
     use compiler::ir::{InputId, OutputId};
     let text = "spec s {\n  axis N = 5\n  in x[N]\n  out o = maximum(x)\n}";
-    for backend in [Backend::Interp, Backend::Cranelift] {
+    for backend in [Backend::Interp, Backend::CRANELIFT] {
         let model = model_of(text);
         let sizes = small_sizes(&model, 5);
         let engine = Engine::new(model, sizes, backend, &EngineOptions::default()).expect("it compiles");
@@ -388,7 +388,7 @@ fn the_largest_elements_share_the_gradient() {
 fn parts_outside_of_a_vector_are_refused() {
     for (equation, size) in [("out o[3] = slice(x, 2, 3)", 4), ("out o = x[3]", 3)] {
         let model = model_of(&format!("spec s {{\n  axis N = ?\n  in x[N]\n  {equation}\n}}"));
-        for backend in [Backend::Interp, Backend::Cranelift] {
+        for backend in [Backend::Interp, Backend::CRANELIFT] {
             let sizes = small_sizes(&model, size);
             let found = Engine::new(model.clone(), sizes, backend, &EngineOptions::default());
             let why = found.err().expect("it is refused").to_string();

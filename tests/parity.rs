@@ -32,7 +32,7 @@ fn machine_code_agrees_with_the_interpreter() {
             let sizes = small_sizes(&model, size);
             let options =
                 Options { steps, state_scale: 0.3, reset_at: (steps > 5).then_some(4), ..Options::default() };
-            let worst = compare(&model, &sizes, &options, Backend::Cranelift, &EngineOptions::default());
+            let worst = compare(&model, &sizes, &options, Backend::CRANELIFT, &EngineOptions::default());
             assert!(
                 worst.error < 2e-3,
                 "{name}, size {size}, {steps} steps: {} is off by {:.1e}",

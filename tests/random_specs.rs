@@ -324,7 +324,7 @@ fn examine(
     let case = single_precision(random_case(model, sizes, options));
     let engine = |every| {
         let options = EngineOptions { checkpoint_every: every, ..EngineOptions::default() };
-        Engine::new(model.clone(), sizes.clone(), Backend::Cranelift, &options).expect("it compiles")
+        Engine::new(model.clone(), sizes.clone(), Backend::CRANELIFT, &options).expect("it compiles")
     };
     let plain = engine(Some(interval));
     let worst = compare_case(model, &plain, &case);

@@ -20,7 +20,7 @@ fn sweeps_per_step() {
     for (name, model) in all_specs() {
         let sizes = small_sizes(&model, 5);
         let engine =
-            Engine::new(model, sizes, Backend::Cranelift, &EngineOptions::default()).expect("it compiles");
+            Engine::new(model, sizes, Backend::CRANELIFT, &EngineOptions::default()).expect("it compiles");
         let program = engine.program();
         let found = (program.forward.sweeps(), program.backward.sweeps());
         let listed = MORE.iter().find(|(n, ..)| *n == name);

@@ -201,6 +201,7 @@ pub(crate) enum Emit {
     Loops,
     Plan,
     Clif,
+    Asm,
     All,
 }
 

@@ -11,7 +11,7 @@ use cli::{
 use compiler::check::{Checked, check};
 use compiler::doc;
 use compiler::gradcheck::Options;
-use compiler::loops::plan::Use;
+use compiler::loops::plan::{Tapes, Use};
 use compiler::model::Model;
 use compiler::stages::{self, Stage, StageError};
 use compiler::verdict::{self, Verdict};
@@ -188,9 +188,10 @@ fn compile(args: &Compile, voice: Voice) -> Done {
     wanted.dedup();
     if wanted.is_empty() {
         let sizes = stages::bind(&loaded.model, &loaded.bound)?;
-        let program = stages::program(&loaded.model, &sizes)?;
-        let kernels =
-            compiler::back::cranelift::compile(&program).map_err(|e| Failure::machine(e.to_string()))?;
+        let target = compiler::back::Target::fastest();
+        let program =
+            compiler::loops::Program { widest: target.widest(), ..stages::program(&loaded.model, &sizes)? };
+        let kernels = target.compile(&program).map_err(|e| Failure::machine(e.to_string()))?;
         say(&format!("{}: {} bytes of machine code", loaded.model.name, kernels.code_bytes));
         return Ok(());
     }
@@ -224,6 +225,7 @@ fn of_word(emit: Emit) -> Vec<Stage> {
         Emit::Loops => vec![Stage::Loops],
         Emit::Plan => vec![Stage::Plan],
         Emit::Clif => vec![Stage::Clif],
+        Emit::Asm => vec![Stage::Asm],
         Emit::All => Stage::ALL.to_vec(),
     }
 }
@@ -398,6 +400,7 @@ fn usage(load: &Load, memory: Option<u64>) -> Use {
         batch: load.batch,
         steps: load.steps,
         threads: load.threads,
+        tapes: Tapes::PerThread,
         checkpoint_every: load.checkpoint_every,
         memory,
     }

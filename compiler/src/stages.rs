@@ -1,7 +1,8 @@
 //! The stages of the compiler as text: what `bpmc compile --emit` prints.
 
+use crate::back::{BackError, Target};
 use crate::ir::{Shape, SizeError, Sizes};
-use crate::loops::plan::{Plan, Use, Write, plan};
+use crate::loops::plan::{self, Plan, Use, Write};
 use crate::loops::{LowerOptions, Program, lower};
 use crate::model::{ConstExpr, Constraint, Init, Model, Param, ResetPolicy, Role, State};
 use crate::{autodiff, back, check, ir, loops, passes};
@@ -30,11 +31,13 @@ pub enum Stage {
     Plan,
     /// What Cranelift gets.
     Clif,
+    /// The instructions of the x86-64 back end.
+    Asm,
 }
 
 impl Stage {
     /// All stages, in their order.
-    pub const ALL: [Stage; 10] = [
+    pub const ALL: [Stage; 11] = [
         Stage::Ast,
         Stage::Model,
         Stage::Step,
@@ -45,6 +48,7 @@ impl Stage {
         Stage::Loops,
         Stage::Plan,
         Stage::Clif,
+        Stage::Asm,
     ];
 
     /// Its word on the command line.
@@ -60,12 +64,13 @@ impl Stage {
             Stage::Loops => "loops",
             Stage::Plan => "plan",
             Stage::Clif => "clif",
+            Stage::Asm => "asm",
         }
     }
 
     /// Whether it depends on the sizes of axes.
     pub fn needs_sizes(self) -> bool {
-        matches!(self, Stage::Loops | Stage::Plan | Stage::Clif)
+        matches!(self, Stage::Loops | Stage::Plan | Stage::Clif | Stage::Asm)
     }
 }
 
@@ -90,7 +95,7 @@ pub enum StageError {
     },
     /// The code generator failed.
     #[error(transparent)]
-    Jit(#[from] back::cranelift::JitError),
+    Jit(#[from] back::BackError),
 }
 
 /// Elements that a region can have: offsets are displacements of 31 bits.
@@ -128,8 +133,16 @@ pub fn bind(model: &Model, bound: &BTreeMap<String, usize>) -> Result<Sizes, Sta
 /// # Errors
 /// [`StageError::TooLarge`] if a region cannot be addressed.
 pub fn program(model: &Model, sizes: &Sizes) -> Result<Program, StageError> {
-    let model = &passes::optimise(model);
-    let program = lower(model, sizes, &autodiff::step(model), LowerOptions { input_bars: true });
+    lowered(
+        &passes::optimise(model),
+        sizes,
+        LowerOptions { input_bars: true, widest: Target::Cranelift.widest() },
+    )
+}
+
+/// The loops of a model in its simplified form.
+fn lowered(model: &Model, sizes: &Sizes, options: LowerOptions) -> Result<Program, StageError> {
+    let program = lower(model, sizes, &autodiff::step(model), options);
     let regions = [
         ("parameters", program.params_len),
         ("gradients", program.grads_len),
@@ -186,7 +199,11 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
         Stage::Tangent => ir::print(&autodiff::forward(model), model, "tangent"),
         Stage::Loops => loops::print(&with_sizes()?.1),
         Stage::Plan => planned(subject)?.text(),
-        Stage::Clif => back::cranelift::print(&with_sizes()?.1)?,
+        Stage::Clif => back::cranelift::print(&with_sizes()?.1).map_err(BackError::from)?,
+        Stage::Asm => {
+            let program = Program { widest: Target::X64.widest(), ..with_sizes()?.1 };
+            back::x64::print(&program).map_err(BackError::from)?
+        }
     })
 }
 
@@ -197,10 +214,15 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
 pub fn planned(subject: &Subject<'_>) -> Result<Plan, StageError> {
     let model = subject.model;
     let sizes = bind(model, subject.bound)?;
-    let program = program(model, &sizes)?;
+    let simplified = passes::optimise(model);
+    // Training needs no cotangents of inputs.
+    let program =
+        lowered(&simplified, &sizes, LowerOptions { input_bars: false, widest: Target::Cranelift.widest() })?;
+    let prologue = &autodiff::prologue(&simplified);
+    let made = plan::Subject { model: &simplified, sizes: &sizes, program: &program, prologue };
     let remarks = check::remarks(model).into_iter().filter(|d| d.code == check::codes::WRITE_CLASS);
     let writes = remarks.map(|d| Write { class: d.message, means: d.notes.join("; ") }).collect();
-    Ok(Plan { writes, ..plan(model, &sizes, &program, subject.usage) })
+    Ok(Plan { writes, ..plan::plan(&made, subject.usage) })
 }
 
 /// The syntax tree of one spec, as the compiler's own notation of data.

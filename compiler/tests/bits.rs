@@ -1,7 +1,7 @@
 //! Machine code gives the bits that the loop IR means: every routine of every spec of the library, on
 //! memory full of random numbers.
 
-use compiler::back::cranelift;
+use compiler::back::{Target, x64};
 use compiler::ir::Sizes;
 use compiler::loops::eval::{Memory, run};
 use compiler::loops::{self, Base, LANES, LowerOptions, NAMES, Program};
@@ -25,12 +25,12 @@ fn models() -> Vec<Model> {
     paths.iter().flat_map(|p| compiler::check::check(&text(p)).models).collect()
 }
 
-fn program(model: &Model, n: usize) -> Program {
+fn program(model: &Model, n: usize, widest: usize) -> Program {
     let named = model.axes.named.iter().enumerate();
     let bound: BTreeMap<String, usize> = named.map(|(k, a)| (a.name.clone(), n + k % 3)).collect();
     let sizes = Sizes::bind(&model.axes, &bound).expect("sizes for every axis");
     let model = &passes::optimise(model);
-    loops::lower(model, &sizes, &autodiff::step(model), LowerOptions { input_bars: true })
+    loops::lower(model, &sizes, &autodiff::step(model), LowerOptions { input_bars: true, widest })
 }
 
 /// Every region of a program on its own, one behind the other.
@@ -71,40 +71,55 @@ fn same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }
 
-#[test]
-fn machine_code_gives_the_bits_of_the_loop_ir() {
+type Entry = unsafe extern "C" fn(*const *mut f32);
+
+/// Runs every routine of every spec, at several sizes, both ways.
+fn compare(target: Target, widest: usize) {
     let mut numbers = 0usize;
     for model in models() {
-        for n in [1, 3, 6, 17, 31] {
-            let program = program(&model, n);
-            let kernels = cranelift::compile(&program).expect("it compiles");
-            let (starts, len) = regions(&program);
-            for (k, routine) in loops::routines(&program).into_iter().enumerate() {
-                let start = fill(len, (n * 7 + k) as u64);
-                let (mut meant, mut found) = (start.clone(), start);
-                run(routine, &mut Memory { cells: &mut meant, starts });
-                let pointers = starts.map(|at| &raw mut found[at]);
-                // SAFETY: the entry has this signature, and the program keeps inside its regions, which
-                // all lie in `found`; the code lives as long as `kernels`.
-                unsafe {
-                    let entry: unsafe extern "C" fn(*const *mut f32) =
-                        std::mem::transmute(kernels.entries[k]);
-                    entry(pointers.as_ptr());
-                }
-                for (at, (m, f)) in meant.iter().zip(&found).enumerate() {
-                    let region = starts.iter().rposition(|s| *s <= at).map(|slot| Base::ALL[slot]);
-                    let offset = starts.iter().rev().find(|s| **s <= at).map(|s| at - s);
-                    let name = NAMES[k];
-                    assert!(
-                        same(*m, *f),
-                        "{} {n} {name}: {region:?}+{offset:?} means {m:e}, found {f:e}",
-                        model.name
-                    );
-                }
-                assert!(meant.iter().filter(|x| x.is_finite()).count() * 2 > len, "{}", model.name);
-                numbers += len;
+        for n in [1, 3, 6, 17, 31, 41] {
+            let program = program(&model, n, widest);
+            let kernels = target.compile(&program).expect("it compiles");
+            for k in 0..NAMES.len() {
+                // SAFETY: the entries have this signature, and the code lives as long as `kernels`.
+                let entry = unsafe { std::mem::transmute::<*const u8, Entry>(kernels.entries[k]) };
+                numbers += compare_routine(&format!("{} {n}", model.name), &program, k, entry);
             }
         }
     }
     assert!(numbers > 1_000_000, "only {numbers} numbers were compared");
+}
+
+fn compare_routine(name: &str, program: &Program, k: usize, entry: Entry) -> usize {
+    let (starts, len) = regions(program);
+    let start = fill(len, (len + k) as u64);
+    let (mut meant, mut found) = (start.clone(), start);
+    let routine = loops::routines(program)[k];
+    run(routine, &mut Memory { cells: &mut meant, starts, widest: program.widest });
+    let pointers = starts.map(|at| &raw mut found[at]);
+    // SAFETY: the program keeps inside its regions, which all lie in `found`.
+    unsafe { entry(pointers.as_ptr()) };
+    for (at, (m, f)) in meant.iter().zip(&found).enumerate() {
+        let region = starts.iter().rposition(|s| *s <= at).map(|slot| Base::ALL[slot]);
+        let offset = starts.iter().rev().find(|s| **s <= at).map(|s| at - s);
+        assert!(same(*m, *f), "{name} {}: {region:?}+{offset:?} means {m:e}, found {f:e}", NAMES[k]);
+    }
+    assert!(meant.iter().filter(|x| x.is_finite()).count() * 2 > len, "{name}");
+    len
+}
+
+#[test]
+fn cranelift_gives_the_bits_of_the_loop_ir() {
+    compare(Target::Cranelift, Target::Cranelift.widest());
+}
+
+#[test]
+fn x64_gives_the_bits_of_the_loop_ir() {
+    if !x64::is_available() {
+        eprintln!("not run: this processor has no AVX2 and FMA");
+        return;
+    }
+    for widest in [1, 3, Target::X64.widest()] {
+        compare(Target::X64, widest);
+    }
 }

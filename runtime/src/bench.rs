@@ -6,10 +6,12 @@
 
 use crate::Error;
 use crate::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape};
+use crate::memory::{Flags, Need, available};
 use crate::params::{ParamStore, draw};
 use crate::rng::{Address, Domain, Purpose};
 use crate::{parallel, rollout};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
+use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{ConstExpr, Init, Model, Role};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -69,20 +71,24 @@ pub struct Report {
     pub synapse_steps_per_second: f64,
     /// Growth of the process's peak memory, in MiB; zero where the system does not tell.
     pub peak_mib: f64,
+    /// What training takes by plan, in MiB: without the compiler and this command's inputs, with
+    /// an optimiser.
+    pub planned_mib: f64,
 }
 
 /// Measures a model.
 ///
 /// # Errors
-/// If axes are missing, or the engine refuses the model.
+/// If axes are missing, the engine refuses the model, or memory does not suffice.
 pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
     let sizes = Sizes::bind(&model.axes, &job.axes)?;
-    let params = ParamStore::new(&model, &sizes, 0, &BTreeMap::new())?;
     let before = peak_bytes();
     let started = Instant::now();
     let options = EngineOptions { input_bars: job.input_bars, ..EngineOptions::default() };
     let engine = Engine::new(Arc::clone(&model), sizes.clone(), job.backend, &options)?;
     let compile_ms = started.elapsed().as_secs_f64() * 1e3;
+    need(&engine, job).check(available())?;
+    let params = ParamStore::new(&model, &sizes, 0, &BTreeMap::new())?;
     let bound = engine.bind(&params.values())?;
     let data = Data::draw(&model, &sizes, job);
     let mut workers: Vec<Option<Tape>> = (0..job.threads).map(|_| None).collect();
@@ -116,8 +122,22 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
         forward_ms: Times::of(forward),
         forward_backward_ms,
         synapse_steps_per_second: per_pass / (forward_backward_ms.median * 1e-3),
+        planned_mib: need(&engine, job).planned() as f64 / f64::from(1 << 20),
         peak_mib: peak_bytes().saturating_sub(before) as f64 / f64::from(1 << 20),
     })
+}
+
+fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
+    let usage = Use {
+        batch: job.batch,
+        steps: job.steps,
+        threads: job.threads,
+        tapes: Tapes::PerThread,
+        checkpoint_every: None,
+        memory: None,
+    };
+    let flags = Flags { batch: "--batch ", steps: "--steps ", threads: "--threads " };
+    Need { engine, usage, mode: Mode::Train, data: Data::bytes(engine, job), flags }
 }
 
 impl Times {
@@ -150,6 +170,7 @@ impl Report {
                 self.synapse_steps_per_second / 1e6
             )
             + &format!("{:<18} {:>10.1} MiB\n", "peak memory", self.peak_mib)
+            + &format!("{:<18} {:>10.1} MiB   training, as planned\n", "", self.planned_mib)
     }
 }
 
@@ -164,6 +185,14 @@ struct Data {
 }
 
 impl Data {
+    /// Bytes of all inputs, with what it takes to hold them one by one.
+    fn bytes(engine: &Engine, job: &Job) -> u64 {
+        let tensor = |shape: Shape| 4 * engine.sizes().count(shape) as u64 + 40;
+        let inputs: u64 = engine.model().inputs.iter().map(|i| tensor(i.shape)).sum();
+        let moments = (job.batch as u64).saturating_mul(job.steps as u64);
+        moments.saturating_mul(inputs + 40)
+    }
+
     fn draw(model: &Model, sizes: &Sizes, job: &Job) -> Data {
         let numbers = |row: usize, step: usize, purpose: Purpose, shape: Shape| -> Vec<f32> {
             let address = Address { seed: 0, domain: Domain::Eval, episode: 0, row: row as u32 };
@@ -246,4 +275,39 @@ fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
     line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The gradients of the pass that is timed.
+    fn gradients(threads: usize, batch: usize, backend: Backend) -> Vec<Vec<f32>> {
+        let text = include_str!("../../specs/backpropamine/retroactive.bpm");
+        let model = Arc::new(compiler::check::check(text).models.into_iter().next().expect("a model"));
+        let axes = BTreeMap::from([("I", 3), ("N", 9), ("A", 2)].map(|(name, n)| (name.to_owned(), n)));
+        let job = Job { axes, batch, steps: 12, repeat: 1, threads, backend, input_bars: false };
+        let sizes = Sizes::bind(&model.axes, &job.axes).expect("sizes");
+        let params = ParamStore::new(&model, &sizes, 0, &BTreeMap::new()).expect("parameters");
+        let options = EngineOptions { input_bars: false, ..EngineOptions::default() };
+        let engine = Engine::new(Arc::clone(&model), sizes.clone(), backend, &options).expect("an engine");
+        let bound = engine.bind(&params.values()).expect("bound");
+        let data = Data::draw(&model, &sizes, &job);
+        let mut workers: Vec<Option<Tape>> = (0..threads).map(|_| None).collect();
+        let chunks = run(&bound, &data, &job, &mut workers, true);
+        let used = workers.iter().filter(|tape| tape.is_some()).count();
+        assert!((1..=threads.min(batch)).contains(&used), "{used} tapes");
+        engine.finish(&bound, chunks)
+    }
+
+    #[test]
+    fn gradients_do_not_depend_on_threads() {
+        for (backend, batch) in [(Backend::CRANELIFT, 1), (Backend::CRANELIFT, 30), (Backend::Interp, 5)] {
+            let one = gradients(1, batch, backend);
+            assert!(one.iter().flatten().any(|g| *g != 0.0), "there is a gradient");
+            for threads in [2, 3, 8] {
+                assert_eq!(one, gradients(threads, batch, backend), "{backend:?} {batch} {threads}");
+            }
+        }
+    }
 }

@@ -78,6 +78,10 @@ pub struct Train {
     /// Go on with a run.
     #[arg(long)]
     pub resume: bool,
+    /// Write where the time goes: a trace of the last 300 updates for ui.perfetto.dev or
+    /// chrome://tracing; a table of all updates is printed at the end.
+    #[arg(long, value_name = "FILE.json")]
+    pub timings: Option<PathBuf>,
     /// Where to train.
     #[arg(long, value_enum, default_value_t, value_name = "DEVICE")]
     pub device: Device,
@@ -208,8 +212,12 @@ pub enum Device {
 /// What runs the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum BackendName {
-    /// Machine code through Cranelift.
+    /// The fastest machine code that this processor runs.
     #[default]
+    Auto,
+    /// Machine code for x86-64 with AVX2 and FMA.
+    X64,
+    /// Machine code through Cranelift, for any processor; the same bits.
     Cranelift,
     /// The interpreter: slow, and the meaning of the language.
     Interp,

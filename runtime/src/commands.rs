@@ -1,7 +1,7 @@
 //! The commands of `bpm`: from arguments to work.
 
 use crate::cli::{BackendName, Bench, Device, Eval, Plot, Run as RunArgs, Train};
-use crate::engine::Backend;
+use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
 use crate::options::Options;
 use crate::progress::{Format, Progress, say};
@@ -9,7 +9,8 @@ use crate::recipe::{self, Override, Recipe};
 use crate::rollout::Choice;
 use crate::run::{self, Machine, Run};
 use crate::spec::{self, Spec};
-use crate::{Error, bench, eval, plot, report, setup, task, tensors};
+use crate::timings::Timings;
+use crate::{Error, bench, eval, files, plot, report, setup, task, tensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -44,7 +45,9 @@ fn threads(asked: Option<u16>) -> usize {
 
 fn backend(name: BackendName) -> Backend {
     match name {
-        BackendName::Cranelift => Backend::Cranelift,
+        BackendName::Auto => Backend::fastest(),
+        BackendName::X64 => Backend::X64,
+        BackendName::Cranelift => Backend::CRANELIFT,
         BackendName::Interp => Backend::Interp,
     }
 }
@@ -78,7 +81,7 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
     let machine = Machine { backend: backend(args.backend), threads: threads(args.threads) };
     let (spec, recipe, name) = read_input(input, &overrides(args)?, args)?;
     report::spec_warnings(&spec, voice.format, voice.quiet);
-    let trainer = setup::trainer(spec, recipe, machine.backend, machine.threads)?;
+    let trainer = setup::trainer(spec, recipe, machine.backend, machine.threads, Mode::Train)?;
     let seed = trainer.recipe.schedule.seed;
     let folder = match &args.out {
         Some(folder) => folder.clone(),
@@ -92,13 +95,27 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
     } else {
         Run::create(&folder, trainer, machine)?
     };
+    if let Some(path) = &args.timings {
+        let timings = Timings::new();
+        // A place that cannot be written to is refused now, not after hours.
+        files::write(path, timings.trace().as_bytes())?;
+        run.trainer.timings = Some(timings);
+    }
     voice.note(&headline(&run, machine));
     let mut progress = Progress::new(&run.trainer, voice.format, voice.quiet);
     let result = run.go(&mut progress, stop);
     progress.finish();
+    let traced = write_timings(args, &run, voice);
     result?;
+    traced?;
     voice.note(&format!("done: {} updates", run.trainer.update));
     print(&format!("{}\n", folder.display()))
+}
+
+fn write_timings(args: &Train, run: &Run, voice: Voice) -> Result<(), Error> {
+    let (Some(path), Some(timings)) = (&args.timings, &run.trainer.timings) else { return Ok(()) };
+    voice.note(&timings.table());
+    files::write(path, timings.trace().as_bytes())
 }
 
 fn headline(run: &Run, machine: Machine) -> String {

@@ -5,6 +5,7 @@ use crate::engine::{Mode, Tape};
 use crate::parallel;
 use crate::rng::{Address, Domain};
 use crate::rollout::{Choice, Place, Stage};
+use crate::timings::Stopwatch;
 use crate::train::Trainer;
 use serde_json::{Map, Value, json};
 
@@ -53,7 +54,7 @@ pub fn evaluate(
     let results = parallel::run(&mut workers, (0..episodes).collect(), |tape, k: usize| {
         let tape = tape.get_or_insert_with(|| trainer.engine.tape(stage.task.steps(), Mode::Infer));
         let address = Address { seed, domain: Domain::Eval, episode: 0, row: k as u32 };
-        stage.run(tape, address, None, choice).map_err(|e| (k, e))
+        stage.run(tape, address, None, choice, &mut Stopwatch::default()).map_err(|e| (k, e))
     });
     let mut scores: Vec<Vec<f64>> = vec![vec![]; trainer.recipe.task.scores().len()];
     for result in results {

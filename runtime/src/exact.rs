@@ -7,10 +7,12 @@
 
 use crate::Error;
 use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState};
+use crate::memory::{Flags, Need, available};
 use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
 use compiler::interp::{Cotangents, Interpreter, Sequence};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
+use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{Model, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,8 +57,8 @@ struct Job {
 /// Runs a model on tensors.
 ///
 /// # Errors
-/// If a tensor is missing, unknown or misshapen (all of them are named), or the combination of back
-/// end and number type does not exist.
+/// If a tensor is missing, unknown or misshapen (all of them are named), the combination of back
+/// end and number type does not exist, or memory does not suffice.
 pub fn run(spec: &Spec, given: Given, backend: Backend, dtype: Dtype) -> Result<Tensors, Error> {
     if dtype == Dtype::F64 && backend != Backend::Interp {
         return Err(Error::usage("`--dtype f64` needs `--backend interp`"));
@@ -64,11 +66,27 @@ pub fn run(spec: &Spec, given: Given, backend: Backend, dtype: Dtype) -> Result<
     let sizes = Sizes::bind(&spec.model.axes, &given.axes)?;
     compiler::ir::check_bounds(&spec.model.step, &sizes).map_err(|e| Error::input(e.to_string()))?;
     let job = Job::new(&spec.model, &sizes, given)?;
+    let engine = Engine::new(Arc::clone(&spec.model), sizes.clone(), backend, &EngineOptions::default())?;
+    need(&engine, &job).check(available())?;
     let results = match dtype {
         Dtype::F64 => in_64_bits(&spec.model, &sizes, &job),
-        Dtype::F32 => in_32_bits(&spec.model, &sizes, &job, backend)?,
+        Dtype::F32 => in_32_bits(&engine, &job)?,
     };
     Ok(results.into_tensors(&spec.model, &sizes, &job, dtype))
+}
+
+fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
+    // One row after the other, on one tape, into one sum of gradients.
+    let usage = Use {
+        batch: 1,
+        steps: job.steps,
+        threads: 1,
+        tapes: Tapes::PerThread,
+        checkpoint_every: None,
+        memory: None,
+    };
+    let mode = job.mode();
+    Need { engine, usage, mode, data: Results::bytes(engine, job), flags: Flags::default() }
 }
 
 fn shape_of(sizes: &Sizes, front: &[usize], shape: Shape) -> Vec<usize> {
@@ -134,6 +152,11 @@ impl Job {
             None => own,
         };
         own.into_iter().zip(&self.initial).map(choose).collect()
+    }
+
+    /// Gradients need the whole sequence.
+    fn mode(&self) -> Mode {
+        if self.cotangents.is_some() { Mode::Train } else { Mode::Infer }
     }
 
     fn resets_before(&self, t: usize, b: usize) -> bool {
@@ -203,6 +226,17 @@ struct Results {
 }
 
 impl Results {
+    /// Bytes of what [`Results::new`] makes.
+    fn bytes(engine: &Engine, job: &Job) -> u64 {
+        let (model, sizes) = (engine.model(), engine.sizes());
+        let count = |shape: Shape| sizes.count(shape) as u64;
+        let vectors: u64 = model.outputs.iter().map(|o| count(o.shape)).sum::<u64>()
+            + model.inputs.iter().map(|i| count(i.shape)).sum::<u64>();
+        let states: u64 = model.states.iter().map(|s| 2 * count(s.shape)).sum();
+        let (steps, rows) = (job.steps as u64, job.rows as u64);
+        steps.saturating_mul(vectors).saturating_add(states).saturating_mul(rows).saturating_mul(8)
+    }
+
     fn new(model: &Model, sizes: &Sizes, job: &Job) -> Self {
         let zeros = |front: usize, shape: Shape| vec![0.0; front * sizes.count(shape)];
         let cells = job.steps * job.rows;
@@ -306,12 +340,11 @@ fn in_64_bits(model: &Arc<Model>, sizes: &Sizes, job: &Job) -> Results {
 }
 
 /// An engine, with 32 bits at its edges.
-fn in_32_bits(model: &Arc<Model>, sizes: &Sizes, job: &Job, backend: Backend) -> Result<Results, Error> {
-    let engine = Engine::new(Arc::clone(model), sizes.clone(), backend, &EngineOptions::default())?;
+fn in_32_bits(engine: &Engine, job: &Job) -> Result<Results, Error> {
+    let (model, sizes) = (engine.model(), engine.sizes());
     let params: Vec<Vec<f32>> = job.params.iter().map(|x| narrow(x)).collect();
     let bound = engine.bind(&params)?;
-    let mode = if job.cotangents.is_some() { Mode::Train } else { Mode::Infer };
-    let mut tape = engine.tape(job.steps, mode);
+    let mut tape = engine.tape(job.steps, job.mode());
     let mut grads = engine.grads();
     let mut results = Results::new(model, sizes, job);
     // An empty tensor stands for the state's own initial value.
@@ -426,7 +459,7 @@ mod tests {
     fn back_ends_agree_and_gradients_have_names() {
         let exact = go(Given { cotangents: cotangents(), ..given() }, Backend::Interp, Dtype::F64);
         let exact = exact.unwrap_or_else(|e| panic!("{e}"));
-        for backend in [Backend::Interp, Backend::Cranelift] {
+        for backend in [Backend::Interp, Backend::CRANELIFT] {
             let found = go(Given { cotangents: cotangents(), ..given() }, backend, Dtype::F32);
             let found = found.unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(found.keys().collect::<Vec<_>>(), exact.keys().collect::<Vec<_>>());
@@ -443,7 +476,7 @@ mod tests {
     /// A reset in the middle of a row is two rows, and a carried state is one.
     #[test]
     fn resets_and_initial_states() {
-        for (backend, dtype) in [(Backend::Interp, Dtype::F64), (Backend::Cranelift, Dtype::F32)] {
+        for (backend, dtype) in [(Backend::Interp, Dtype::F64), (Backend::CRANELIFT, Dtype::F32)] {
             let whole = go(given(), backend, dtype).unwrap_or_else(|e| panic!("{e}"));
             let cut = |from: usize, to: usize| {
                 let mut g = given();
@@ -491,7 +524,7 @@ mod tests {
             message,
             "tensor `u` has shape [6, 3], but it must have shape [T, B, 3] with T and B at least 1"
         );
-        assert!(go(given(), Backend::Cranelift, Dtype::F64).is_err());
+        assert!(go(given(), Backend::CRANELIFT, Dtype::F64).is_err());
         let g = Given { axes: [("N".to_string(), 4)].into(), ..given() };
         assert!(go(g, Backend::Interp, Dtype::F64).expect_err("open").message.contains("I, A"));
     }
@@ -503,7 +536,7 @@ mod tests {
         let spec = crate::spec::compile("s.bpm", text.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
         let name = spec.model.params[0].name.clone();
         for (backend, dtype) in
-            [(Backend::Interp, Dtype::F64), (Backend::Interp, Dtype::F32), (Backend::Cranelift, Dtype::F32)]
+            [(Backend::Interp, Dtype::F64), (Backend::Interp, Dtype::F32), (Backend::CRANELIFT, Dtype::F32)]
         {
             for start in [false, true] {
                 let mut inputs: Tensors = [("u".to_string(), wave(&[4, 2, 3], 1.0, 1.0))].into();

@@ -18,6 +18,7 @@ pub mod eval;
 pub mod exact;
 pub mod files;
 pub mod learner;
+pub mod memory;
 pub mod metrics;
 pub mod optim;
 pub mod options;
@@ -34,6 +35,7 @@ pub mod setup;
 pub mod spec;
 pub mod task;
 pub mod tensors;
+pub mod timings;
 pub mod train;
 pub mod wiring;
 

@@ -72,6 +72,35 @@ mod tests {
     }
 
     #[test]
+    fn one_row_or_one_worker_stays_on_the_calling_thread() {
+        let here = std::thread::current().id();
+        for (threads, rows) in [(8, 1), (1, 30), (1, 1)] {
+            let mut workers = vec![(); threads];
+            let jobs = chunks(rows);
+            let on = run(&mut workers, jobs, |(), _| std::thread::current().id());
+            assert!(on.iter().all(|id| *id == here), "{threads} threads, {rows} rows");
+        }
+    }
+
+    /// Nanoseconds that the calling thread has spent on a processor, where the system tells.
+    fn busy() -> Option<u64> {
+        std::fs::read_to_string("/proc/thread-self/schedstat").ok()?.split_whitespace().next()?.parse().ok()
+    }
+
+    #[test]
+    fn waiting_threads_sleep() {
+        let Some(before) = busy() else { return };
+        let long = std::time::Duration::from_millis(400);
+        let spent = run(&mut [(); 3], vec![long, long / 4, long / 8], |(), time: std::time::Duration| {
+            let before = busy();
+            std::thread::sleep(time);
+            busy().zip(before).map_or(0, |(now, before)| now - before)
+        });
+        let all = busy().map_or(0, |now| now - before) + spent.iter().sum::<u64>();
+        assert!(u128::from(all) < long.as_nanos() / 4, "{all} ns on a processor for nothing");
+    }
+
+    #[test]
     fn chunks_cover_all_rows() {
         for rows in [1, 2, 15, 16, 17, 30, 512] {
             let c = chunks(rows);

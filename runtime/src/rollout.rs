@@ -5,6 +5,7 @@ use crate::learner::ActorCritic;
 use crate::params::draw;
 use crate::rng::{Address, Purpose};
 use crate::task::{Goal, Task};
+use crate::timings::{Phase, Stopwatch};
 use crate::wiring::Wiring;
 use compiler::ir::{OutputId, Sizes, StateId};
 use compiler::model::{Init, Model, ResetPolicy};
@@ -77,19 +78,23 @@ impl Stage<'_> {
         address: Address,
         carried: Option<&RowState>,
         choice: Choice,
+        watch: &mut Stopwatch,
     ) -> Result<Record, NonFinite> {
         let start = self.start(address, carried);
         self.bound.begin(tape, start.as_ref());
         let mut episode = self.task.episode(address);
         let mut record = Record::default();
         let mut total = 0.0;
+        watch.lap(Phase::Environment);
         for t in 0..self.task.steps() {
             episode.observe(t, self.bound.input_mut(tape, self.wiring.input));
             if let Some(id) = self.wiring.reward {
                 self.bound.input_mut(tape, id)[0] = episode.previous_reward();
             }
             self.put_noise(tape, address, t);
+            watch.lap(Phase::Environment);
             self.bound.step(tape);
+            watch.lap(Phase::Forward);
             self.check_outputs(tape, t)?;
             if let Some(id) = self.wiring.value {
                 record.values.push(self.bound.output(tape, t, id)[0]);
@@ -97,6 +102,7 @@ impl Stage<'_> {
             let output = self.bound.output(tape, t, self.wiring.output);
             if let Goal::Act(_) = self.task.goal() {
                 let action = choose(output, address, t, choice);
+                watch.lap(Phase::Sampling);
                 let reward = episode.act(t, action);
                 total += f64::from(reward);
                 record.actions.push(action);
@@ -109,6 +115,7 @@ impl Stage<'_> {
                 record.scores = episode.scores(output, total);
             }
         }
+        watch.lap(Phase::Environment);
         Ok(record)
     }
 

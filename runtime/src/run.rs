@@ -12,12 +12,13 @@
 //! Files are written beside and renamed into place, so a kill at any time leaves a run that can go
 //! on. `run.json` is written last: a folder that has it is complete.
 
-use crate::engine::Backend;
+use crate::engine::{Backend, Mode};
 use crate::error::{Error, Kind};
 use crate::metrics::{Log, Window};
 use crate::recipe::Recipe;
 use crate::rng::fnv1a;
 use crate::spec::{self, Spec};
+use crate::timings::Phase;
 use crate::train::{Outcome, Trainer};
 use crate::{checkpoint, files, setup, tensors};
 use serde_json::{Map, Value, json};
@@ -159,6 +160,10 @@ impl Run {
             if update.is_multiple_of(schedule.checkpoint_every) {
                 self.save()?;
             }
+            if let Some(timings) = &mut self.trainer.timings {
+                timings.lap(Phase::Files);
+                timings.end(update);
+            }
         }
         self.seconds = before + start.elapsed().as_secs_f64();
         self.save()
@@ -222,7 +227,8 @@ pub fn load(folder: &Path) -> Result<Stored, Error> {
 /// If it is no run, or has no parameters yet.
 pub fn load_trained(folder: &Path, machine: Machine) -> Result<Trainer, Error> {
     let stored = load(folder)?;
-    let mut trainer = setup::trainer(stored.spec, stored.recipe, machine.backend, machine.threads)?;
+    let mut trainer =
+        setup::trainer(stored.spec, stored.recipe, machine.backend, machine.threads, Mode::Infer)?;
     let path = folder.join("params.safetensors");
     if !path.exists() {
         let error = Error::usage(format!("`{}` has no parameters yet", folder.display()));
@@ -306,7 +312,7 @@ fn about(trainer: &Trainer, machine: Machine) -> Value {
         "parameters": trainer.params.count(),
         "bpm": env!("CARGO_PKG_VERSION"),
         "device": "cpu",
-        "backend": format!("{:?}", machine.backend).to_lowercase(),
+        "backend": machine.backend.name(),
         "simd": simd(),
         "denormals": crate::engine::DENORMALS,
         "threads": machine.threads,

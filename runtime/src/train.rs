@@ -15,6 +15,7 @@ use crate::recipe::Recipe;
 use crate::rng::{Address, Domain};
 use crate::rollout::{Choice, NonFinite, Place, Record, Stage, advantages, carries};
 use crate::spec::Spec;
+use crate::timings::{self, Phase, Stopwatch, Timings};
 use crate::wiring::Wiring;
 use std::ops::Range;
 
@@ -36,8 +37,17 @@ pub struct Trainer {
     pub update: u64,
     /// The states of every row that outlive an episode; empty if none does.
     pub carried: Vec<RowState>,
-    workers: Vec<Option<Tape>>,
+    /// Where the time goes, if it is measured.
+    pub timings: Option<Timings>,
+    workers: Vec<Worker>,
     tapes: Vec<Tape>,
+}
+
+/// What a thread keeps from update to update.
+#[derive(Default)]
+struct Worker {
+    tape: Option<Tape>,
+    watch: Stopwatch,
 }
 
 /// What an update did.
@@ -83,7 +93,7 @@ impl Trainer {
         threads: usize,
     ) -> Self {
         let optimiser = Optimiser::new(recipe.optimiser, params.raw.iter().map(Vec::len));
-        let workers = (0..threads.max(1)).map(|_| None).collect();
+        let workers = (0..threads.max(1)).map(|_| Worker::default()).collect();
         Trainer {
             spec,
             recipe,
@@ -93,6 +103,7 @@ impl Trainer {
             optimiser,
             update: 0,
             carried: vec![],
+            timings: None,
             workers,
             tapes: vec![],
         }
@@ -103,6 +114,9 @@ impl Trainer {
     /// # Errors
     /// If a number is not finite; the parameters are those before the update.
     pub fn step(&mut self) -> Result<Outcome, Error> {
+        if let Some(timings) = &mut self.timings {
+            timings.begin();
+        }
         let (rows, mut gradients) = self.gradients()?;
         let before_chain = crate::optim::norm(&gradients);
         self.params.chain(&mut gradients);
@@ -114,6 +128,7 @@ impl Trainer {
             let learned: Vec<bool> = self.params.about.iter().map(|a| a.learned).collect();
             self.optimiser.step(&mut self.params.raw, &gradients, &learned);
         }
+        timings::lap(&mut self.timings, Phase::Optimiser);
         self.update += 1;
         let outcome = self.outcome(&rows, grad_norm);
         if rows.iter().all(|r| r.state.is_some()) {
@@ -127,7 +142,11 @@ impl Trainer {
 
     /// The rows' outcomes and the gradient of the loss with respect to the values of parameters.
     fn gradients(&mut self) -> Result<(Vec<RowOutcome>, Vec<Vec<f32>>), Error> {
+        for worker in &mut self.workers {
+            worker.watch.reset(self.timings.as_ref());
+        }
         let bound = self.engine.bind(&self.params.values())?;
+        timings::lap(&mut self.timings, Phase::Parameters);
         let pass = Pass {
             stage: stage(&self.engine, &self.wiring, &self.recipe, &bound),
             engine: &self.engine,
@@ -143,10 +162,16 @@ impl Trainer {
             }
             _ => pass.row_by_row(&mut self.workers),
         };
-        match done {
-            Ok((rows, chunks)) => Ok((rows, self.engine.finish(&bound, chunks))),
-            Err((row, at)) => Err(self.bad_number(row, self.locate(row).unwrap_or(at))),
+        if let Some(timings) = &mut self.timings {
+            timings.collect(self.workers.iter().map(|w| &w.watch));
         }
+        let (rows, chunks) = match done {
+            Ok(done) => done,
+            Err((row, at)) => return Err(self.bad_number(row, self.locate(row).unwrap_or(at))),
+        };
+        let gradients = self.engine.finish(&bound, chunks);
+        timings::lap(&mut self.timings, Phase::Gradient);
+        Ok((rows, gradients))
     }
 
     fn outcome(&self, rows: &[RowOutcome], grad_norm: f64) -> Outcome {
@@ -247,20 +272,22 @@ impl Pass<'_> {
         1.0 / (self.batch as f64 * self.stage.task.steps() as f64)
     }
 
-    fn forward(&self, row: usize, tape: &mut Tape) -> Result<Record, RowError> {
+    fn forward(&self, row: usize, tape: &mut Tape, watch: &mut Stopwatch) -> Result<Record, RowError> {
         let carried = self.carried.get(row);
-        self.stage.run(tape, self.address(row), carried, Choice::Sample).map_err(|e| (row, e))
+        self.stage.run(tape, self.address(row), carried, Choice::Sample, watch).map_err(|e| (row, e))
     }
 
     /// The ordinary case: a row's loss needs only the row. One tape per thread.
-    fn row_by_row(&self, workers: &mut [Option<Tape>]) -> Rows {
-        let work = |tape: &mut Option<Tape>, rows: Range<usize>| {
+    fn row_by_row(&self, workers: &mut [Worker]) -> Rows {
+        let work = |Worker { tape, watch }: &mut Worker, rows: Range<usize>| {
+            watch.start();
             let tape = tape.get_or_insert_with(|| self.engine.tape(self.stage.task.steps(), Mode::Train));
             let mut grads = self.engine.grads();
             let mut outcomes = vec![];
+            watch.lap(Phase::Backward);
             for row in rows {
-                let record = self.forward(row, tape)?;
-                outcomes.push(self.backward(tape, &record, &record.values, None, &mut grads));
+                let record = self.forward(row, tape, watch)?;
+                outcomes.push(self.backward((tape, watch), &record, &record.values, None, &mut grads));
             }
             Ok((outcomes, grads))
         };
@@ -272,15 +299,19 @@ impl Pass<'_> {
     fn with_shared_baseline(
         &self,
         learner: &ActorCritic,
-        workers: &mut [Option<Tape>],
+        workers: &mut [Worker],
         tapes: &mut Vec<Tape>,
     ) -> Rows {
         while tapes.len() < self.batch {
             tapes.push(self.engine.tape(self.stage.task.steps(), Mode::Train));
         }
         let jobs: Vec<(usize, &mut Tape)> = tapes.iter_mut().enumerate().collect();
+        let forward = |worker: &mut Worker, (row, tape): (usize, &mut Tape)| {
+            worker.watch.start();
+            self.forward(row, tape, &mut worker.watch)
+        };
         let records: Result<Vec<Record>, RowError> =
-            parallel::run(workers, jobs, |_, (row, tape)| self.forward(row, tape)).into_iter().collect();
+            parallel::run(workers, jobs, forward).into_iter().collect();
         let records = records?;
         let baseline = records.first().map(|r| r.values.clone()).unwrap_or_default();
         let mut pooled = vec![0.0; baseline.len()];
@@ -296,12 +327,13 @@ impl Pass<'_> {
             jobs.push((rows, head));
             rest = tail;
         }
-        let work = |_: &mut Option<Tape>, (rows, tapes): (Range<usize>, &mut [Tape])| {
+        let work = |Worker { watch, .. }: &mut Worker, (rows, tapes): (Range<usize>, &mut [Tape])| {
+            watch.start();
             let mut grads = self.engine.grads();
             let zeros = vec![0.0; pooled.len()];
             let outcome = |(row, tape): (usize, &mut Tape)| {
                 let values = if row == 0 { &pooled } else { &zeros };
-                self.backward(tape, &records[row], &baseline, Some(values), &mut grads)
+                self.backward((tape, watch), &records[row], &baseline, Some(values), &mut grads)
             };
             Ok((rows.zip(tapes).map(outcome).collect(), grads))
         };
@@ -312,7 +344,7 @@ impl Pass<'_> {
     /// row's value output is held against, if not its own advantages.
     fn backward(
         &self,
-        tape: &mut Tape,
+        (tape, watch): (&mut Tape, &mut Stopwatch),
         record: &Record,
         baseline: &[f32],
         value_advantages: Option<&Vec<f64>>,
@@ -331,7 +363,9 @@ impl Pass<'_> {
             }
             Learner::SquaredError(s) => self.error_cotangents(*s, tape, record, &mut row),
         }
+        watch.lap(Phase::Losses);
         self.stage.bound.backward(tape, grads, self.share() as f32, None);
+        watch.lap(Phase::Backward);
         row
     }
 
@@ -412,7 +446,8 @@ mod tests {
         let spec = spec::compile("s.bpm", spec.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
         let text = format!("spec = \"s.bpm\"\n{recipe}");
         let recipe = Recipe::parse("r", &text, &[]).unwrap_or_else(|e| panic!("{e}"));
-        setup::trainer(spec, recipe, Backend::Cranelift, threads).unwrap_or_else(|e| panic!("{e}"))
+        setup::trainer(spec, recipe, Backend::CRANELIFT, threads, Mode::Train)
+            .unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn cue(threads: usize, extra: &str, keep: &str) -> Trainer {
@@ -504,7 +539,9 @@ mod tests {
                 task: &*base.recipe.task,
             };
             let mut tape = base.engine.tape(steps, Mode::Infer);
-            let record = stage(&old).run(&mut tape, address, None, Choice::Sample).expect("finite");
+            let record = stage(&old)
+                .run(&mut tape, address, None, Choice::Sample, &mut Stopwatch::default())
+                .expect("finite");
             let advantages = advantages(learner, &record, &record.values);
             let new = t.engine.bind(&t.params.values()).expect("bind");
             let mut tape = t.engine.tape(steps, Mode::Infer);

@@ -180,6 +180,76 @@ fn resumed_runs_have_the_same_bits() -> Outcome {
     p.fails("train r.toml --out nothing --resume", 2, &["`nothing` is no run"])
 }
 
+/// Sizes that no machine has the memory for: nothing may be allocated on the way to the message.
+#[test]
+fn what_does_not_fit_is_refused_at_once() -> Outcome {
+    use runtime::tensors::{Tensor, Tensors, write};
+    let p = Place::new()?;
+    std::fs::write(p.path("wide.bpm"), SPEC.replace("N = 6", "N = ?"))?;
+    let words = ["of memory, and", "are available", "parameters and gradients take", "tape"];
+    let long = "--axis N=10000 --set task.steps=1000000";
+    p.fails(&format!("train wide.bpm --task maze {long} --out run"), 2, &words)?;
+    assert!(!p.path("run").exists());
+    let long = "train wide.bpm --task maze --axis N=16 --set task.steps=1000000 --set learner.baseline=first";
+    p.fails(
+        &format!("{long} --set run.batch=4096 --out run"),
+        2,
+        &["4096 tapes", "--set run.batch=", "needs"],
+    )?;
+    let axes = "--axis I=3 --axis A=2 --axis N=10000";
+    let bench = format!("bench wide.bpm {axes} --steps 1000000");
+    p.fails(&bench, 2, &[&words[..], &["N = 10000", "--axis NAME=SIZE"]].concat())?;
+    let bench = format!("bench wide.bpm {} --threads 64", axes.replace("10000", "2000"));
+    p.fails(&format!("{bench} --batch 1000000 --steps 1000000"), 2, &words)?;
+    // Ten thousand steps of ten numbers are small as a file, their tape is not.
+    std::fs::write(p.path("state.bpm"), STATE)?;
+    write(&p.path("p.safetensors"), &Tensors::from([("w".into(), Tensor::f32(vec![], vec![1.0]))]), None)?;
+    let series = |count: usize| Tensor::f32(vec![count, 1], vec![0.5; count]);
+    write(&p.path("x.safetensors"), &Tensors::from([("u".into(), series(200_000))]), None)?;
+    write(&p.path("g.safetensors"), &Tensors::from([("s".into(), series(200_000))]), None)?;
+    let run = "run state.bpm --params p.safetensors --inputs x.safetensors --out y --axis N=20000";
+    p.fails(&format!("{run} --cotangents g.safetensors"), 2, &[&words[..], &["N = 20000"]].concat())?;
+    p.fails(&format!("{run} --backend interp"), 2, &["the interpreter keeps every value of 200000 steps"])
+}
+
+/// A large state without a large parameter.
+const STATE: &str = "spec state {
+  axis N = ?
+  in u
+  learn w = 1
+  state y[N] = 1
+  plastic H[N,N] = 0
+  y' = tanh(w * u + H @ y)
+  H'[j,i] = 0.5 * H + 0.1 * y'[j] * y[i]
+  out s = mean(y')
+}
+";
+
+#[test]
+fn timings_change_nothing_and_name_every_phase() -> Outcome {
+    let p = Place::new()?;
+    p.ok("train r.toml --out plain -q")?;
+    for (name, more) in [("one", "--threads 1"), ("two", "--threads 2")] {
+        let out = p.bpm(&format!("train r.toml --out {name} --timings {name}.json {more}"))?;
+        let said = String::from_utf8(out.stderr)?;
+        assert!(said.contains("ms per update") && said.contains("mean of 12 updates"), "{said}");
+        p.same_end("plain", name)?;
+        let text = std::fs::read_to_string(p.path(&format!("{name}.json")))?;
+        let trace: serde_json::Value = serde_json::from_str(&text)?;
+        let events = trace["traceEvents"].as_array().ok_or("no events")?;
+        let phases =
+            ["parameters", "environment", "network forward", "sampling", "losses", "network backward"];
+        for phase in phases.into_iter().chain(["gradient sums", "optimiser", "metrics and files"]) {
+            let of_main = events.iter().filter(|e| e["name"] == phase && e["tid"] == 0).count();
+            assert!((1..=12).contains(&of_main) && said.contains(phase), "{name} {phase}: {of_main}");
+        }
+    }
+    p.ok("train r.toml --out first -q --set learner.baseline=first --timings first.json")?;
+    p.fails("train r.toml --out late --timings nowhere/t.json", 2, &["cannot write `nowhere/t.json`"])?;
+    assert!(!p.path("late/checkpoints").exists() || p.checkpoints("late")?.is_empty());
+    Ok(())
+}
+
 #[test]
 fn a_killed_run_goes_on() -> Outcome {
     let p = Place::new()?;

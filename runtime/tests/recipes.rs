@@ -14,7 +14,13 @@ fn trainer(path: &Path, sets: &[&str], backend: Backend) -> Result<Trainer, Erro
     let sets: Result<Vec<Override>, Error> = sets.iter().map(|s| Override::parse(s)).collect();
     let recipe = Recipe::load(path, &sets?)?;
     let place = path.parent().unwrap_or(Path::new("")).join(&recipe.spec);
-    setup::trainer(spec::load(&place.display().to_string())?, recipe, backend, 2)
+    setup::trainer(
+        spec::load(&place.display().to_string())?,
+        recipe,
+        backend,
+        2,
+        runtime::engine::Mode::Train,
+    )
 }
 
 #[test]
@@ -62,7 +68,7 @@ fn learned_parameters_are_counted_as_published() -> Result<(), Error> {
 #[test]
 fn the_small_recipe_learns() -> Result<(), Error> {
     let sets = ["sizes.N=24", "run.batch=20", "optimiser.rate=4e-3"];
-    let mut trainer = trainer(&examples().join("cue-reward/small.toml"), &sets, Backend::Cranelift)?;
+    let mut trainer = trainer(&examples().join("cue-reward/small.toml"), &sets, Backend::CRANELIFT)?;
     let mut last = vec![];
     for _ in 0..700 {
         last.push(trainer.step()?.scores[0]);

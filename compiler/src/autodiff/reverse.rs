@@ -24,12 +24,17 @@ pub fn prepare(model: &mut Model) {
 }
 
 /// The unbatched values through which gradients leave the step: those that depend on a learned
-/// parameter and are used by a batched instruction or are a result themselves.
+/// parameter and are used by a batched instruction or are a result themselves. What a broadcast
+/// repeats is the boundary, not the broadcast: its cotangent is a sum and smaller.
 pub fn boundary(model: &Model) -> Vec<Value> {
     let step = &model.step;
     let active = active(model);
     let mut found = BTreeSet::new();
     let mut visit = |v: Value| {
+        let mut v = v;
+        while let Some(x) = spreads(step, v) {
+            v = x;
+        }
         if active[v.index()] && !step.ty(v).batched {
             found.insert(v);
         }
@@ -39,6 +44,15 @@ pub fn boundary(model: &Model) -> Vec<Value> {
     }
     step.results.iter().for_each(|(_, v)| visit(*v));
     found.into_iter().collect()
+}
+
+/// What an unbatched broadcast repeats.
+fn spreads(step: &Function, v: Value) -> Option<Value> {
+    let instruction = step.at(v);
+    match instruction.op {
+        Op::Splat(x, _) | Op::Rows(x, _) | Op::Cols(x, _) if !instruction.ty.batched => Some(x),
+        _ => None,
+    }
 }
 
 /// Which values depend, through operations that pass gradients, on something that has one.
@@ -78,8 +92,9 @@ pub fn step(model: &Model) -> Function {
         tape.contribute(*v, seed);
     }
     for k in (0..primal.body.len()).rev() {
-        if primal.body[k].ty.batched {
-            tape.visit(Value(k as u32));
+        let v = Value(k as u32);
+        if primal.ty(v).batched || spreads(primal, v).is_some() {
+            tape.visit(v);
         }
     }
     tape.step_results();

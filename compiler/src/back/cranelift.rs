@@ -4,11 +4,12 @@
 //! pointers, one per entry of [`Base::ALL`]. Cranelift neither vectorises nor unrolls, and its
 //! optimiser makes these loops slower (it sinks multiply-adds until accumulators spill), so it
 //! runs without, and this module emits code that needs none: invariants are computed outside of
-//! the loops they do not vary with.
+//! the loops they do not vary with. A register of the loop IR is two of Cranelift's: its halves.
 
+use super::level::{Level, levels};
 /// The order of [`Kernels::entries`].
 pub use crate::loops::NAMES as ROUTINES;
-use crate::loops::body::{Body, BodyOp, Id};
+use crate::loops::body::{BodyOp, Id};
 use crate::loops::{Access, Base, Effect, Extent, LANES, Nest, Place, Program, Routine, Tiles, routines};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I32X4, I64};
@@ -20,6 +21,15 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module};
 use std::collections::BTreeMap;
+
+/// The most registers in a tile: the best or tied for every rule measured.
+pub const WIDEST: usize = 2;
+
+/// Lanes of a machine register.
+const HALF: usize = 4;
+
+/// Machine registers in a register of the loop IR.
+const HALVES: usize = LANES / HALF;
 
 /// Machine code in memory. The pointers are valid as long as this lives.
 pub struct Kernels {
@@ -65,7 +75,7 @@ pub fn compile(program: &Program) -> Result<Kernels, JitError> {
         let fail = |why: String| JitError::Codegen { routine: name, why };
         let mut cx = module.make_context();
         cx.func.signature.params.push(AbiParam::new(I64));
-        emit(FunctionBuilder::new(&mut cx.func, &mut context), routine, &module);
+        emit(FunctionBuilder::new(&mut cx.func, &mut context), routine, program.widest, &module);
         let id = module
             .declare_function(name, Linkage::Export, &cx.func.signature)
             .map_err(|e| fail(e.to_string()))?;
@@ -100,7 +110,7 @@ pub fn print(program: &Program) -> Result<String, JitError> {
     for (name, routine) in ROUTINES.into_iter().zip(routines(program)) {
         let mut cx = module.make_context();
         cx.func.signature.params.push(AbiParam::new(I64));
-        emit(FunctionBuilder::new(&mut cx.func, &mut context), routine, &module);
+        emit(FunctionBuilder::new(&mut cx.func, &mut context), routine, program.widest, &module);
         let _ = writeln!(text, "; {name}\n{}", cx.func.display());
     }
     Ok(text)
@@ -117,40 +127,17 @@ fn isa() -> Result<cranelift_codegen::isa::OwnedTargetIsa, JitError> {
     builder.finish(settings::Flags::new(flags)).map_err(|e| host(&e))
 }
 
-fn emit(mut b: FunctionBuilder<'_>, routine: &Routine, module: &JITModule) {
+fn emit(mut b: FunctionBuilder<'_>, routine: &Routine, widest: usize, module: &JITModule) {
     let entry = b.create_block();
     b.append_block_params_for_function_params(entry);
     b.switch_to_block(entry);
     b.seal_block(entry);
     let bases = b.block_params(entry)[0];
     for nest in &routine.nests {
-        NestEmitter::new(&mut b, nest, bases).run();
+        NestEmitter::new(&mut b, nest, bases, widest).run();
     }
     b.ins().return_(&[]);
     b.finalize(module.target_config());
-}
-
-/// What a value varies with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Level {
-    /// Nothing: computed once per nest.
-    Once,
-    /// The pre axis: once per row.
-    Row,
-    /// The post axis: once per tile.
-    Tile,
-    /// Both.
-    Point,
-}
-
-impl Level {
-    fn join(self, other: Level) -> Level {
-        match (self, other) {
-            (Level::Once, x) | (x, Level::Once) => x,
-            (x, y) if x == y => x,
-            _ => Level::Point,
-        }
-    }
 }
 
 /// Emits one nest.
@@ -158,6 +145,7 @@ struct NestEmitter<'b, 'f> {
     b: &'b mut FunctionBuilder<'f>,
     nest: &'b Nest,
     bases: Value,
+    widest: usize,
     pointers: BTreeMap<usize, Value>,
     levels: Vec<Level>,
     /// Constants are kept in registers if they are few.
@@ -187,7 +175,7 @@ fn bytes(offset: usize) -> i32 {
 }
 
 impl<'b, 'f> NestEmitter<'b, 'f> {
-    fn new(b: &'b mut FunctionBuilder<'f>, nest: &'b Nest, bases: Value) -> Self {
+    fn new(b: &'b mut FunctionBuilder<'f>, nest: &'b Nest, bases: Value, widest: usize) -> Self {
         let constants = nest.body.ops.iter().filter(|op| matches!(op, BodyOp::Const(_))).count();
         let levels = levels(&nest.body);
         let once = vec![None; nest.body.ops.len()];
@@ -195,6 +183,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
             b,
             nest,
             bases,
+            widest,
             pointers: BTreeMap::new(),
             levels,
             keep_constants: constants <= 4,
@@ -232,7 +221,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
     }
 
     fn constant(&mut self, c: f32) -> Value {
-        let data: Vec<u8> = std::iter::repeat_n(c.to_le_bytes(), LANES).flatten().collect();
+        let data: Vec<u8> = std::iter::repeat_n(c.to_le_bytes(), HALF).flatten().collect();
         let handle = self.b.func.dfg.constants.insert(ConstantData::from(data));
         self.b.ins().vconst(F32X4, handle)
     }
@@ -320,7 +309,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
     }
 
     fn integers(&mut self, c: i32) -> Value {
-        let data: Vec<u8> = std::iter::repeat_n(c.to_le_bytes(), LANES).flatten().collect();
+        let data: Vec<u8> = std::iter::repeat_n(c.to_le_bytes(), HALF).flatten().collect();
         let handle = self.b.func.dfg.constants.insert(ConstantData::from(data));
         self.b.ins().vconst(I32X4, handle)
     }
@@ -358,7 +347,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
     }
 
     fn load(&mut self, access: Access, at: Option<Position>, register: usize) -> Value {
-        let lane = (register * LANES * 4) as i32;
+        let lane = (register * HALF * 4) as i32;
         match access {
             Access::Scalar(p) => {
                 let address = self.address(p.base, None);
@@ -379,30 +368,32 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         }
     }
 
-    /// Lanes 0+1+2+3, in this order.
-    fn sum_lanes(&mut self, v: Value) -> Value {
-        let mut sum = self.b.ins().extractlane(v, 0);
-        for lane in 1..LANES as u8 {
-            let x = self.b.ins().extractlane(v, lane);
-            sum = self.b.ins().fadd(sum, x);
-        }
-        sum
+    /// Neighbouring lanes, then neighbouring pairs, then the halves.
+    fn sum_lanes(&mut self, halves: &[Value]) -> Value {
+        let sums: Vec<Value> = halves.iter().map(|v| self.sum_half(*v)).collect();
+        self.b.ins().fadd(sums[0], sums[1])
     }
 
-    fn max_lanes(&mut self, v: Value) -> Value {
-        let mut best = self.b.ins().extractlane(v, 0);
-        for lane in 1..LANES as u8 {
-            let x = self.b.ins().extractlane(v, lane);
+    fn sum_half(&mut self, v: Value) -> Value {
+        let x: [Value; HALF] = std::array::from_fn(|lane| self.b.ins().extractlane(v, lane as u8));
+        let (left, right) = (self.b.ins().fadd(x[0], x[1]), self.b.ins().fadd(x[2], x[3]));
+        self.b.ins().fadd(left, right)
+    }
+
+    fn max_lanes(&mut self, halves: &[Value]) -> Value {
+        let mut best = self.b.ins().extractlane(halves[0], 0);
+        for lane in 1..LANES {
+            let x = self.b.ins().extractlane(halves[lane / HALF], (lane % HALF) as u8);
             let c = self.b.ins().fcmp(FloatCC::LessThan, best, x);
             best = self.b.ins().select(c, x, best);
         }
         best
     }
 
-    /// Bits set in the lanes below `count`.
-    fn lane_mask(&mut self, count: usize) -> Value {
-        let data: Vec<u8> =
-            (0..LANES).flat_map(|k| (if k < count { -1i32 } else { 0 }).to_le_bytes()).collect();
+    /// Bits set in the lanes below `count`, in a half of a register.
+    fn lane_mask(&mut self, count: usize, half: usize) -> Value {
+        let set = |k: usize| if half * HALF + k < count { -1i32 } else { 0 };
+        let data: Vec<u8> = (0..HALF).flat_map(|k| set(k).to_le_bytes()).collect();
         let handle = self.b.func.dfg.constants.insert(ConstantData::from(data));
         let mask = self.b.ins().vconst(I32X4, handle);
         self.bits(F32X4, mask)
@@ -539,51 +530,58 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
             0 => sums,
             _ => {
                 let at = self.b.ins().iconst(I64, (whole * LANES * 4) as i64);
-                let mask = self.lane_mask(rest);
-                self.vector_point(at, sums, Some(mask))
+                self.vector_point(at, sums, Some(rest))
             }
         };
         self.finish_sums(&sums);
     }
 
-    fn vector_point(&mut self, at: Value, mut sums: Vec<Value>, mask: Option<Value>) -> Vec<Value> {
+    /// One register of a vector nest; only the lanes below `rest` count in sums.
+    fn vector_point(&mut self, at: Value, mut sums: Vec<Value>, rest: Option<usize>) -> Vec<Value> {
         let position = Some(Position { matrix: at, post: at, pre: at });
+        for half in 0..HALVES {
+            let mask = rest.map(|count| self.lane_mask(count, half));
+            self.vector_half(position, half, &mut sums, mask);
+        }
+        sums
+    }
+
+    fn vector_half(&mut self, at: Option<Position>, half: usize, sums: &mut [Value], mask: Option<Value>) {
         let mut here = self.once.clone();
-        let mut k = 0;
+        let mut k = half;
         for effect in self.nest.effects.clone() {
             match effect {
                 Effect::Store(access, v) => {
-                    let v = self.value(v, &mut here, position, 0);
-                    self.store(access, v, position, 0);
+                    let v = self.value(v, &mut here, at, half);
+                    self.store(access, v, at, half);
                 }
                 Effect::Add(access, v, w) => {
-                    let v = self.value(v, &mut here, position, 0);
-                    let w = w.map(|w| self.value(w, &mut here, position, 0));
-                    let old = self.load(access, position, 0);
+                    let v = self.value(v, &mut here, at, half);
+                    let w = w.map(|w| self.value(w, &mut here, at, half));
+                    let old = self.load(access, at, half);
                     let new = self.accumulate(old, v, w, None);
-                    self.store(access, new, position, 0);
+                    self.store(access, new, at, half);
                 }
                 Effect::SumAll(_, v, w) => {
-                    let v = self.value(v, &mut here, position, 0);
-                    let w = w.map(|w| self.value(w, &mut here, position, 0));
+                    let v = self.value(v, &mut here, at, half);
+                    let w = w.map(|w| self.value(w, &mut here, at, half));
                     sums[k] = self.accumulate(sums[k], v, w, mask);
-                    k += 1;
+                    k += HALVES;
                 }
                 Effect::MaxAll(_, v) => {
-                    let v = self.value(v, &mut here, position, 0);
+                    let v = self.value(v, &mut here, at, half);
                     sums[k] = self.maximum(sums[k], v, mask);
-                    k += 1;
+                    k += HALVES;
                 }
                 other @ (Effect::SumPre(..) | Effect::SumPost(..)) => {
                     unreachable!("{other:?} in a vector nest")
                 }
             }
         }
-        sums
     }
 
     fn store(&mut self, access: Access, v: Value, at: Option<Position>, register: usize) {
-        let lane = (register * LANES * 4) as i32;
+        let lane = (register * HALF * 4) as i32;
         let (place, offset) = match access {
             Access::Matrix(p) => (p, at.map(|a| a.matrix)),
             Access::Post(p) => (p, at.map(|a| a.post)),
@@ -593,31 +591,33 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         self.b.ins().store(flags(), v, address, bytes(place.offset) + lane);
     }
 
-    /// Start values of the sums over the whole extent.
+    /// Start values of the sums over the whole extent, half by half.
     fn initial_sums(&mut self) -> Vec<Value> {
         let effects = self.nest.effects.clone();
         let mut sums = vec![];
         for effect in effects {
-            match effect {
-                Effect::SumAll(..) => sums.push(self.constant(0.0)),
-                Effect::MaxAll(..) => sums.push(self.constant(f32::NEG_INFINITY)),
-                Effect::Store(..) | Effect::Add(..) | Effect::SumPre(..) | Effect::SumPost(..) => {}
-            }
+            let start = match effect {
+                Effect::SumAll(..) => 0.0,
+                Effect::MaxAll(..) => f32::NEG_INFINITY,
+                Effect::Store(..) | Effect::Add(..) | Effect::SumPre(..) | Effect::SumPost(..) => continue,
+            };
+            let start = self.constant(start);
+            sums.extend([start; HALVES]);
         }
         sums
     }
 
     fn finish_sums(&mut self, sums: &[Value]) {
-        let mut sums = sums.iter();
+        let mut sums = sums.chunks(HALVES);
         for effect in self.nest.effects.clone() {
             let (place, v) = match effect {
                 Effect::SumAll(place, ..) => {
-                    let v = *sums.next().expect("one per effect");
-                    (place, self.sum_lanes(v))
+                    let halves = sums.next().expect("one per effect");
+                    (place, self.sum_lanes(halves))
                 }
                 Effect::MaxAll(place, _) => {
-                    let v = *sums.next().expect("one per effect");
-                    (place, self.max_lanes(v))
+                    let halves = sums.next().expect("one per effect");
+                    (place, self.max_lanes(halves))
                 }
                 Effect::Store(..) | Effect::Add(..) | Effect::SumPre(..) | Effect::SumPost(..) => continue,
             };
@@ -630,7 +630,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
     fn matrix(&mut self, post: usize, pre: usize) {
         self.load_pointers();
         let partials = self.clear_partials(pre);
-        let tiles = Tiles::of(post);
+        let tiles = Tiles::of(post, self.widest);
         let masked = !post.is_multiple_of(LANES) && self.nest.effects.iter().any(Effect::sums_over_post);
         let mut groups: Vec<(usize, usize, usize, bool)> = vec![];
         let wide_end = tiles.wide * tiles.width;
@@ -655,14 +655,14 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
             let offsets = [(matrix, tile * pre as i64), (lane, tile)];
             let carried = sums.clone();
             sums = self.counted(count, &offsets, &carried, |e, at, sums| {
-                e.tile(at[0], at[1], width, pre, mask, &partials, sums)
+                e.tile(at[0], at[1], width * HALVES, pre, mask, &partials, sums)
             });
         }
         self.finish_sums(&sums);
         self.finish_partials(&partials, pre);
     }
 
-    /// Zeroes the row sums of every sum over post: four lanes per row, in scratch.
+    /// Zeroes the row sums of every sum over post: one register per row, in scratch.
     fn clear_partials(&mut self, pre: usize) -> Vec<usize> {
         let count = self.nest.effects.iter().filter(|e| matches!(e, Effect::SumPost(..))).count();
         let places: Vec<usize> = (0..count).map(|k| crate::loops::PARTIALS + k * pre * LANES).collect();
@@ -670,7 +670,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
             let zero = self.constant(0.0);
             let scratch = self.pointer(Base::Scratch);
             let at = self.b.ins().iconst(I64, 0);
-            self.counted(count * pre, &[(at, (LANES * 4) as i64)], &[], |e, at, _| {
+            self.counted(count * pre * HALVES, &[(at, (HALF * 4) as i64)], &[], |e, at, _| {
                 let address = e.b.ins().iadd(scratch, at[0]);
                 e.b.ins().store(flags(), zero, address, bytes(crate::loops::PARTIALS));
                 vec![]
@@ -692,8 +692,10 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
             let zero = self.b.ins().iconst(I64, 0);
             self.counted(pre, &[(zero, (LANES * 4) as i64), (zero, 4)], &[], |e, at, _| {
                 let from = e.b.ins().iadd(scratch, at[0]);
-                let v = e.b.ins().load(F32X4, flags(), from, bytes(*partial));
-                let sum = e.sum_lanes(v);
+                let halves: [Value; HALVES] = std::array::from_fn(|half| {
+                    e.b.ins().load(F32X4, flags(), from, bytes(*partial + half * HALF))
+                });
+                let sum = e.sum_lanes(&halves);
                 let to = e.b.ins().iadd(target, at[1]);
                 e.b.ins().store(flags(), sum, to, bytes(place.offset));
                 vec![]
@@ -701,7 +703,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         }
     }
 
-    /// One tile: all rows, `width` registers each.
+    /// One tile: all rows, `width` machine registers each.
     #[expect(clippy::too_many_arguments, reason = "the position and shape of a tile")]
     fn tile(
         &mut self,
@@ -722,7 +724,7 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         for _ in 0..columns * width {
             carried.push(self.constant(0.0));
         }
-        let row = (width * LANES * 4) as i64;
+        let row = (width * HALF * 4) as i64;
         let results = self.counted(pre, &[(matrix, row), (zero, 4)], &carried, |e, at, sums| {
             let position = Position { matrix: at[0], post, pre: at[1] };
             e.row(position, width, mask, partials, &fixed, whole, sums)
@@ -770,7 +772,9 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         let mut row_sums: Vec<Value> = vec![];
         for partial in partials {
             let at = self.row_address(position);
-            row_sums.push(self.b.ins().load(F32X4, flags(), at, bytes(*partial)));
+            for half in 0..HALVES {
+                row_sums.push(self.b.ins().load(F32X4, flags(), at, bytes(*partial + half * HALF)));
+            }
         }
         for (register, tile_values) in fixed.iter().enumerate() {
             let mut here = tile_values.clone();
@@ -780,10 +784,11 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
                 }
             }
             let lanes = match mask {
-                Some(count) if register + 1 == width => Some(self.lane_mask(count)),
+                Some(count) if register + HALVES >= width => Some(self.lane_mask(count, register % HALVES)),
                 _ => None,
             };
-            let (mut column, mut total, mut row) = (0, 0, 0);
+            let half = register % HALVES;
+            let (mut column, mut total, mut row) = (0, half, half);
             let at = Some(position);
             for effect in &effects {
                 match effect {
@@ -809,33 +814,35 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
                         let v = self.value(*v, &mut here, at, register);
                         let w = w.map(|w| self.value(w, &mut here, at, register));
                         row_sums[row] = self.accumulate(row_sums[row], v, w, lanes);
-                        row += 1;
+                        row += HALVES;
                     }
                     Effect::SumAll(_, v, w) => {
                         let v = self.value(*v, &mut here, at, register);
                         let w = w.map(|w| self.value(w, &mut here, at, register));
                         sums[total] = self.accumulate(sums[total], v, w, lanes);
-                        total += 1;
+                        total += HALVES;
                     }
                     Effect::MaxAll(_, v) => {
                         let v = self.value(*v, &mut here, at, register);
                         sums[total] = self.maximum(sums[total], v, lanes);
-                        total += 1;
+                        total += HALVES;
                     }
                 }
             }
         }
-        for (partial, v) in partials.iter().zip(row_sums) {
+        for (partial, halves) in partials.iter().zip(row_sums.chunks(HALVES)) {
             let at = self.row_address(position);
-            self.b.ins().store(flags(), v, at, bytes(*partial));
+            for (half, v) in halves.iter().enumerate() {
+                self.b.ins().store(flags(), *v, at, bytes(*partial + half * HALF));
+            }
         }
         sums
     }
 
-    /// The address of this row's partial sums: four lanes per row, so four times the pre offset.
+    /// The address of this row's partial sums: one register per row, so [`LANES`] times the pre offset.
     fn row_address(&mut self, position: Position) -> Value {
         let scratch = self.pointer(Base::Scratch);
-        let offset = self.b.ins().ishl_imm_s(position.pre, 2);
+        let offset = self.b.ins().ishl_imm_s(position.pre, i64::from(LANES.ilog2()));
         self.b.ins().iadd(scratch, offset)
     }
 
@@ -861,30 +868,9 @@ impl<'b, 'f> NestEmitter<'b, 'f> {
         for (c, place) in targets.into_iter().enumerate() {
             let address = self.address(place.base, Some(post));
             for register in 0..width {
-                let lane = (register * LANES * 4) as i32;
+                let lane = (register * HALF * 4) as i32;
                 self.b.ins().store(flags(), sums[c * width + register], address, bytes(place.offset) + lane);
             }
         }
     }
-}
-
-impl Effect {
-    fn sums_over_post(&self) -> bool {
-        matches!(self, Effect::SumPost(..) | Effect::SumAll(..) | Effect::MaxAll(..))
-    }
-}
-
-fn levels(body: &Body) -> Vec<Level> {
-    let mut levels: Vec<Level> = vec![];
-    for op in &body.ops {
-        levels.push(match op {
-            BodyOp::Const(_) => Level::Once,
-            BodyOp::Load(Access::Scalar(_)) => Level::Once,
-            BodyOp::Load(Access::Pre(_)) => Level::Row,
-            BodyOp::Load(Access::Post(_)) => Level::Tile,
-            BodyOp::Load(Access::Matrix(_)) => Level::Point,
-            op => op.operands().iter().map(|o| levels[o.index()]).fold(Level::Once, Level::join),
-        });
-    }
-    levels
 }

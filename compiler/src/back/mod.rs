@@ -1,3 +1,81 @@
-//! Back ends: they spell the loop IR and decide nothing.
+//! Back ends: they spell the loop IR and decide nothing. All give the same bits.
 
 pub mod cranelift;
+mod level;
+pub mod x64;
+
+use crate::loops::Program;
+
+/// A way to make machine code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// Cranelift, with 128-bit vectors: any processor that it knows.
+    Cranelift,
+    /// x86-64 with AVX2 and FMA, with 256-bit vectors.
+    X64,
+}
+
+impl Target {
+    /// The fastest that this machine runs.
+    pub fn fastest() -> Target {
+        if x64::is_available() { Target::X64 } else { Target::Cranelift }
+    }
+
+    /// The most registers in a tile of a packed matrix: [`crate::loops::LowerOptions::widest`].
+    pub fn widest(self) -> usize {
+        match self {
+            Target::Cranelift => cranelift::WIDEST,
+            Target::X64 => x64::WIDEST,
+        }
+    }
+
+    /// Compiles a program for this machine.
+    ///
+    /// # Errors
+    /// [`BackError`] if the machine cannot run such code.
+    pub fn compile(self, program: &Program) -> Result<Kernels, BackError> {
+        Ok(match self {
+            Target::Cranelift => {
+                let kernels = cranelift::compile(program)?;
+                let (entries, code_bytes) = (kernels.entries, kernels.code_bytes);
+                Kernels { entries, replay_steps: None, code_bytes, _code: Code::Cranelift(Box::new(kernels)) }
+            }
+            Target::X64 => {
+                let kernels = x64::compile(program)?;
+                let (entries, code_bytes) = (kernels.entries, kernels.code_bytes);
+                Kernels { entries, replay_steps: kernels.replay_steps, code_bytes, _code: Code::X64(kernels) }
+            }
+        })
+    }
+}
+
+/// Machine code in memory.
+pub struct Kernels {
+    /// Entry points, by [`crate::loops::NAMES`]: functions of the type
+    /// `unsafe extern "C" fn(*const *mut f32)`, whose argument is an array of pointers, one per entry
+    /// of [`crate::loops::Base::ALL`]. They are valid as long as this lives.
+    pub entries: [*const u8; 7],
+    /// `unsafe extern "C" fn(*const *mut f32, steps: u64)`: the routine `replay`, for one step or more
+    /// from that on for which the pointers are, whose frames and snapshots follow each other.
+    pub replay_steps: Option<*const u8>,
+    /// Bytes of machine code.
+    pub code_bytes: usize,
+    _code: Code,
+}
+
+#[expect(dead_code, reason = "what is inside owns the memory of the code")]
+enum Code {
+    Cranelift(Box<cranelift::Kernels>),
+    X64(x64::Kernels),
+}
+
+/// Why kernels could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BackError {
+    /// From Cranelift.
+    #[error(transparent)]
+    Cranelift(#[from] cranelift::JitError),
+    /// From the x86-64 back end.
+    #[error(transparent)]
+    X64(#[from] x64::X64Error),
+}

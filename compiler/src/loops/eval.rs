@@ -6,7 +6,7 @@
 use super::body::{Body, BodyOp};
 use super::{Access, Base, Effect, Extent, LANES, Nest, PARTIALS, Place, Routine, Tiles};
 
-/// Four neighbouring numbers.
+/// Neighbouring numbers.
 type Register = [f32; LANES];
 
 /// Memory and where the regions begin in it, in the order of [`Base::ALL`].
@@ -15,6 +15,8 @@ pub struct Memory<'m> {
     pub cells: &'m mut [f32],
     /// The first cell of every region.
     pub starts: [usize; Base::ALL.len()],
+    /// The most registers in a tile of a packed matrix.
+    pub widest: usize,
 }
 
 impl Memory<'_> {
@@ -154,9 +156,10 @@ fn maximum(best: Register, v: Register, lanes: usize) -> Register {
     std::array::from_fn(|lane| if lane < lanes && best[lane] < v[lane] { v[lane] } else { best[lane] })
 }
 
-/// Lanes 0+1+2+3, in this order.
+/// Neighbouring lanes, then neighbouring pairs, then the halves.
 fn sum_lanes(x: Register) -> f32 {
-    ((x[0] + x[1]) + x[2]) + x[3]
+    let half = |x: &[f32]| (x[0] + x[1]) + (x[2] + x[3]);
+    half(&x[..4]) + half(&x[4..])
 }
 
 fn max_lanes(x: Register) -> f32 {
@@ -239,7 +242,7 @@ fn point(
 struct Sums {
     /// Over the whole extent.
     all: Vec<Register>,
-    /// Over post: four lanes for each row.
+    /// Over post: a register for each row.
     rows: Vec<Vec<Register>>,
     /// Over pre: the registers of the tile.
     columns: Vec<Vec<Register>>,
@@ -249,7 +252,7 @@ fn matrix(nest: &Nest, post: usize, pre: usize, memory: &mut Memory<'_>) {
     let count = nest.effects.len();
     let rows = vec![vec![[0.0; LANES]; pre]; count];
     let mut sums = Sums { all: initial_sums(nest), rows, columns: vec![] };
-    for (first, width) in Tiles::of(post).iter() {
+    for (first, width) in Tiles::of(post, memory.widest).iter() {
         sums.columns = vec![vec![[0.0; LANES]; width]; count];
         let points = (0..pre).flat_map(|i| (0..width).map(move |register| (i, register)));
         for (i, register) in points {

@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct LowerOptions {
     /// Whether the backward pass gives the cotangents of inputs.
     pub input_bars: bool,
+    /// The most registers in a tile of a packed matrix: what the back end prefers.
+    pub widest: usize,
 }
 
 /// Lowers a model and its adjoint.
@@ -60,6 +62,7 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
         adjoint: memory.adjoint.slots,
         adjoint_len: memory.adjoint.len + LANES,
         scratch_len,
+        widest: options.widest,
         penalty_bar: 0,
         matrices: memory.matrices,
         matrices_len: memory.matrices_len,
@@ -163,13 +166,17 @@ impl Memory {
         let mut adjoint = Area::default();
         let count = |shape| sizes.count(shape);
         let inputs = model.inputs.iter().map(|i| frame.take(i.name.clone(), count(i.shape))).collect();
-        let (mut states, mut state_bars, mut matrices, mut matrices_len) = (vec![], vec![], vec![], 0);
+        let (mut states, mut state_bars, mut matrices_len) = (vec![], vec![], 0);
+        let mut matrices: Vec<Option<MatrixSlot>> = vec![];
         for s in &model.states {
             match s.shape {
                 Shape::Matrix { post, pre } => {
                     let (post, pre) = (sizes.of(post), sizes.of(pre));
-                    matrices.push(Some(MatrixSlot { name: s.name.clone(), offset: matrices_len, post, pre }));
-                    matrices_len += Tiles::packed_len(post, pre);
+                    let len = Tiles::packed_len(post, pre);
+                    let number = matrices.iter().flatten().count();
+                    let offset = apart(matrices_len, len, number, 0);
+                    matrices.push(Some(MatrixSlot { name: s.name.clone(), offset, post, pre }));
+                    matrices_len = offset + len;
                     states.push(None);
                     state_bars.push(None);
                 }
@@ -186,7 +193,7 @@ impl Memory {
             frame,
             adjoint,
             matrices,
-            matrices_len,
+            matrices_len: repeated(matrices_len),
             params: vec![],
             params_len: 0,
             grads: vec![],
@@ -207,10 +214,11 @@ impl Memory {
             return bound.offset;
         }
         let shape = step.ty(value).shape;
-        let offset = self.params_len;
         let (matrix, room) = packed(shape, sizes);
+        let number = self.params.iter().filter(|p| p.matrix.is_some()).count();
+        let offset = apart(self.params_len, if matrix.is_some() { room } else { 0 }, number, 1);
         self.params.push(Bound { value, offset, matrix, len: sizes.count(shape) });
-        self.params_len += room;
+        self.params_len = offset + room;
         offset
     }
 
@@ -219,12 +227,48 @@ impl Memory {
         if let Some(slot) = self.grads.iter().find(|g| g.value == value) {
             return slot.offset;
         }
-        let offset = self.grads_len;
         let (matrix, room) = packed(shape, sizes);
+        // They are written beside the carried matrices, so they count on from these.
+        let number = self.matrices.iter().flatten().count();
+        let number = number + self.grads.iter().filter(|g| g.matrix.is_some()).count();
+        let offset = apart(self.grads_len, if matrix.is_some() { room } else { 0 }, number, 0);
         self.grads.push(GradSlot { value, offset, matrix, len: sizes.count(shape) });
-        self.grads_len += room;
+        self.grads_len = offset + room;
         offset
     }
+}
+
+/// Elements of a page of memory. A load whose address agrees with that of an earlier store, still
+/// under way, in all bits that count within a page waits for it as if it were the same address.
+const PAGE: usize = 1024;
+
+/// Elements of a cache line.
+const LINE: usize = 16;
+
+/// Elements of the smallest matrix that is worth moving away from the others.
+const LARGE: usize = 4 * PAGE;
+
+/// Where a matrix of a region begins, at or after `end`.
+///
+/// Sweeps walk through all their matrices at one pace, so two that begin at nearby places of a page
+/// would make each other's loads wait ([`PAGE`]). The beginnings of large ones are spread over a page
+/// by the golden ratio; `number` counts the matrices of a region, and `shift` tells regions apart
+/// that are only read.
+fn apart(end: usize, len: usize, number: usize, shift: usize) -> usize {
+    if len < LARGE {
+        return end;
+    }
+    let golden = 0.618_033_988_749_895;
+    let within = ((number as f64 * golden).fract() * (PAGE / LINE) as f64) as usize * LINE + shift * LINE;
+    let ahead = (within % PAGE + PAGE - end % PAGE) % PAGE;
+    end + ahead
+}
+
+/// Regions that repeat with large matrices in them take whole pages and five cache lines: the same
+/// row of successive regions, which a replay of several steps stores together, would otherwise
+/// compete for the same few lines of the cache.
+fn repeated(len: usize) -> usize {
+    if len < LARGE { len } else { len.next_multiple_of(PAGE) + 5 * LINE }
 }
 
 fn packed(shape: Shape, sizes: &Sizes) -> (Option<(usize, usize)>, usize) {
@@ -394,10 +438,12 @@ impl<'f> Unit<'f> {
     fn assign_carry(&mut self, matrices_len: usize) -> usize {
         let Some(carried) = self.schedule.carried.clone() else { return matrices_len };
         let mut len = 0;
-        for v in carried {
-            self.carry.insert(v, len);
+        for (number, v) in carried.into_iter().enumerate() {
             let dims = self.sizes.dims(self.f.ty(v).shape);
-            len += Tiles::packed_len(dims[0], dims[1]);
+            let room = Tiles::packed_len(dims[0], dims[1]);
+            let offset = apart(len, room, number, 0);
+            self.carry.insert(v, offset);
+            len = offset + room;
         }
         len.max(LANES)
     }

@@ -13,7 +13,8 @@
 //!
 //! **Matrices are packed in tiles** ([`Tiles`]): vector lanes run along the post axis, rows along
 //! the pre axis, `[tile][pre][lane]`, so that every stream of a sweep is sequential. The post axis
-//! is padded to a multiple of four lanes.
+//! is padded to a multiple of eight lanes. How wide a tile is, a back end chooses
+//! ([`Program::widest`]); no result depends on it.
 //!
 //! # Nests
 //!
@@ -24,9 +25,10 @@
 //! over both.
 //!
 //! **The order of every sum is fixed.** A sum over pre adds rows in ascending order, one lane per
-//! post neuron. A sum over post keeps four lanes per row, adds the tiles' vectors in ascending
-//! order, and finally adds lanes 0+1+2+3 in this order. A sum over a vector keeps four lanes in the
-//! same way. Products that feed a sum are fused multiply-adds.
+//! post neuron. A sum over post keeps eight lanes per row, adds the tiles' vectors in ascending
+//! order, and finally adds neighbouring lanes, neighbouring pairs, and the two halves. A sum over a
+//! vector keeps eight lanes in the same way. Products that feed a sum are fused multiply-adds. A
+//! processor with narrower registers takes several for one of these.
 //!
 //! # Sweeps
 //!
@@ -57,9 +59,9 @@ use crate::ir::Value;
 use body::Body;
 
 /// The number of lanes of a vector register in the loop IR.
-pub const LANES: usize = 4;
+pub const LANES: usize = 8;
 
-/// Elements from the start of [`Base::Scratch`] to the row sums of a matrix nest: four lanes per
+/// Elements from the start of [`Base::Scratch`] to the row sums of a matrix nest: [`LANES`] per
 /// row for each of its sums over post.
 pub const PARTIALS: usize = 16;
 
@@ -365,6 +367,8 @@ pub struct Program {
     pub input_bars: Vec<Option<usize>>,
     /// Frame offsets of the penalty terms.
     pub penalties: Vec<usize>,
+    /// The most registers in a tile of a packed matrix.
+    pub widest: usize,
     /// Whether the last sweep of a step joins the next call's first: forward, backward.
     pub merged: (bool, bool),
     /// Whether the backward pass carries the cotangents of the matrix states themselves, rather
@@ -388,14 +392,12 @@ pub struct Tiles {
     pub narrow: usize,
 }
 
-/// Registers in a wide tile. Four was the best or tied for every rule measured.
-const WIDEST: usize = 4;
-
 impl Tiles {
-    /// The tiles of a post axis of this size: as few as possible, of nearly equal width.
-    pub fn of(post: usize) -> Tiles {
+    /// The tiles of a post axis of this size, of at most `widest` registers: as few as possible, of
+    /// nearly equal width.
+    pub fn of(post: usize, widest: usize) -> Tiles {
         let registers = post.div_ceil(LANES).max(1);
-        let tiles = registers.div_ceil(WIDEST);
+        let tiles = registers.div_ceil(widest.max(1));
         let width = registers.div_ceil(tiles);
         let narrow = tiles * width - registers;
         Tiles { width, wide: tiles - narrow, narrow }
@@ -415,27 +417,29 @@ impl Tiles {
     }
 }
 
-/// Packs a row-major `[post, pre]` matrix; padding becomes zero.
-pub fn pack(post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
-    for_each_packed(post, pre, |packed, plain| to[packed] = plain.map_or(0.0, |k| from[k]));
-}
+impl Program {
+    /// Packs a row-major `[post, pre]` matrix; padding becomes zero.
+    pub fn pack(&self, post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
+        self.for_each_packed(post, pre, |packed, plain| to[packed] = plain.map_or(0.0, |k| from[k]));
+    }
 
-/// Unpacks into a row-major `[post, pre]` matrix.
-pub fn unpack(post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
-    for_each_packed(post, pre, |packed, plain| {
-        if let Some(k) = plain {
-            to[k] = from[packed];
-        }
-    });
-}
+    /// Unpacks into a row-major `[post, pre]` matrix.
+    pub fn unpack(&self, post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
+        self.for_each_packed(post, pre, |packed, plain| {
+            if let Some(k) = plain {
+                to[k] = from[packed];
+            }
+        });
+    }
 
-fn for_each_packed(post: usize, pre: usize, mut visit: impl FnMut(usize, Option<usize>)) {
-    for (first, width) in Tiles::of(post).iter() {
-        let start = first * LANES * pre;
-        for i in 0..pre {
-            for lane in 0..width * LANES {
-                let j = first * LANES + lane;
-                visit(start + i * width * LANES + lane, (j < post).then_some(j * pre + i));
+    fn for_each_packed(&self, post: usize, pre: usize, mut visit: impl FnMut(usize, Option<usize>)) {
+        for (first, width) in Tiles::of(post, self.widest).iter() {
+            let start = first * LANES * pre;
+            for i in 0..pre {
+                for lane in 0..width * LANES {
+                    let j = first * LANES + lane;
+                    visit(start + i * width * LANES + lane, (j < post).then_some(j * pre + i));
+                }
             }
         }
     }

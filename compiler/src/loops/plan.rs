@@ -1,14 +1,21 @@
 //! What training a program costs: every byte that it holds, and its passes over the matrices.
 //!
-//! The sizes of a tape are decided here and allocated by the engine. Matrix states are kept at
-//! checkpoints, `K` steps apart, and rebuilt in between: a segment takes `K + 2` snapshots, the
-//! episode `⌈T/K⌉` checkpoints, so their sum is least near `K = √T`. Every step is replayed exactly
-//! once whatever `K` is: the choice trades nothing but memory.
+//! The sizes of a tape are decided here and allocated by the engine. An update goes through
+//! moments that need memory of their own, one after the other: parameters are laid out for the
+//! kernels, rows run, their gradients are added up, the sums go back to the parameters. The plan
+//! counts the moment that takes most.
+//!
+//! Matrix states are kept at checkpoints, `K` steps apart, and rebuilt in between: a segment takes
+//! `K + 2` snapshots, the episode `⌈T/K⌉` checkpoints, so their sum is least near `K = √T`. Every
+//! step is replayed exactly once whatever `K` is: the choice trades nothing but memory.
+//!
+//! Not counted are the program with its machine code, and what a matrix product packs.
 
 use super::{Extent, Program, Steps};
-use crate::ir::{Shape, Sizes};
-use crate::model::{Init, Model, State};
+use crate::ir::{Function, Op, Shape, Sizes, Source, Value};
+use crate::model::{Init, Model, ResetPolicy, State};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Elements of every region of one row's tape, in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +55,7 @@ impl TapeSizes {
             back_carry: program.carry_len,
             ends: matrices,
             scratch: program.scratch_len,
-            snapshots: matrices.saturating_mul(interval + 2),
+            snapshots: matrices.saturating_mul(interval + 1),
             checkpoints: matrices.saturating_mul(steps.div_ceil(interval)),
         }
     }
@@ -74,7 +81,7 @@ fn allocated(elements: usize) -> u64 {
     (elements.div_ceil(16) as u64).saturating_mul(64)
 }
 
-/// At most this many partial sums of gradients exist at a time.
+/// At most this many partial sums of gradients exist at a time, and as many threads have work.
 const CHUNKS: usize = 16;
 
 /// How a program is going to be used.
@@ -86,10 +93,37 @@ pub struct Use {
     pub steps: usize,
     /// Threads.
     pub threads: usize,
+    /// Which rows have tapes at the same time.
+    pub tapes: Tapes,
     /// Steps between checkpoints; `None` for the square root of the steps.
     pub checkpoint_every: Option<usize>,
     /// Bytes that may be used.
     pub memory: Option<u64>,
+}
+
+/// Which rows have tapes at the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tapes {
+    /// Those that are running: a thread uses its tape for row after row.
+    #[default]
+    PerThread,
+    /// All of them: every row waits for the others before it runs backward.
+    PerRow,
+}
+
+impl Use {
+    /// Threads that have something to do.
+    fn busy(&self) -> usize {
+        self.threads.min(self.batch).min(CHUNKS)
+    }
+
+    /// How many tapes exist.
+    pub fn tape_count(&self) -> usize {
+        match self.tapes {
+            Tapes::PerThread => self.busy(),
+            Tapes::PerRow => self.batch,
+        }
+    }
 }
 
 /// A region of memory.
@@ -149,6 +183,8 @@ pub struct Plan {
     pub steps: usize,
     /// Threads.
     pub threads: usize,
+    /// Tapes.
+    pub tapes: usize,
     /// Learned numbers.
     pub learned: usize,
     /// What exists once.
@@ -181,17 +217,32 @@ pub struct Plan {
     pub backward: Sweeps,
 }
 
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The model that the program was made from.
+    pub model: &'a Model,
+    /// Its sizes.
+    pub sizes: &'a Sizes,
+    /// Its loops.
+    pub program: &'a Program,
+    /// The adjoint of its prologue.
+    pub prologue: &'a Function,
+}
+
 /// Plans the training of a program.
-pub fn plan(model: &Model, sizes: &Sizes, program: &Program, usage: &Use) -> Plan {
-    let shared = shared(model, sizes, program, usage);
-    let fixed = shared.iter().fold(0u64, |sum, i| sum.saturating_add(i.bytes));
-    let tapes = usage.threads.min(usage.batch) as u64;
+pub fn plan(subject: &Subject<'_>, usage: &Use) -> Plan {
+    let Subject { model, sizes, program, .. } = *subject;
+    let shared = shared(subject, usage);
+    let fixed = sum(&shared);
+    let tapes = usage.tape_count() as u64;
+    let ends = state_elements(model, sizes).saturating_mul(4);
     let choice = |every: usize| {
-        let tape = TapeSizes::new(program, usage.steps, Some(every)).bytes();
+        let tape = TapeSizes::new(program, usage.steps, Some(every)).bytes().saturating_add(ends);
         Choice {
             every,
             checkpoints: usage.steps.div_ceil(every),
-            snapshots: every + 2,
+            snapshots: every + 1,
             replayed: if program.matrices_len == 0 { 0 } else { usage.steps },
             tape,
             total: fixed.saturating_add(tape.saturating_mul(tapes)),
@@ -209,9 +260,10 @@ pub fn plan(model: &Model, sizes: &Sizes, program: &Program, usage: &Use) -> Pla
         batch: usage.batch,
         steps: usage.steps,
         threads: usage.threads,
+        tapes: usage.tape_count(),
         learned: learned.sum(),
         shared,
-        tape: tape_items(program, usage.steps, chosen),
+        tape: tape_items(program, usage.steps, chosen, ends),
         tape_bytes: taken.tape,
         total_bytes: taken.total,
         dense_bytes: matrix_bytes.saturating_mul(moments),
@@ -259,25 +311,122 @@ fn item(what: impl Into<String>, bytes: u64) -> Item {
     Item { what: what.into(), bytes }
 }
 
-fn shared(model: &Model, sizes: &Sizes, program: &Program, usage: &Use) -> Vec<Item> {
-    let count: usize = model.params.iter().map(|p| sizes.count(p.shape)).sum();
-    let params = count as u64;
-    let hoisted: usize = program.rank1.iter().map(|r| r.post * r.pre).sum();
+fn sum(items: &[Item]) -> u64 {
+    items.iter().fold(0, |sum, i| sum.saturating_add(i.bytes))
+}
+
+/// Numbers of `width` bytes each.
+fn numbers(what: impl Into<String>, width: u64, count: u64) -> Item {
+    item(what, width.saturating_mul(count))
+}
+
+fn elements(shapes: impl Iterator<Item = Shape>, sizes: &Sizes) -> u64 {
+    shapes.fold(0, |sum, s| sum.saturating_add(sizes.count(s) as u64))
+}
+
+/// Elements of all states of a row.
+fn state_elements(model: &Model, sizes: &Sizes) -> u64 {
+    elements(model.states.iter().map(|s| s.shape), sizes)
+}
+
+/// Elements of all values of a function that are no parameters themselves.
+fn evaluated(function: &Function, sizes: &Sizes, wanted: impl Fn(bool) -> bool) -> u64 {
+    let counted = |op: &Op| !matches!(op, Op::Load(Source::Param(_)));
+    let body = function.body.iter().filter(|i| wanted(i.ty.batched) && counted(&i.op));
+    elements(body.map(|i| i.ty.shape), sizes)
+}
+
+/// What exists once: what always does, and what the fullest moment of an update adds.
+fn shared(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
+    let Subject { model, sizes, program, .. } = *subject;
+    let params = elements(model.params.iter().map(|p| p.shape), sizes);
+    let states = state_elements(model, sizes);
+    let mut items = vec![
+        numbers("parameters", 4, params),
+        numbers("Adam's moments", 8, params),
+        numbers("parameters in double precision, for what follows from them alone", 8, params),
+        numbers("initial states", 4, states),
+        item("unbatched values as the kernels read them", allocated(program.params_len)),
+    ];
+    if model.states.iter().any(|s| s.reset != ResetPolicy::EveryEpisodes(1)) {
+        // Those of the last episode are read while those of this one are collected.
+        let all = states.saturating_mul(usage.batch as u64);
+        items.push(numbers("states of all rows from episode to episode", 8, all));
+    }
+    let moments = [binding(subject, params), running(subject, usage), adding(subject, usage)];
+    let moments = moments.into_iter().chain([finishing(subject, params)]);
+    items.extend(moments.max_by_key(|m| sum(m)).unwrap_or_default());
+    items
+}
+
+/// While parameters are laid out for the kernels.
+fn binding(subject: &Subject<'_>, params: u64) -> Vec<Item> {
+    let Subject { model, sizes, program, .. } = *subject;
+    let largest = program.params.iter().map(|b| b.len as u64).max().unwrap_or(0);
+    let unbatched = evaluated(&model.step, sizes, |batched| !batched);
+    vec![
+        numbers("parameters in the units of the spec", 4, params),
+        numbers("what follows from parameters alone, in double precision", 8, unbatched),
+        numbers("one of these values on its way to the kernels", 4, largest),
+    ]
+}
+
+/// While rows run.
+fn running(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
+    let states = state_elements(subject.model, subject.sizes).saturating_mul(usage.busy() as u64);
+    vec![
+        partial_sums(subject, usage),
+        numbers("states and their cotangents at the ends of a row, one set per thread", 8, states),
+    ]
+}
+
+/// While the gradients of the rows are added up.
+fn adding(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
+    let packed = subject.program.grads.iter().filter(|g| g.matrix.is_some()).map(|g| g.len as u64);
+    vec![
+        partial_sums(subject, usage),
+        sums(subject),
+        numbers("one of the partial sums on its way to them", 4, packed.max().unwrap_or(0)),
+    ]
+}
+
+/// While the sums of the gradients go back to the parameters.
+fn finishing(subject: &Subject<'_>, params: u64) -> Vec<Item> {
+    let values = evaluated(subject.prologue, subject.sizes, |_| true);
+    vec![
+        sums(subject),
+        numbers("what follows from them for the parameters, in double precision", 8, values),
+        numbers("gradients of the parameters, in double precision", 8, params),
+    ]
+}
+
+fn partial_sums(subject: &Subject<'_>, usage: &Use) -> Item {
+    let Subject { model, sizes, program, .. } = *subject;
+    // Several products may go into one sum.
+    let hoisted: usize = hoisted(program).values().sum();
     let initial = |s: &State| matches!(s.init, Init::Param(_)).then(|| sizes.count(s.shape));
     let initial: usize = model.states.iter().filter_map(initial).sum();
     let chunk = allocated(program.grads_len) + 4 * (hoisted + initial) as u64;
     let chunks = usage.batch.min(CHUNKS);
-    vec![
-        item("parameters", 4 * params),
-        item("Adam's moments", 8 * params),
-        item("gradients", 4 * params),
-        item(format!("partial sums of gradients, {chunks} of them"), chunk * chunks as u64),
-        item("parameters in double precision, for what follows from them alone", 8 * params),
-        item("unbatched values as the kernels read them", allocated(program.params_len)),
-    ]
+    item(format!("partial sums of gradients, {chunks} of them"), chunk.saturating_mul(chunks as u64))
 }
 
-fn tape_items(program: &Program, steps: usize, every: usize) -> Vec<Item> {
+/// Elements of the hoisted gradients.
+fn hoisted(program: &Program) -> BTreeMap<Value, usize> {
+    program.rank1.iter().map(|r| (r.value, r.post * r.pre)).collect()
+}
+
+/// The sums over all rows.
+fn sums(subject: &Subject<'_>) -> Item {
+    let Subject { model, sizes, program, .. } = *subject;
+    let mut lengths = hoisted(program);
+    lengths.extend(program.grads.iter().map(|g| (g.value, g.len)));
+    let values: usize = lengths.values().sum();
+    let all = state_elements(model, sizes).saturating_add(values as u64);
+    numbers("sums of gradients, in double precision", 8, all)
+}
+
+fn tape_items(program: &Program, steps: usize, every: usize, ends: u64) -> Vec<Item> {
     let t = TapeSizes::new(program, steps, Some(every));
     let of = |what: String, elements: usize| item(what, allocated(elements));
     let (frame, adjoint) = (4 * program.frame_len, 4 * program.adjoint_len);
@@ -298,6 +447,7 @@ fn tape_items(program: &Program, steps: usize, every: usize) -> Vec<Item> {
         items.push(of("carried from step to step, backward".to_owned(), t.back_carry));
     }
     items.push(of("scratch".to_owned(), t.scratch));
+    items.push(item("cotangents of the initial states", ends));
     items
 }
 
@@ -335,7 +485,7 @@ impl Plan {
         self.shared.iter().for_each(|i| line("  ", &i.what, i.bytes));
         line("", "the tape of a row, one per thread", self.tape_bytes);
         self.tape.iter().for_each(|i| line("  ", &i.what, i.bytes));
-        let tapes = self.threads.min(self.batch);
+        let tapes = self.tapes;
         let plural = if tapes == 1 { "tape" } else { "tapes" };
         line("", &format!("total, {tapes} {plural}"), self.total_bytes);
         text.push_str(&self.dense());
@@ -345,7 +495,7 @@ impl Plan {
     }
 
     fn shared_bytes(&self) -> u64 {
-        self.shared.iter().fold(0, |sum, i| sum.saturating_add(i.bytes))
+        sum(&self.shared)
     }
 
     fn heading(&self) -> String {

@@ -69,6 +69,7 @@ fn layout(p: &Program) -> String {
         ("frame", p.frame_len),
         ("adjoint", p.adjoint_len),
         ("penalty_bar", p.penalty_bar),
+        ("widest", p.widest),
     ];
     lengths.iter().for_each(|(name, n)| text.push_str(&format!("  {name} {n}\n")));
     let offsets = [("inputs", &p.inputs), ("outputs", &p.outputs), ("output_bars", &p.output_bars)];

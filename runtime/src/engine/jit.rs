@@ -9,15 +9,18 @@
 //! replayed from the frames.
 
 use super::{Bound, Engine, FlushDenormals, Mode, RowState, Start};
-use compiler::back::cranelift::{JitError, Kernels, compile};
+use compiler::back::{BackError, Kernels, Target};
 use compiler::interp::Tensor;
 use compiler::ir::{InputId, OutputId, StateId, Value};
 use compiler::loops::plan::TapeSizes;
-use compiler::loops::{Base, Place, Program, Rank1, pack, unpack};
+use compiler::loops::{Base, Place, Program, Rank1};
 use compiler::model::Init;
+use std::alloc::Layout;
 use std::collections::BTreeMap;
+use std::ptr::NonNull;
 
 type Entry = unsafe extern "C" fn(*const *mut f32);
+type ReplaySteps = unsafe extern "C" fn(*const *mut f32, u64);
 type Pointers = [*mut f32; Base::ALL.len()];
 
 /// Frames of the ring of [`Mode::Infer`]: a step reads its own and the two before.
@@ -27,6 +30,9 @@ const RING: usize = 4;
 pub(super) struct Code {
     _kernels: Kernels,
     entries: [Entry; 7],
+    replay_steps: Option<ReplaySteps>,
+    /// Whether going backward a step reads the state after the step after it.
+    reads_second: bool,
     bytes: usize,
 }
 
@@ -45,12 +51,19 @@ const BACK_STEP: usize = 5;
 const BACK_FLUSH: usize = 6;
 
 impl Code {
-    pub(super) fn new(program: &Program) -> Result<Code, JitError> {
-        let kernels = compile(program)?;
+    pub(super) fn new(target: Target, program: &Program) -> Result<Code, BackError> {
+        let kernels = target.compile(program)?;
         // SAFETY: `compile` gives entry points of this signature, valid while `kernels` lives.
         let entries = kernels.entries.map(|p| unsafe { std::mem::transmute::<*const u8, Entry>(p) });
+        // SAFETY: likewise.
+        let replay_steps =
+            kernels.replay_steps.map(|p| unsafe { std::mem::transmute::<*const u8, ReplaySteps>(p) });
         let bytes = kernels.code_bytes;
-        Ok(Code { _kernels: kernels, entries, bytes })
+        let steps = &program.backward;
+        let nests = [&steps.first, &steps.step, &steps.flush].into_iter().flat_map(|r| &r.nests);
+        let mut loads = nests.flat_map(|n| n.body.loads());
+        let reads_second = loads.any(|a| a.place().base == Base::Snapshot(2));
+        Ok(Code { _kernels: kernels, entries, replay_steps, reads_second, bytes })
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -58,41 +71,69 @@ impl Code {
     }
 }
 
-/// Zeroed memory, aligned to cache lines.
+/// Zeroed memory. A large one begins a page, so that the places of its matrices within a page are
+/// those of the program.
 pub(super) struct Buffer {
-    lines: Vec<Line>,
+    start: NonNull<f32>,
     len: usize,
 }
 
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Line([f32; 16]);
+// SAFETY: a buffer owns its memory, like a vector.
+unsafe impl Send for Buffer {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Buffer {}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Bytes of a page.
+const PAGE: usize = 4096;
 
 impl Buffer {
     pub(super) fn new(len: usize) -> Self {
-        Buffer { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+        let Some(layout) = Self::layout(len) else { return Buffer { start: NonNull::dangling(), len } };
+        // SAFETY: the layout is not empty.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start.cast::<f32>()) else { std::alloc::handle_alloc_error(layout) };
+        Buffer { start, len }
+    }
+
+    /// `None` for no memory at all.
+    fn layout(len: usize) -> Option<Layout> {
+        let bytes = len.saturating_mul(4).next_multiple_of(LINE);
+        let align = if bytes < 4 * PAGE { LINE } else { PAGE };
+        if len == 0 { None } else { Layout::from_size_align(bytes, align).ok() }
     }
 
     /// Makes it longer, keeping what it holds.
     fn grow(&mut self, len: usize) {
         if self.len < len {
-            self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
-            self.len = len;
+            let mut longer = Buffer::new(len);
+            longer.as_mut_slice()[..self.len].copy_from_slice(self.as_slice());
+            *self = longer;
         }
     }
 
     fn pointer(&self) -> *mut f32 {
-        self.lines.as_ptr().cast::<f32>().cast_mut()
+        self.start.as_ptr()
     }
 
     fn as_slice(&self) -> &[f32] {
-        // SAFETY: the lines are `len` or more contiguous f32 numbers.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast::<f32>(), self.len) }
+        // SAFETY: `len` numbers lie behind the pointer, initialised to zero; an empty slice may dangle.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
     fn as_mut_slice(&mut self) -> &mut [f32] {
         // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<f32>(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(layout) = Self::layout(self.len) {
+            // SAFETY: the memory was allocated with this layout.
+            unsafe { std::alloc::dealloc(self.start.as_ptr().cast(), layout) };
+        }
     }
 }
 
@@ -105,7 +146,7 @@ pub(super) fn pack_params(engine: &Engine, params: &[Tensor]) -> Buffer {
         let narrow: Vec<f32> = value.iter().map(|x| *x as f32).collect();
         let to = &mut buffer.as_mut_slice()[bound.offset..];
         match bound.matrix {
-            Some((post, pre)) => pack(post, pre, &narrow, to),
+            Some((post, pre)) => engine.program.pack(post, pre, &narrow, to),
             None => to[..bound.len].copy_from_slice(&narrow),
         }
     }
@@ -147,7 +188,7 @@ impl Grads {
             match slot.matrix {
                 Some((post, pre)) => {
                     let mut plain = vec![0.0; post * pre];
-                    unpack(post, pre, from, &mut plain);
+                    engine.program.unpack(post, pre, from, &mut plain);
                     add(slot.value, &plain);
                 }
                 None => add(slot.value, &from[..slot.len]),
@@ -187,6 +228,8 @@ pub(super) struct Tape {
     checkpoints: Buffer,
     /// The steps before which the matrix states were saved, in order.
     saved: Vec<usize>,
+    /// Where the segment that runs backward begins in `checkpoints`.
+    segment: usize,
     interval: usize,
     stretches: Vec<Stretch>,
     steps: usize,
@@ -216,6 +259,7 @@ impl Tape {
             snapshots: train(sizes.snapshots),
             checkpoints: train(sizes.checkpoints),
             saved: vec![],
+            segment: 0,
             interval: sizes.interval,
             stretches: vec![],
             steps: 0,
@@ -307,7 +351,7 @@ impl Tape {
         self.reserve(bound.engine, boundary + 1);
         for (k, x) in states.iter().enumerate() {
             match (&program.matrices[k], program.states[k]) {
-                (Some(m), _) => pack(m.post, m.pre, x, &mut self.carry.as_mut_slice()[m.offset..]),
+                (Some(m), _) => program.pack(m.post, m.pre, x, &mut self.carry.as_mut_slice()[m.offset..]),
                 (None, Some(offset)) => {
                     self.slot_mut(program, boundary, offset, x.len()).copy_from_slice(x);
                 }
@@ -323,7 +367,7 @@ impl Tape {
         let mut states = zero_states(bound);
         for (k, x) in states.iter_mut().enumerate() {
             match (&program.matrices[k], program.states[k]) {
-                (Some(m), _) => unpack(m.post, m.pre, &self.carry.as_slice()[m.offset..], x),
+                (Some(m), _) => program.unpack(m.post, m.pre, &self.carry.as_slice()[m.offset..], x),
                 (None, Some(offset)) => {
                     let len = x.len();
                     x.copy_from_slice(self.slot(program, index, offset, len));
@@ -507,7 +551,7 @@ impl Tape {
         for (k, x) in bar.iter().enumerate() {
             match (&program.matrices[k], program.state_bars[k]) {
                 (Some(m), _) => {
-                    pack(m.post, m.pre, x, &mut self.ends.as_mut_slice()[m.offset..]);
+                    program.pack(m.post, m.pre, x, &mut self.ends.as_mut_slice()[m.offset..]);
                 }
                 (None, Some(offset)) => {
                     self.adjoint.as_mut_slice()[start + offset..][..x.len()].copy_from_slice(x);
@@ -529,7 +573,7 @@ impl Tape {
         let mut bars = zero_states(bound);
         for (k, x) in bars.iter_mut().enumerate() {
             match (&program.matrices[k], program.state_bars[k]) {
-                (Some(m), _) => unpack(m.post, m.pre, &from.as_slice()[m.offset..], x),
+                (Some(m), _) => program.unpack(m.post, m.pre, &from.as_slice()[m.offset..], x),
                 (None, Some(offset)) => {
                     let len = x.len();
                     x.copy_from_slice(&self.adjoint.as_slice()[start + offset..][..len]);
@@ -541,19 +585,30 @@ impl Tape {
     }
 
     /// Rebuilds the matrix states of steps `start..=end` into snapshots `0..=end - start`. If a
-    /// later segment follows, the state after its first step is kept in the next snapshot.
+    /// later segment follows, the state after its first step is kept in the next snapshot, if the
+    /// backward pass reads it.
     fn replay(&mut self, bound: &Bound<'_>, start: usize, end: usize, is_last: bool) {
         let matrices = bound.engine.program.matrices_len;
         if matrices == 0 {
             return;
         }
-        if !is_last {
-            let keep = (end - start) + 1;
-            self.snapshots.as_mut_slice().copy_within(matrices..2 * matrices, keep * matrices);
+        let code = code(bound);
+        if !is_last && code.reads_second {
+            let keep = end - start;
+            self.snapshots.as_mut_slice().copy_within(..matrices, keep * matrices);
         }
-        let number = self.saved.iter().position(|t| *t == start).unwrap_or(0);
-        let from = &self.checkpoints.as_slice()[number * matrices..][..matrices];
-        self.snapshots.as_mut_slice()[..matrices].copy_from_slice(from);
+        self.segment = self.saved.iter().position(|t| *t == start).unwrap_or(0) * matrices;
+        let mut pointers = self.pointers(bound, self.frame_of(start) as isize);
+        self.point_at_snapshots(bound, &mut pointers, 0);
+        if start == end {
+            return;
+        }
+        if let Some(replay) = code.replay_steps {
+            let _entered = Entered::new();
+            // SAFETY: as for `enter`; frames and snapshots of the segment follow each other.
+            unsafe { replay(pointers.as_ptr(), (end - start) as u64) };
+            return;
+        }
         for t in start..end {
             let mut pointers = self.pointers(bound, self.frame_of(t) as isize);
             self.point_at_snapshots(bound, &mut pointers, (t - start) as isize);
@@ -617,11 +672,15 @@ impl Tape {
         })
     }
 
+    /// The snapshot before a segment is its checkpoint; the others follow each other.
     fn point_at_snapshots(&self, bound: &Bound<'_>, pointers: &mut Pointers, at: isize) {
         let matrices = bound.engine.program.matrices_len as isize;
         for k in 0..3i8 {
-            let start = (at + isize::from(k)) * matrices;
-            pointers[Base::Snapshot(k).slot()] = self.snapshots.pointer().wrapping_offset(start);
+            let number = at + isize::from(k);
+            pointers[Base::Snapshot(k).slot()] = match number {
+                0 => self.checkpoints.pointer().wrapping_add(self.segment),
+                _ => self.snapshots.pointer().wrapping_offset((number - 1) * matrices),
+            };
         }
     }
 
@@ -648,15 +707,31 @@ impl Tape {
     }
 
     fn enter(&mut self, bound: &Bound<'_>, entry: usize, pointers: &Pointers) {
-        let super::Kind::Jit(code) = &bound.engine.kind else {
-            unreachable!("this tape belongs to a compiled engine")
-        };
-        let _flush = FlushDenormals::start();
-        super::denormals::clear_upper_halves();
+        let code = code(bound);
+        let _entered = Entered::new();
         // SAFETY: the routine reads and writes only inside of the regions whose sizes its program
         // states; the buffers behind the pointers have these sizes, belong to this tape, to the
         // caller's gradients (both borrowed exclusively), or are only read (parameters).
         unsafe { (code.entries[entry])(pointers.as_ptr()) };
+    }
+}
+
+fn code<'b>(bound: &'b Bound<'_>) -> &'b Code {
+    match &bound.engine.kind {
+        super::Kind::Jit(code) => code,
+        super::Kind::Interp => unreachable!("this tape belongs to a compiled engine"),
+    }
+}
+
+/// The state of the processor that kernels need, while this lives.
+struct Entered {
+    _flush: FlushDenormals,
+}
+
+impl Entered {
+    fn new() -> Entered {
+        super::denormals::clear_upper_halves();
+        Entered { _flush: FlushDenormals::start() }
     }
 }
 

@@ -15,9 +15,11 @@ mod jit;
 
 pub use denormals::{DENORMALS, FlushDenormals};
 
+use compiler::back::Target;
 use compiler::interp::Interpreter;
 use compiler::ir::{InputId, OutputId, Sizes, StateId};
 use compiler::loops::Program;
+use compiler::loops::plan::{self, Plan, Use};
 use compiler::model::Model;
 use std::sync::Arc;
 
@@ -26,8 +28,29 @@ use std::sync::Arc;
 pub enum Backend {
     /// The f64 interpreter: slow, exact, the meaning of the language.
     Interp,
-    /// Machine code through Cranelift, f32.
-    Cranelift,
+    /// Machine code, f32.
+    Compiled(Target),
+}
+
+impl Backend {
+    /// Machine code through Cranelift.
+    pub const CRANELIFT: Backend = Backend::Compiled(Target::Cranelift);
+    /// Machine code for x86-64 with AVX2 and FMA.
+    pub const X64: Backend = Backend::Compiled(Target::X64);
+
+    /// The fastest machine code that this machine runs.
+    pub fn fastest() -> Backend {
+        Backend::Compiled(Target::fastest())
+    }
+
+    /// Its name on the command line and in run records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Interp => "interp",
+            Backend::Compiled(Target::Cranelift) => "cranelift",
+            Backend::Compiled(Target::X64) => "x64",
+        }
+    }
 }
 
 /// Choices that change speed and memory, never results.
@@ -51,7 +74,7 @@ impl Default for EngineOptions {
 pub enum EngineError {
     /// The code generator failed.
     #[error(transparent)]
-    Jit(#[from] compiler::back::cranelift::JitError),
+    Jit(#[from] compiler::back::BackError),
     /// A region of memory is too large for one program.
     #[error(
         "the model needs {bytes} bytes for {what} of one batch row, more than this back end can address; \
@@ -156,17 +179,21 @@ impl Engine {
         // The interpreter keeps the step as it was checked; kernels run its optimised form.
         let model = match backend {
             Backend::Interp => model,
-            Backend::Cranelift => Arc::new(compiler::passes::optimise(&model)),
+            Backend::Compiled(_) => Arc::new(compiler::passes::optimise(&model)),
         };
         let interpreter = Interpreter::new(model, sizes);
-        let lower = compiler::loops::LowerOptions { input_bars: options.input_bars };
+        let target = match backend {
+            Backend::Interp => Target::Cranelift,
+            Backend::Compiled(target) => target,
+        };
+        let lower = compiler::loops::LowerOptions { input_bars: options.input_bars, widest: target.widest() };
         let program =
             compiler::loops::lower(&interpreter.model, &interpreter.sizes, &interpreter.adjoint, lower);
         let kind = match backend {
             Backend::Interp => Kind::Interp,
-            Backend::Cranelift => {
+            Backend::Compiled(target) => {
                 check_addressable(&program)?;
-                Kind::Jit(Box::new(jit::Code::new(&program)?))
+                Kind::Jit(Box::new(jit::Code::new(target, &program)?))
             }
         };
         Ok(Engine { interpreter, program, kind, backend, options: *options })
@@ -192,6 +219,13 @@ impl Engine {
         &self.program
     }
 
+    /// What training costs in memory with compiled code.
+    pub fn plan(&self, usage: &Use) -> Plan {
+        let (model, sizes) = (self.model(), self.sizes());
+        let prologue = &self.interpreter.prologue_adjoint;
+        plan::plan(&plan::Subject { model, sizes, program: &self.program, prologue }, usage)
+    }
+
     /// Bytes of machine code; zero for the interpreter.
     pub fn code_bytes(&self) -> usize {
         match &self.kind {
@@ -215,10 +249,10 @@ impl Engine {
         let params: Vec<compiler::interp::Tensor> =
             params.iter().map(|p| Arc::new(p.iter().map(|x| f64::from(*x)).collect())).collect();
         let initial = self.interpreter.initial(&params);
-        let initial = initial.iter().map(|t| t.iter().map(|x| *x as f32).collect()).collect();
+        let initial = initial.into_iter().map(|t| t.iter().map(|x| *x as f32).collect()).collect();
         let packed = match self.backend {
             Backend::Interp => jit::Buffer::new(0),
-            Backend::Cranelift => jit::pack_params(self, &params),
+            Backend::Compiled(_) => jit::pack_params(self, &params),
         };
         Ok(Bound { engine: self, params, packed, initial })
     }
@@ -227,7 +261,7 @@ impl Engine {
     pub fn tape(&self, steps: usize, mode: Mode) -> Tape {
         Tape(match self.backend {
             Backend::Interp => TapeKind::Interp(interp::Tape::new(self)),
-            Backend::Cranelift => {
+            Backend::Compiled(_) => {
                 TapeKind::Jit(jit::Tape::new(self, steps, mode, self.options.checkpoint_every))
             }
         })
@@ -237,7 +271,7 @@ impl Engine {
     pub fn grads(&self) -> Grads {
         Grads(match self.backend {
             Backend::Interp => GradsKind::Interp(interp::Grads::new(self)),
-            Backend::Cranelift => GradsKind::Jit(jit::Grads::new(self)),
+            Backend::Compiled(_) => GradsKind::Jit(jit::Grads::new(self)),
         })
     }
 

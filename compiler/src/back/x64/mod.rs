@@ -1,0 +1,143 @@
+//! Loop IR → machine code for x86-64 with AVX2 and FMA, with 256-bit vectors.
+//!
+//! The same nests as [`super::cranelift`], in the same order of operations, hence with the same
+//! bits; a register of the loop IR is one machine register here. A nest is a few counted loops
+//! around straight-line code, so a small assembler and an allocator of registers that sees all of
+//! that code at once ([`straight`]) are enough, and take a tenth of the time of a general code
+//! generator.
+
+mod asm;
+mod nest;
+mod place;
+mod replay;
+mod straight;
+
+use crate::loops::{Program, routines};
+use asm::{Asm, BYTES, based};
+use iced_x86::{Code, Instruction, Register};
+use memmap2::{Mmap, MmapMut};
+use place::SAVED;
+
+/// The most registers in a tile of a packed matrix.
+pub const WIDEST: usize = 4;
+
+/// Why kernels could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum X64Error {
+    /// The processor lacks what the code needs.
+    #[error("this processor has no AVX2 and FMA")]
+    Host,
+    /// An instruction could not be encoded.
+    #[error("an instruction could not be encoded: {0}")]
+    Encode(String),
+    /// The operating system gave no executable memory.
+    #[error("no executable memory: {0}")]
+    Memory(#[from] std::io::Error),
+}
+
+/// Machine code in memory. The pointers are valid as long as this lives.
+pub struct Kernels {
+    _memory: Mmap,
+    /// Entry points, by [`crate::loops::NAMES`].
+    pub entries: [*const u8; 7],
+    /// `unsafe extern "C" fn(*const *mut f32, steps: u64)`: the routine `replay`, for one step or more
+    /// from that on for which the pointers are, whose frames and snapshots follow each other.
+    pub replay_steps: Option<*const u8>,
+    /// Bytes of machine code and constants.
+    pub code_bytes: usize,
+}
+
+/// Whether this processor can run the code. The routines follow the System V calling convention.
+pub fn is_available() -> bool {
+    #[cfg(all(target_arch = "x86_64", unix))]
+    {
+        std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+    }
+    #[cfg(not(all(target_arch = "x86_64", unix)))]
+    {
+        false
+    }
+}
+
+/// Compiles a program for this machine.
+///
+/// # Errors
+/// [`X64Error`] if the processor lacks AVX2 or FMA, or there is no executable memory.
+pub fn compile(program: &Program) -> Result<Kernels, X64Error> {
+    if !is_available() {
+        return Err(X64Error::Host);
+    }
+    let Assembled { code, starts, replay, .. } = assemble(program, false)?;
+    let mut memory = MmapMut::map_anon(code.len())?;
+    memory.copy_from_slice(&code);
+    let memory = memory.make_exec()?;
+    let entries = starts.map(|start| memory[start..].as_ptr());
+    let replay_steps = replay.map(|start| memory[start..].as_ptr());
+    Ok(Kernels { _memory: memory, entries, replay_steps, code_bytes: code.len() })
+}
+
+/// Prints the instructions (`--emit asm`).
+///
+/// # Errors
+/// [`X64Error::Encode`] if one cannot be encoded.
+pub fn print(program: &Program) -> Result<String, X64Error> {
+    Ok(assemble(program, true)?.text)
+}
+
+/// All routines behind their constants.
+struct Assembled {
+    code: Vec<u8>,
+    starts: [usize; 7],
+    /// Where the replay of several steps begins.
+    replay: Option<usize>,
+    text: String,
+}
+
+fn assemble(program: &Program, listing: bool) -> Result<Assembled, X64Error> {
+    let mut asm = Asm::new(program, listing)?;
+    let mut starts = [0; 7];
+    for (k, routine) in routines(program).into_iter().enumerate() {
+        asm.align();
+        let at = asm.here();
+        asm.remark(&format!("routine {}, at {at:#x}", crate::loops::NAMES[k]));
+        starts[k] = asm.here() as usize;
+        let frame = enter(&mut asm);
+        let slots = routine.nests.iter().map(|nest| nest::emit(&mut asm, nest, program.widest)).max();
+        leave(&mut asm);
+        asm.patch(frame, (slots.unwrap_or(0) as i64 + 2) * BYTES);
+    }
+    let replay = replay::is_possible(program).then(|| {
+        asm.align();
+        let at = asm.here();
+        asm.remark(&format!("routine replay of several steps, at {at:#x}"));
+        let frame = enter(&mut asm);
+        let slots = replay::emit(&mut asm, program);
+        leave(&mut asm);
+        asm.patch(frame, (slots as i64 + 2) * BYTES);
+        at as usize
+    });
+    let (code, text) = asm.finish()?;
+    Ok(Assembled { code, starts, replay, text })
+}
+
+/// Saves registers and makes room on the stack. Returns where its size is to be filled in.
+fn enter(asm: &mut Asm) -> u64 {
+    for register in SAVED {
+        asm.push(Instruction::with1(Code::Push_r64, register));
+    }
+    asm.push(Instruction::with2(Code::Mov_r64_rm64, Register::RAX, Register::RSP));
+    asm.push(Instruction::with2(Code::Sub_rm64_imm32, Register::RSP, 0));
+    let patch = asm.here() - 4;
+    asm.push(Instruction::with2(Code::And_rm64_imm8, Register::RSP, -(BYTES as i32)));
+    asm.push(Instruction::with2(Code::Mov_rm64_r64, based(Register::RSP, 0), Register::RAX));
+    patch
+}
+
+fn leave(asm: &mut Asm) {
+    asm.push(Ok(Instruction::with(Code::VEX_Vzeroupper)));
+    asm.push(Instruction::with2(Code::Mov_r64_rm64, Register::RSP, based(Register::RSP, 0)));
+    for register in SAVED.into_iter().rev() {
+        asm.push(Instruction::with1(Code::Pop_r64, register));
+    }
+    asm.push(Ok(Instruction::with(Code::Retnq)));
+}

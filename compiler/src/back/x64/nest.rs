@@ -1,0 +1,524 @@
+//! Loops: the code of one nest.
+
+use super::asm::{Asm, BYTES, Constant, Source, Vector, based};
+use super::place::{Addresses, POST, PRE, point};
+use super::straight::{Home, Item, Key, Running, RunningHome, Straight};
+use crate::back::level::{Level, levels};
+use crate::loops::body::{BodyOp, Id};
+use crate::loops::{Base, Effect, Extent, LANES, Nest, PARTIALS, Place, Tiles};
+use iced_x86::{Code, Instruction, Register};
+
+/// Registers that running sums may take; the others hold values.
+const RUNNING: usize = 10;
+
+/// Registers that nothing owns between stretches of straight-line code.
+const SPARE: [Vector; 3] = [Vector(15), Vector(14), Vector(13)];
+
+/// Emits one nest; returns how many registers it needs on the stack.
+pub(super) fn emit(asm: &mut Asm, nest: &Nest, widest: usize) -> usize {
+    let at = Addresses::new(nest);
+    let mut emitter = Emitter::new(asm, nest, at);
+    let here = emitter.asm.here();
+    emitter.asm.remark(&format!("nest, at {here:#x}: {}", nest.label));
+    emitter.at.load(emitter.asm);
+    match nest.extent {
+        Extent::Scalar => emitter.scalar(),
+        Extent::Vector(n) => emitter.vector(n),
+        Extent::Matrix { post, pre } => emitter.matrix(post, pre, widest),
+    }
+    emitter.slots
+}
+
+pub(super) struct Emitter<'a> {
+    pub(super) asm: &'a mut Asm,
+    pub(super) nest: &'a Nest,
+    pub(super) at: Addresses,
+    levels: Vec<Level>,
+    /// Homes of the values that do not vary with the post axis.
+    homes: Vec<Option<Home>>,
+    pub(super) slots: usize,
+    pub(super) width: usize,
+}
+
+/// Items under construction.
+pub(super) struct Build {
+    pub(super) items: Vec<Item>,
+    pub(super) homes: Vec<Option<Home>>,
+    done: Vec<bool>,
+}
+
+/// The running values of a nest.
+struct Sums {
+    /// Over the whole extent.
+    totals: Vec<Running>,
+    /// Over post, for the current row.
+    rows: Vec<Running>,
+    /// Over pre, by effect and register of the tile.
+    columns: Vec<Vec<Running>>,
+}
+
+impl Sums {
+    fn pinned(&self) -> Vec<Vector> {
+        let all = self.totals.iter().chain(&self.rows).chain(self.columns.iter().flatten());
+        all.filter_map(|r| r.vector).collect()
+    }
+}
+
+impl<'a> Emitter<'a> {
+    pub(super) fn new(asm: &'a mut Asm, nest: &'a Nest, at: Addresses) -> Emitter<'a> {
+        Emitter { asm, nest, at, levels: levels(&nest.body), homes: vec![], slots: 0, width: 1 }
+    }
+
+    fn op(&self, id: usize) -> BodyOp {
+        self.nest.body.ops[id]
+    }
+
+    /// Values that vary with the post axis exist once for each register of the tile.
+    pub(super) fn key(&self, id: Id, register: usize) -> Key {
+        let n = self.nest.body.ops.len();
+        match self.levels[id.index()] {
+            Level::Once | Level::Row => Key(id.index()),
+            Level::Tile | Level::Point => Key(n * (register + 1) + id.index()),
+        }
+    }
+
+    /// Starts a list of items; constants, operands, and what has been kept have homes.
+    pub(super) fn build(&self, kept: &[(Key, usize)]) -> Build {
+        let n = self.nest.body.ops.len();
+        let mut homes = vec![None; n * (self.width + 1)];
+        homes[..self.homes.len()].copy_from_slice(&self.homes);
+        for register in 0..self.width {
+            for id in 0..n {
+                let home = &mut homes[self.key(Id(id as u32), register).0];
+                match self.op(id) {
+                    BodyOp::Const(c) => *home = Some(Home::Constant(Constant::Splat(c.to_bits()))),
+                    BodyOp::Load(access) if home.is_none() => *home = Some(Home::Operand(access, register)),
+                    _ => {}
+                }
+            }
+        }
+        for (key, slot) in kept {
+            homes[key.0] = Some(Home::Slot(*slot));
+        }
+        let done = vec![false; homes.len()];
+        Build { items: vec![], homes, done }
+    }
+
+    /// Adds what a value needs, and the value.
+    pub(super) fn need(&self, build: &mut Build, id: Id, register: usize) -> Key {
+        let key = self.key(id, register);
+        if !build.done[key.0] && build.homes[key.0].is_none() {
+            build.done[key.0] = true;
+            let op = self.op(id.index());
+            let operands = op.operands().into_iter().map(|o| self.need(build, o, register)).collect();
+            build.items.push(Item::Value(key, op, operands));
+        }
+        key
+    }
+
+    fn run(&mut self, build: &Build, pinned: &[Vector]) {
+        let mut slots = self.slots;
+        Straight::new(self.asm, &self.at, &mut slots, &build.homes, pinned).run(&build.items);
+        self.slots = slots;
+    }
+
+    fn new_slot(&mut self) -> usize {
+        self.slots += 1;
+        self.slots - 1
+    }
+
+    /// Whether some effect, or some value of another level, uses a value.
+    fn is_border(&self, id: usize) -> bool {
+        let is = |o: &Id| o.index() == id;
+        let by_values = self.nest.body.ops.iter().enumerate();
+        let by_effects = self.nest.effects.iter().flat_map(effect_operands);
+        by_values
+            .filter(|(k, _)| self.levels[*k] != self.levels[id])
+            .any(|(_, op)| op.operands().iter().any(is))
+            || by_effects.into_iter().any(|o| is(&o))
+    }
+
+    /// Computes what does not vary, once, onto the stack.
+    fn once(&mut self) {
+        let ids: Vec<usize> = (0..self.nest.body.ops.len())
+            .filter(|k| self.levels[*k] == Level::Once && !matches!(self.op(*k), BodyOp::Const(_)))
+            .filter(|k| self.is_border(*k))
+            .collect();
+        let mut build = self.build(&[]);
+        let mut kept = vec![];
+        for id in ids {
+            let key = self.need(&mut build, Id(id as u32), 0);
+            let slot = self.new_slot();
+            build.items.push(Item::Keep(key, slot));
+            kept.push((key, slot));
+        }
+        self.run(&build, &[]);
+        self.homes = vec![None; self.nest.body.ops.len()];
+        for (key, slot) in kept {
+            self.homes[key.0] = Some(Home::Slot(slot));
+        }
+    }
+
+    // ------------------------------------------------------- scalars and vectors
+
+    fn scalar(&mut self) {
+        let mut build = self.build(&[]);
+        for effect in &self.nest.effects {
+            let item = match effect {
+                Effect::Store(access, v) => Item::StoreLowest(*access, self.need(&mut build, *v, 0)),
+                Effect::Add(access, v, w) => {
+                    let v = self.need(&mut build, *v, 0);
+                    Item::AddLowest(*access, v, w.map(|w| self.need(&mut build, w, 0)))
+                }
+                other => unreachable!("{other:?} in a scalar nest"),
+            };
+            build.items.push(item);
+        }
+        self.run(&build, &[]);
+    }
+
+    fn vector(&mut self, n: usize) {
+        self.once();
+        let sums = self.running(1);
+        self.start_totals(&sums);
+        self.asm.set(POST, 0);
+        let (whole, rest) = (n / LANES, n % LANES);
+        if whole > 0 {
+            let header = self.header();
+            self.body(&sums, None);
+            self.asm.advance(POST, BYTES as i32);
+            if whole > 1 {
+                self.asm.loop_while_not(POST, whole as i32 * BYTES as i32, header);
+            }
+        }
+        if rest > 0 {
+            self.body(&sums, Some(rest));
+        }
+        self.finish_totals(&sums);
+    }
+
+    pub(super) fn header(&mut self) -> u64 {
+        self.asm.align();
+        self.asm.here()
+    }
+
+    /// All effects at all registers of the tile. Of the last, only `rest` lanes count in sums.
+    fn body(&mut self, sums: &Sums, rest: Option<usize>) {
+        self.body_with(sums, rest, &[]);
+    }
+
+    fn body_with(&mut self, sums: &Sums, rest: Option<usize>, kept: &[(Key, usize)]) {
+        let mut build = self.build(kept);
+        for register in 0..self.width {
+            let lanes = rest.filter(|_| register + 1 == self.width);
+            self.point(&mut build, sums, register, lanes);
+        }
+        self.run(&build, &sums.pinned());
+    }
+
+    fn point(&self, build: &mut Build, sums: &Sums, register: usize, lanes: Option<usize>) {
+        let (mut totals, mut rows) = (sums.totals.iter(), sums.rows.iter());
+        let mut columns = sums.columns.iter();
+        for effect in &self.nest.effects {
+            let keys: Vec<Key> =
+                effect_operands(effect).into_iter().map(|o| self.need(build, o, register)).collect();
+            let (v, w) = (keys[0], keys.get(1).copied());
+            let missing = "there is one running value for each effect";
+            build.items.push(match effect {
+                Effect::Store(access, _) => Item::Store(*access, register, v),
+                Effect::Add(access, ..) => Item::Add(*access, register, v, w),
+                Effect::SumPre(..) => Item::Sum(columns.next().expect(missing)[register], v, w, None),
+                Effect::SumPost(..) => Item::Sum(*rows.next().expect(missing), v, w, lanes),
+                Effect::SumAll(..) => Item::Sum(*totals.next().expect(missing), v, w, lanes),
+                Effect::MaxAll(..) => Item::Max(*totals.next().expect(missing), v, lanes),
+            });
+        }
+    }
+
+    // ------------------------------------------------------------ running values
+
+    /// Registers for the running values of tiles of a width: those that are used most come first.
+    fn running(&mut self, width: usize) -> Sums {
+        let mut next = 0;
+        let mut take = |memory: RunningHome| {
+            let vector = (next < RUNNING).then_some(Vector(next as u8));
+            next += 1;
+            Running { vector, memory }
+        };
+        let pre = if let Extent::Matrix { pre, .. } = self.nest.extent { pre } else { 0 };
+        let count = |f: fn(&Effect) -> bool| self.nest.effects.iter().filter(|e| f(e)).count();
+        let totals = count(|e| matches!(e, Effect::SumAll(..) | Effect::MaxAll(..)));
+        let rows = count(|e| matches!(e, Effect::SumPost(..)));
+        let columns = count(|e| matches!(e, Effect::SumPre(..)));
+        let first = self.slots;
+        self.slots += totals + columns * width;
+        let totals = (0..totals).map(|k| take(RunningHome::Slot(first + k))).collect::<Vec<_>>();
+        let rows = (0..rows).map(|k| take(RunningHome::Partial(PARTIALS + k * pre * LANES))).collect();
+        let first = first + totals.len();
+        let column = |c: usize| (0..width).map(move |r| first + c * width + r);
+        let columns =
+            (0..columns).map(|c| column(c).map(|slot| take(RunningHome::Slot(slot))).collect()).collect();
+        Sums { totals, rows, columns }
+    }
+
+    fn start_totals(&mut self, sums: &Sums) {
+        let totals =
+            self.nest.effects.iter().filter(|e| matches!(e, Effect::SumAll(..) | Effect::MaxAll(..)));
+        for (effect, running) in totals.zip(&sums.totals) {
+            let v = running.vector.unwrap_or(SPARE[0]);
+            if let Effect::MaxAll(..) = effect {
+                let lowest = self.asm.constant(Constant::LOWEST);
+                self.asm.load(v, lowest);
+            } else {
+                self.asm.zero(v);
+            }
+            self.put(running, v);
+        }
+    }
+
+    fn put(&mut self, running: &Running, v: Vector) {
+        if running.vector.is_none() {
+            let to = self.at.running(self.asm, running.memory);
+            self.asm.store(to, v);
+        }
+    }
+
+    fn get(&mut self, running: &Running) -> Vector {
+        running.vector.unwrap_or_else(|| {
+            let from = self.at.running(self.asm, running.memory);
+            self.asm.load(SPARE[0], from);
+            SPARE[0]
+        })
+    }
+
+    fn finish_totals(&mut self, sums: &Sums) {
+        let mut totals = sums.totals.iter();
+        for effect in &self.nest.effects {
+            let is_sum = matches!(effect, Effect::SumAll(..));
+            if !is_sum && !matches!(effect, Effect::MaxAll(..)) {
+                continue;
+            }
+            let running = totals.next().expect("there is one for each effect");
+            let v = self.get(running);
+            let result = if is_sum { self.sum_lanes(v) } else { self.max_lanes(v) };
+            let place = effect.place();
+            let to = self.at.number(self.asm, place.base, place.offset);
+            self.asm.store_lowest(to, result);
+        }
+    }
+
+    /// Neighbouring lanes, then neighbouring pairs, then the halves.
+    fn sum_lanes(&mut self, v: Vector) -> Vector {
+        let (to, upper) = (SPARE[0], SPARE[1]);
+        self.asm.three(Code::VEX_Vhaddps_ymm_ymm_ymmm256, to, v, Source::Vector(v));
+        self.asm.three(Code::VEX_Vhaddps_ymm_ymm_ymmm256, to, to, Source::Vector(to));
+        self.asm.upper_half(upper, to);
+        self.asm.add_lowest(to, to, upper);
+        to
+    }
+
+    fn max_lanes(&mut self, v: Vector) -> Vector {
+        let slot = self.new_slot();
+        self.asm.store(self.at.slot(slot), v);
+        let (best, x) = (SPARE[0], SPARE[1]);
+        for lane in 0..LANES {
+            let from = based(Register::RSP, (slot as i64 + 1) * BYTES + lane as i64 * 4);
+            self.asm.push(Instruction::with2(
+                Code::VEX_Vmovss_xmm_m32,
+                if lane == 0 { best.xmm() } else { x.xmm() },
+                from,
+            ));
+            if lane > 0 {
+                self.asm.push(Instruction::with3(
+                    Code::VEX_Vmaxss_xmm_xmm_xmmm32,
+                    best.xmm(),
+                    x.xmm(),
+                    best.xmm(),
+                ));
+            }
+        }
+        best
+    }
+
+    // ---------------------------------------------------------------- matrices
+
+    fn matrix(&mut self, post: usize, pre: usize, widest: usize) {
+        self.clear_partials(pre);
+        self.once();
+        let tiles = Tiles::of(post, widest);
+        let is_masked = !post.is_multiple_of(LANES) && self.nest.effects.iter().any(Effect::sums_over_post);
+        let rest = Some(post % LANES).filter(|_| is_masked);
+        let totals = self.running(0);
+        self.start_totals(&totals);
+        self.asm.set(POST, 0);
+        let groups = [(tiles.wide, tiles.width), (tiles.narrow, tiles.width - 1)];
+        let last = groups.iter().rposition(|(count, _)| *count > 0);
+        let mut end = 0;
+        for (k, (count, width)) in groups.into_iter().enumerate() {
+            let masked = usize::from(count > 0 && last == Some(k) && rest.is_some());
+            for (count, rest) in [(count - masked, None), (masked, rest)] {
+                end += count * width;
+                if count > 0 {
+                    self.tiles(count, width, end, pre, rest);
+                }
+            }
+        }
+        self.finish_totals(&totals);
+        self.finish_partials(pre);
+    }
+
+    /// `count` tiles of a width, up to the register `end` of the post axis.
+    fn tiles(&mut self, count: usize, width: usize, end: usize, pre: usize, rest: Option<usize>) {
+        self.width = width;
+        let sums = self.running(width);
+        let header = self.asm.here();
+        let kept = self.tile_values();
+        for running in sums.columns.iter().flatten() {
+            let v = running.vector.unwrap_or(SPARE[0]);
+            self.asm.zero(v);
+            self.put(running, v);
+        }
+        self.rows(&sums, pre, rest, &kept);
+        self.store_columns(&sums);
+        self.asm.advance(POST, (width as i64 * BYTES) as i32);
+        if count > 1 {
+            self.asm.loop_while_not(POST, end as i32 * BYTES as i32, header);
+        }
+    }
+
+    /// Computes what varies with the post axis alone, onto the stack. Loads stay where they are.
+    fn tile_values(&mut self) -> Vec<(Key, usize)> {
+        let ids: Vec<usize> = (0..self.nest.body.ops.len())
+            .filter(|k| self.levels[*k] == Level::Tile && !matches!(self.op(*k), BodyOp::Load(_)))
+            .filter(|k| self.is_border(*k))
+            .collect();
+        let mut build = self.build(&[]);
+        let mut kept = vec![];
+        for register in 0..self.width {
+            for id in &ids {
+                let key = self.need(&mut build, Id(*id as u32), register);
+                let slot = self.new_slot();
+                build.items.push(Item::Keep(key, slot));
+                kept.push((key, slot));
+            }
+        }
+        let totals: Vec<Vector> = (0..RUNNING as u8).map(Vector).collect();
+        self.run(&build, &totals);
+        kept
+    }
+
+    fn rows(&mut self, sums: &Sums, pre: usize, rest: Option<usize>, kept: &[(Key, usize)]) {
+        self.asm.set(PRE, 0);
+        let header = self.header();
+        for row in &sums.rows {
+            if let Some(v) = row.vector {
+                let from = self.at.running(self.asm, row.memory);
+                self.asm.load(v, from);
+            }
+        }
+        self.body_with(sums, rest, kept);
+        for row in &sums.rows {
+            if let Some(v) = row.vector {
+                let to = self.at.running(self.asm, row.memory);
+                self.asm.store(to, v);
+            }
+        }
+        self.at.next_row(self.asm, self.width);
+        self.asm.advance(PRE, 4);
+        if pre > 1 {
+            self.asm.loop_while_not(PRE, pre as i32 * 4, header);
+        }
+    }
+
+    fn store_columns(&mut self, sums: &Sums) {
+        let places = self.nest.effects.iter().filter_map(|e| match e {
+            Effect::SumPre(place, ..) => Some(*place),
+            _ => None,
+        });
+        let places: Vec<Place> = places.collect();
+        for (place, column) in places.into_iter().zip(&sums.columns) {
+            for (register, running) in column.iter().enumerate() {
+                let v = self.get(running);
+                let access = crate::loops::Access::Post(place);
+                let to = self.at.operand(self.asm, access, register);
+                self.asm.store(to, v);
+            }
+        }
+    }
+
+    fn row_targets(&self) -> Vec<Place> {
+        let places = self.nest.effects.iter().filter_map(|e| match e {
+            Effect::SumPost(place, ..) => Some(*place),
+            _ => None,
+        });
+        places.collect()
+    }
+
+    /// Zeroes the row sums: one register per row.
+    fn clear_partials(&mut self, pre: usize) {
+        let count = self.row_targets().len() * pre;
+        if count == 0 {
+            return;
+        }
+        self.asm.zero(SPARE[0]);
+        self.asm.set(PRE, 0);
+        let header = self.header();
+        let to = self.at.partial(self.asm, PARTIALS);
+        self.asm.store(to, SPARE[0]);
+        self.asm.advance(PRE, 4);
+        self.asm.loop_while_not(PRE, count as i32 * 4, header);
+    }
+
+    /// Adds up the lanes of the row sums, eight rows at a time.
+    fn finish_partials(&mut self, pre: usize) {
+        let (from, to) = (Register::RAX, Register::RSI);
+        for (k, place) in self.row_targets().into_iter().enumerate() {
+            point(self.asm, from, Base::Scratch);
+            point(self.asm, to, place.base);
+            self.asm.advance(from, ((PARTIALS + k * pre * LANES) * 4) as i32);
+            self.asm.advance(to, (place.offset * 4) as i32);
+            let (blocks, rest) = (pre / LANES, pre % LANES);
+            if blocks > 0 {
+                self.asm.set(PRE, 0);
+                let header = self.header();
+                self.eight_rows(from, to);
+                self.asm.advance(from, (LANES as i64 * BYTES) as i32);
+                self.asm.advance(to, BYTES as i32);
+                self.asm.advance(PRE, 1);
+                self.asm.loop_while_not(PRE, blocks as i32, header);
+            }
+            for row in 0..rest {
+                self.asm.load(SPARE[0], based(from, row as i64 * BYTES));
+                let sum = self.sum_lanes(SPARE[0]);
+                self.asm.store_lowest(based(to, row as i64 * 4), sum);
+            }
+        }
+    }
+
+    fn eight_rows(&mut self, from: Register, to: Register) {
+        let v: [Vector; 4] = std::array::from_fn(|k| Vector(k as u8));
+        let row = |k: i64| based(from, k * BYTES);
+        for (k, v) in v.into_iter().enumerate() {
+            self.asm.load(v, row(2 * k as i64));
+            let odd = Source::Memory(row(2 * k as i64 + 1));
+            self.asm.three(Code::VEX_Vhaddps_ymm_ymm_ymmm256, v, v, odd);
+        }
+        self.asm.three(Code::VEX_Vhaddps_ymm_ymm_ymmm256, v[0], v[0], Source::Vector(v[1]));
+        self.asm.three(Code::VEX_Vhaddps_ymm_ymm_ymmm256, v[2], v[2], Source::Vector(v[3]));
+        let halves = Code::VEX_Vperm2f128_ymm_ymm_ymmm256_imm8;
+        self.asm.three_with(halves, v[1], v[0], Source::Vector(v[2]), 0x20);
+        self.asm.three_with(halves, v[3], v[0], Source::Vector(v[2]), 0x31);
+        self.asm.three(Code::VEX_Vaddps_ymm_ymm_ymmm256, v[1], v[1], Source::Vector(v[3]));
+        self.asm.store(based(to, 0), v[1]);
+    }
+}
+
+fn effect_operands(effect: &Effect) -> Vec<Id> {
+    match effect {
+        Effect::Store(_, v) | Effect::MaxAll(_, v) => vec![*v],
+        Effect::Add(_, v, w)
+        | Effect::SumPre(_, v, w)
+        | Effect::SumPost(_, v, w)
+        | Effect::SumAll(_, v, w) => std::iter::once(*v).chain(*w).collect(),
+    }
+}
