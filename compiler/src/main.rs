@@ -188,10 +188,10 @@ fn compile(args: &Compile, voice: Voice) -> Done {
     wanted.dedup();
     if wanted.is_empty() {
         let sizes = stages::bind(&loaded.model, &loaded.bound)?;
-        let target = compiler::back::Target::fastest();
-        let program =
-            compiler::loops::Program { widest: target.widest(), ..stages::program(&loaded.model, &sizes)? };
-        let kernels = target.compile(&program).map_err(|e| Failure::machine(e.to_string()))?;
+        let program = stages::program(&loaded.model, &sizes)?;
+        let kernels = compiler::back::Target::fastest()
+            .compile(&program)
+            .map_err(|e| Failure::machine(e.to_string()))?;
         say(&format!("{}: {} bytes of machine code", loaded.model.name, kernels.code_bytes));
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! The stages of the compiler as text: what `bpmc compile --emit` prints.
 
-use crate::back::{BackError, Target};
+use crate::back::BackError;
 use crate::ir::{Shape, SizeError, Sizes};
 use crate::loops::plan::{self, Plan, Use, Write};
 use crate::loops::{LowerOptions, Program, lower};
@@ -133,11 +133,7 @@ pub fn bind(model: &Model, bound: &BTreeMap<String, usize>) -> Result<Sizes, Sta
 /// # Errors
 /// [`StageError::TooLarge`] if a region cannot be addressed.
 pub fn program(model: &Model, sizes: &Sizes) -> Result<Program, StageError> {
-    lowered(
-        &passes::optimise(model),
-        sizes,
-        LowerOptions { input_bars: true, widest: Target::Cranelift.widest() },
-    )
+    lowered(&passes::optimise(model), sizes, LowerOptions { input_bars: true })
 }
 
 /// The loops of a model in its simplified form.
@@ -200,10 +196,7 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
         Stage::Loops => loops::print(&with_sizes()?.1),
         Stage::Plan => planned(subject)?.text(),
         Stage::Clif => back::cranelift::print(&with_sizes()?.1).map_err(BackError::from)?,
-        Stage::Asm => {
-            let program = Program { widest: Target::X64.widest(), ..with_sizes()?.1 };
-            back::x64::print(&program).map_err(BackError::from)?
-        }
+        Stage::Asm => back::x64::print(&with_sizes()?.1).map_err(BackError::from)?,
     })
 }
 
@@ -216,8 +209,7 @@ pub fn planned(subject: &Subject<'_>) -> Result<Plan, StageError> {
     let sizes = bind(model, subject.bound)?;
     let simplified = passes::optimise(model);
     // Training needs no cotangents of inputs.
-    let program =
-        lowered(&simplified, &sizes, LowerOptions { input_bars: false, widest: Target::Cranelift.widest() })?;
+    let program = lowered(&simplified, &sizes, LowerOptions { input_bars: false })?;
     let prologue = &autodiff::prologue(&simplified);
     let made = plan::Subject { model: &simplified, sizes: &sizes, program: &program, prologue };
     let remarks = check::remarks(model).into_iter().filter(|d| d.code == check::codes::WRITE_CLASS);

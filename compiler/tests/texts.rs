@@ -40,12 +40,7 @@ fn program(model: &Model, n: usize, input_bars: bool) -> Program {
     let bound: BTreeMap<String, usize> = named.map(|(k, a)| (a.name.clone(), n + k % 3)).collect();
     let sizes = Sizes::bind(&model.axes, &bound).expect("sizes for every axis");
     let model = &passes::optimise(model);
-    loops::lower(
-        model,
-        &sizes,
-        &autodiff::step(model),
-        LowerOptions { input_bars, widest: compiler::back::Target::Cranelift.widest() },
-    )
+    loops::lower(model, &sizes, &autodiff::step(model), LowerOptions { input_bars })
 }
 
 #[test]

@@ -22,9 +22,6 @@ use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module};
 use std::collections::BTreeMap;
 
-/// The most registers in a tile: the best or tied for every rule measured.
-pub const WIDEST: usize = 2;
-
 /// Lanes of a machine register.
 const HALF: usize = 4;
 

@@ -21,14 +21,6 @@ impl Target {
         if x64::is_available() { Target::X64 } else { Target::Cranelift }
     }
 
-    /// The most registers in a tile of a packed matrix: [`crate::loops::LowerOptions::widest`].
-    pub fn widest(self) -> usize {
-        match self {
-            Target::Cranelift => cranelift::WIDEST,
-            Target::X64 => x64::WIDEST,
-        }
-    }
-
     /// Compiles a program for this machine.
     ///
     /// # Errors

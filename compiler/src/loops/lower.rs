@@ -16,8 +16,6 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct LowerOptions {
     /// Whether the backward pass gives the cotangents of inputs.
     pub input_bars: bool,
-    /// The most registers in a tile of a packed matrix: what the back end prefers.
-    pub widest: usize,
 }
 
 /// Lowers a model and its adjoint.
@@ -62,7 +60,7 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
         adjoint: memory.adjoint.slots,
         adjoint_len: memory.adjoint.len + LANES,
         scratch_len,
-        widest: options.widest,
+        widest: WIDEST,
         penalty_bar: 0,
         matrices: memory.matrices,
         matrices_len: memory.matrices_len,

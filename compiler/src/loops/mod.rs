@@ -13,8 +13,8 @@
 //!
 //! **Matrices are packed in tiles** ([`Tiles`]): vector lanes run along the post axis, rows along
 //! the pre axis, `[tile][pre][lane]`, so that every stream of a sweep is sequential. The post axis
-//! is padded to a multiple of eight lanes. How wide a tile is, a back end chooses
-//! ([`Program::widest`]); no result depends on it.
+//! is padded to a multiple of eight lanes. Tiles have up to
+//! [`Program::widest`] registers.
 //!
 //! # Nests
 //!
@@ -27,7 +27,8 @@
 //! **The order of every sum is fixed.** A sum over pre adds rows in ascending order, one lane per
 //! post neuron. A sum over post keeps eight lanes per row, adds the tiles' vectors in ascending
 //! order, and finally adds neighbouring lanes, neighbouring pairs, and the two halves. A sum over a
-//! vector keeps eight lanes in the same way. Products that feed a sum are fused multiply-adds. A
+//! vector keeps eight lanes in the same way, and so does a sum over a whole matrix, tile after tile, row after
+//! row: it is the only one that depends on the width of tiles, which is therefore the same everywhere. Products that feed a sum are fused multiply-adds. A
 //! processor with narrower registers takes several for one of these.
 //!
 //! # Sweeps
@@ -60,6 +61,9 @@ use body::Body;
 
 /// The number of lanes of a vector register in the loop IR.
 pub const LANES: usize = 8;
+
+/// The most registers in a tile of a packed matrix.
+pub const WIDEST: usize = 4;
 
 /// Elements from the start of [`Base::Scratch`] to the row sums of a matrix nest: [`LANES`] per
 /// row for each of its sums over post.

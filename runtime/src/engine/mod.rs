@@ -182,11 +182,7 @@ impl Engine {
             Backend::Compiled(_) => Arc::new(compiler::passes::optimise(&model)),
         };
         let interpreter = Interpreter::new(model, sizes);
-        let target = match backend {
-            Backend::Interp => Target::Cranelift,
-            Backend::Compiled(target) => target,
-        };
-        let lower = compiler::loops::LowerOptions { input_bars: options.input_bars, widest: target.widest() };
+        let lower = compiler::loops::LowerOptions { input_bars: options.input_bars };
         let program =
             compiler::loops::lower(&interpreter.model, &interpreter.sizes, &interpreter.adjoint, lower);
         let kind = match backend {

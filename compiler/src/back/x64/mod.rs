@@ -18,9 +18,6 @@ use iced_x86::{Code, Instruction, Register};
 use memmap2::{Mmap, MmapMut};
 use place::SAVED;
 
-/// The most registers in a tile of a packed matrix.
-pub const WIDEST: usize = 4;
-
 /// Why kernels could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum X64Error {
