@@ -202,6 +202,26 @@ fn rows_do_not_see_what_ran_on_their_tape_before() {
 }
 
 #[test]
+fn a_sequence_that_is_known_gives_what_its_steps_give() {
+    for (name, model, _) in models() {
+        for backend in [Backend::Interp, Backend::CRANELIFT, Backend::fastest()] {
+            for n in [5, 13] {
+                let sizes = small_sizes(&model, n);
+                let options = EngineOptions { checkpoint_every: Some(3), ..EngineOptions::default() };
+                let engine =
+                    Engine::new(model.clone(), sizes.clone(), backend, &options).expect("it compiles");
+                for reset_at in [None, Some(4)] {
+                    let case = case(&model, &sizes, 11, reset_at);
+                    let by_steps = run_in_manner(&engine, &case, Manner::default());
+                    let at_once = run_in_manner(&engine, &case, Manner { ahead: true, ..Manner::default() });
+                    same(&name, "whether inputs are known", &at_once, &by_steps);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn gradients_are_summed_row_by_row() {
     for (name, model, sizes) in models() {
         let engine = engine(&model, &sizes, None);

@@ -4,7 +4,7 @@
 use compiler::back::{Target, x64};
 use compiler::ir::Sizes;
 use compiler::loops::eval::{Memory, run};
-use compiler::loops::{self, Base, LANES, LowerOptions, NAMES, Program};
+use compiler::loops::{self, Base, LANES, LowerOptions, NAMES, Program, Routine, TOGETHER};
 use compiler::model::Model;
 use compiler::{autodiff, passes};
 use std::collections::BTreeMap;
@@ -34,14 +34,14 @@ fn program(model: &Model, n: usize, widest: usize) -> Program {
     Program { widest, ..program }
 }
 
-/// Every region of a program on its own, one behind the other.
-fn regions(program: &Program) -> ([usize; Base::ALL.len()], usize) {
+/// Every region of a program on its own, one behind the other, with room for so many steps' frames.
+fn regions(program: &Program, steps: usize) -> ([usize; Base::ALL.len()], usize) {
     let mut end = 0;
     let starts = Base::ALL.map(|base| {
         let start = end;
         end += match base {
-            Base::Frame(_) => program.frame_len,
-            Base::Adjoint(_) => program.adjoint_len,
+            Base::Frame(_) => program.frame_len * steps,
+            Base::Adjoint(_) => program.adjoint_len * steps,
             Base::Scratch => program.scratch_len,
             Base::Params => program.params_len,
             Base::Carry => program.carry_len.max(program.matrices_len),
@@ -81,21 +81,30 @@ fn compare(target: Target, widest: usize) {
         for n in [1, 3, 6, 17, 31, 41] {
             let program = program(&model, n, widest);
             let kernels = target.compile(&program).expect("it compiles");
-            for k in 0..NAMES.len() {
+            let mut see = |routine: &Routine, name: &str, entry: *const u8, steps: usize| {
                 // SAFETY: the entries have this signature, and the code lives as long as `kernels`.
-                let entry = unsafe { std::mem::transmute::<*const u8, Entry>(kernels.entries[k]) };
-                numbers += compare_routine(&format!("{} {n}", model.name), &program, k, entry);
+                let entry = unsafe { std::mem::transmute::<*const u8, Entry>(entry) };
+                let name = format!("{} {n}: {name}", model.name);
+                numbers += compare_routine(&name, &program, routine, entry, steps);
+            };
+            for ((routine, name), entry) in
+                loops::routines(&program).into_iter().zip(NAMES).zip(kernels.entries)
+            {
+                see(routine, name, entry, 1);
+            }
+            let apart = [&program.forward, &program.backward].map(|s| [&s.before, &s.after]);
+            for (routine, entry) in apart.as_flattened().iter().zip(kernels.together.into_iter().flatten()) {
+                see(&loops::together(routine, &program), "several steps", entry, TOGETHER);
             }
         }
     }
     assert!(numbers > 1_000_000, "only {numbers} numbers were compared");
 }
 
-fn compare_routine(name: &str, program: &Program, k: usize, entry: Entry) -> usize {
-    let (starts, len) = regions(program);
-    let start = fill(len, (len + k) as u64);
+fn compare_routine(name: &str, program: &Program, routine: &Routine, entry: Entry, steps: usize) -> usize {
+    let (starts, len) = regions(program, steps);
+    let start = fill(len, (len + routine.nests.len()) as u64);
     let (mut meant, mut found) = (start.clone(), start);
-    let routine = loops::routines(program)[k];
     run(routine, &mut Memory { cells: &mut meant, starts, widest: program.widest });
     let pointers = starts.map(|at| &raw mut found[at]);
     // SAFETY: the program keeps inside its regions, which all lie in `found`.
@@ -103,7 +112,7 @@ fn compare_routine(name: &str, program: &Program, k: usize, entry: Entry) -> usi
     for (at, (m, f)) in meant.iter().zip(&found).enumerate() {
         let region = starts.iter().rposition(|s| *s <= at).map(|slot| Base::ALL[slot]);
         let offset = starts.iter().rev().find(|s| **s <= at).map(|s| at - s);
-        assert!(same(*m, *f), "{name} {}: {region:?}+{offset:?} means {m:e}, found {f:e}", NAMES[k]);
+        assert!(same(*m, *f), "{name}: {region:?}+{offset:?} means {m:e}, found {f:e}");
     }
     assert!(meant.iter().filter(|x| x.is_finite()).count() * 2 > len, "{name}");
     len

@@ -5,12 +5,12 @@
 //! each row at once. Times are wall-clock, the median over repetitions after one warm-up.
 
 use crate::Error;
-use crate::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape};
+use crate::engine::{Backend, Bound, Engine, EngineOptions, Mode, RowState, Sums, Tape};
 use crate::memory::{Flags, Need, available};
 use crate::params::{ParamStore, draw};
 use crate::rng::{Address, Domain, Purpose};
 use crate::{parallel, rollout};
-use compiler::ir::{InputId, OutputId, Shape, Sizes};
+use compiler::ir::{OutputId, Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{ConstExpr, Init, Model, Role};
 use serde::Serialize;
@@ -94,10 +94,11 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
     let mut workers: Vec<Option<Tape>> = (0..job.threads).map(|_| None).collect();
     let (mut forward, mut both) = (vec![], vec![]);
     for round in 0..=job.repeat {
-        let alone = time(|| drop(run(&bound, &data, job, &mut workers, false)));
+        let alone = time(|| run(&bound, &data, job, &mut workers, None));
         let all = time(|| {
-            let grads = run(&bound, &data, job, &mut workers, true);
-            std::hint::black_box(engine.finish(&bound, grads));
+            let sums = engine.sums();
+            run(&bound, &data, job, &mut workers, Some(&sums));
+            std::hint::black_box(sums.finish(&bound));
         });
         if round > 0 {
             forward.push(alone);
@@ -231,37 +232,31 @@ fn random_states(model: &Model, sizes: &Sizes, row: usize) -> Option<Vec<Vec<f32
 }
 
 /// All rows, forward and perhaps backward.
-fn run(
-    bound: &Bound<'_>,
-    data: &Data,
-    job: &Job,
-    workers: &mut [Option<Tape>],
-    backward: bool,
-) -> Vec<Grads> {
+fn run(bound: &Bound<'_>, data: &Data, job: &Job, workers: &mut [Option<Tape>], sums: Option<&Sums<'_>>) {
     let engine = bound.engine();
-    parallel::run(workers, parallel::chunks(job.batch), |tape, rows| {
+    let chunks = parallel::chunks(job.batch).into_iter().enumerate().collect();
+    parallel::run(workers, chunks, |tape, (number, rows)| {
         let tape = tape.get_or_insert_with(|| engine.tape(job.steps, Mode::Train));
-        let mut grads = engine.grads();
+        let mut grads = sums.map(Sums::zeros);
         for row in rows {
             let states = data.states[row].clone().map(|states| RowState { states });
             bound.begin(tape, states.as_ref());
-            for step in &data.inputs[row] {
-                for (k, x) in step.iter().enumerate() {
-                    bound.input_mut(tape, InputId(k as u32)).copy_from_slice(x);
-                }
-                bound.step(tape);
-            }
-            if backward {
+            let inputs = &data.inputs[row];
+            bound
+                .forward(tape, inputs.len(), &mut |t, input, x| x.copy_from_slice(&inputs[t][input.index()]));
+            if let Some(grads) = &mut grads {
                 for (t, bars) in data.bars.iter().enumerate() {
                     for (k, bar) in bars.iter().enumerate() {
                         bound.output_bar_mut(tape, t, OutputId(k as u32)).copy_from_slice(bar);
                     }
                 }
-                bound.backward(tape, &mut grads, 0.0, None);
+                bound.backward(tape, grads, 0.0, None);
             }
         }
-        grads
-    })
+        if let (Some(sums), Some(grads)) = (sums, grads) {
+            sums.add(number, grads);
+        }
+    });
 }
 
 fn time(work: impl FnOnce()) -> f64 {
@@ -294,10 +289,11 @@ mod tests {
         let bound = engine.bind(&params.values()).expect("bound");
         let data = Data::draw(&model, &sizes, &job);
         let mut workers: Vec<Option<Tape>> = (0..threads).map(|_| None).collect();
-        let chunks = run(&bound, &data, &job, &mut workers, true);
+        let sums = engine.sums();
+        run(&bound, &data, &job, &mut workers, Some(&sums));
         let used = workers.iter().filter(|tape| tape.is_some()).count();
         assert!((1..=threads.min(batch)).contains(&used), "{used} tapes");
-        engine.finish(&bound, chunks)
+        sums.finish(&bound)
     }
 
     #[test]

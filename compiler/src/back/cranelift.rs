@@ -32,7 +32,7 @@ const HALVES: usize = LANES / HALF;
 pub struct Kernels {
     module: Option<JITModule>,
     /// Entry points, by [`ROUTINES`].
-    pub entries: [*const u8; 7],
+    pub entries: [*const u8; ROUTINES.len()],
     /// Bytes of machine code.
     pub code_bytes: usize,
 }
@@ -63,10 +63,8 @@ pub fn compile(program: &Program) -> Result<Kernels, JitError> {
     let mut ids: Vec<FuncId> = vec![];
     let mut code_bytes = 0;
     for (name, routine) in ROUTINES.into_iter().zip(routines(program)) {
-        let same = ids.len() == 1 && program.forward.first == program.forward.step
-            || ids.len() == 5 && program.backward.first == program.backward.step;
-        if same {
-            ids.push(ids[ids.len() - 1]);
+        if let Some(k) = routines(program)[..ids.len()].iter().position(|other| *other == routine) {
+            ids.push(ids[k]);
             continue;
         }
         let fail = |why: String| JitError::Codegen { routine: name, why };

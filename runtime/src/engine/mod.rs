@@ -12,8 +12,10 @@
 mod denormals;
 mod interp;
 mod jit;
+mod sums;
 
 pub use denormals::{DENORMALS, FlushDenormals};
+pub use sums::Sums;
 
 use compiler::back::Target;
 use compiler::interp::Interpreter;
@@ -271,20 +273,25 @@ impl Engine {
         })
     }
 
-    /// Adds up chunks in the given order and runs the adjoint of the prologue. One tensor per
-    /// parameter, in the units of the spec; zeros where there is no gradient path.
+    /// Sums of gradients over chunks of rows.
+    pub fn sums(&self) -> Sums<'_> {
+        Sums::new(self)
+    }
+
+    /// Adds up chunks in the given order and runs the adjoint of the prologue ([`Sums::finish`]).
     pub fn finish(&self, bound: &Bound<'_>, chunks: Vec<Grads>) -> Vec<Vec<f32>> {
-        let mut boundary = std::collections::BTreeMap::new();
-        let mut initial: Vec<Vec<f64>> =
-            self.model().states.iter().map(|s| vec![0.0; self.sizes().count(s.shape)]).collect();
-        for chunk in chunks {
-            match chunk.0 {
-                GradsKind::Interp(g) => g.add_to(&mut boundary, &mut initial),
-                GradsKind::Jit(g) => g.add_to(self, &mut boundary, &mut initial),
-            }
+        let sums = self.sums();
+        chunks.into_iter().enumerate().for_each(|(k, chunk)| sums.add(k, chunk));
+        sums.finish(bound)
+    }
+}
+
+impl Grads {
+    fn clear(&mut self) {
+        match &mut self.0 {
+            GradsKind::Interp(g) => g.clear(),
+            GradsKind::Jit(g) => g.clear(),
         }
-        let gradients = self.interpreter.finish(&bound.params, &boundary, &initial);
-        gradients.into_iter().map(|g| g.into_iter().map(|x| x as f32).collect()).collect()
     }
 }
 
@@ -357,6 +364,25 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(t) => t.step(self),
             TapeKind::Jit(t) => t.step(self),
+        }
+    }
+
+    /// Runs several steps whose inputs are known: the same as a call of [`Bound::step`] for each, bit for
+    /// bit, and faster. `inputs(k, input, x)` fills `x`, which is zero, with an input of the `k`-th of
+    /// these steps.
+    pub fn forward(&self, tape: &mut Tape, steps: usize, inputs: &mut dyn FnMut(usize, InputId, &mut [f32])) {
+        match &mut tape.0 {
+            TapeKind::Interp(t) => {
+                for k in 0..steps {
+                    for input in (0..self.engine.model().inputs.len()).map(|n| InputId(n as u32)) {
+                        let x = t.input_mut(input);
+                        x.fill(0.0);
+                        inputs(k, input, x);
+                    }
+                    t.step(self);
+                }
+            }
+            TapeKind::Jit(t) => t.forward(self, steps, inputs),
         }
     }
 

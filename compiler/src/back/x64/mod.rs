@@ -12,7 +12,7 @@ mod place;
 mod replay;
 mod straight;
 
-use crate::loops::{Program, routines};
+use crate::loops::{NAMES, Program, Routine, routines, together};
 use asm::{Asm, BYTES, based};
 use iced_x86::{Code, Instruction, Register};
 use memmap2::{Mmap, MmapMut};
@@ -36,7 +36,9 @@ pub enum X64Error {
 pub struct Kernels {
     _memory: Mmap,
     /// Entry points, by [`crate::loops::NAMES`].
-    pub entries: [*const u8; 7],
+    pub entries: [*const u8; NAMES.len()],
+    /// Several steps at once of `forward.before`, `forward.after`, `backward.before`, `backward.after`.
+    pub together: [*const u8; 4],
     /// `unsafe extern "C" fn(*const *mut f32, steps: u64)`: the routine `replay`, for one step or more
     /// from that on for which the pointers are, whose frames and snapshots follow each other.
     pub replay_steps: Option<*const u8>,
@@ -64,13 +66,14 @@ pub fn compile(program: &Program) -> Result<Kernels, X64Error> {
     if !is_available() {
         return Err(X64Error::Host);
     }
-    let Assembled { code, starts, replay, .. } = assemble(program, false)?;
+    let Assembled { code, starts, together, replay, .. } = assemble(program, false)?;
     let mut memory = MmapMut::map_anon(code.len())?;
     memory.copy_from_slice(&code);
     let memory = memory.make_exec()?;
     let entries = starts.map(|start| memory[start..].as_ptr());
+    let together = together.map(|start| memory[start..].as_ptr());
     let replay_steps = replay.map(|start| memory[start..].as_ptr());
-    Ok(Kernels { _memory: memory, entries, replay_steps, code_bytes: code.len() })
+    Ok(Kernels { _memory: memory, entries, together, replay_steps, code_bytes: code.len() })
 }
 
 /// Prints the instructions (`--emit asm`).
@@ -84,7 +87,8 @@ pub fn print(program: &Program) -> Result<String, X64Error> {
 /// All routines behind their constants.
 struct Assembled {
     code: Vec<u8>,
-    starts: [usize; 7],
+    starts: [usize; NAMES.len()],
+    together: [usize; 4],
     /// Where the replay of several steps begins.
     replay: Option<usize>,
     text: String,
@@ -92,17 +96,16 @@ struct Assembled {
 
 fn assemble(program: &Program, listing: bool) -> Result<Assembled, X64Error> {
     let mut asm = Asm::new(program, listing)?;
-    let mut starts = [0; 7];
+    let mut starts = [0; NAMES.len()];
     for (k, routine) in routines(program).into_iter().enumerate() {
-        asm.align();
-        let at = asm.here();
-        asm.remark(&format!("routine {}, at {at:#x}", crate::loops::NAMES[k]));
-        starts[k] = asm.here() as usize;
-        let frame = enter(&mut asm);
-        let slots = routine.nests.iter().map(|nest| nest::emit(&mut asm, nest, program.widest)).max();
-        leave(&mut asm);
-        asm.patch(frame, (slots.unwrap_or(0) as i64 + 2) * BYTES);
+        starts[k] = emit(&mut asm, NAMES[k], routine, program.widest);
     }
+    let apart = [&program.forward, &program.backward].map(|steps| [&steps.before, &steps.after]);
+    let apart = apart.as_flattened();
+    let together = std::array::from_fn(|k| {
+        let name = ["forward.before", "forward.after", "backward.before", "backward.after"][k];
+        emit(&mut asm, &format!("{name}, several steps"), &together(apart[k], program), program.widest)
+    });
     let replay = replay::is_possible(program).then(|| {
         asm.align();
         let at = asm.here();
@@ -114,7 +117,19 @@ fn assemble(program: &Program, listing: bool) -> Result<Assembled, X64Error> {
         at as usize
     });
     let (code, text) = asm.finish()?;
-    Ok(Assembled { code, starts, replay, text })
+    Ok(Assembled { code, starts, together, replay, text })
+}
+
+/// Emits a routine; returns where it begins.
+fn emit(asm: &mut Asm, name: &str, routine: &Routine, widest: usize) -> usize {
+    asm.align();
+    let at = asm.here();
+    asm.remark(&format!("routine {name}, at {at:#x}"));
+    let frame = enter(asm);
+    let slots = routine.nests.iter().map(|nest| nest::emit(asm, nest, widest)).max();
+    leave(asm);
+    asm.patch(frame, (slots.unwrap_or(0) as i64 + 2) * BYTES);
+    at as usize
 }
 
 /// Saves registers and makes room on the stack. Returns where its size is to be filled in.
