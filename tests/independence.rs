@@ -8,7 +8,7 @@ use compiler::gradcheck::{Case, Options, random_case};
 use compiler::interp::{Cotangents, Sequence, Tensor};
 use compiler::ir::{InputId, Sizes};
 use compiler::model::Model;
-use runtime::engine::{Backend, Engine, EngineOptions, Mode, RowState};
+use runtime::engine::{Backend, Engine, EngineOptions, KnownRow, Mode, RowState};
 use std::sync::Arc;
 use support::{
     Manner, RowResult, all_specs, bits, feed, files, model_of, narrow, outputs_at, run_in_manner, run_on,
@@ -202,6 +202,48 @@ fn rows_do_not_see_what_ran_on_their_tape_before() {
 }
 
 #[test]
+fn a_sequence_that_is_known_gives_what_its_steps_give() {
+    for (name, model, _) in models() {
+        for backend in [Backend::Interp, Backend::CRANELIFT, Backend::fastest()] {
+            for n in [5, 13] {
+                let sizes = small_sizes(&model, n);
+                let options = EngineOptions { checkpoint_every: Some(3), ..EngineOptions::default() };
+                let engine =
+                    Engine::new(model.clone(), sizes.clone(), backend, &options).expect("it compiles");
+                for reset_at in [None, Some(4)] {
+                    let case = case(&model, &sizes, 11, reset_at);
+                    let by_steps = run_in_manner(&engine, &case, Manner::default());
+                    let at_once = run_in_manner(&engine, &case, Manner { ahead: true, ..Manner::default() });
+                    same(&name, "whether inputs are known", &at_once, &by_steps);
+                }
+                let case = case(&model, &sizes, 12, None);
+                let mut expected = case.clone();
+                expected.bars.last.iter_mut().for_each(|x| *x = Arc::new(vec![0.0; x.len()]));
+                let expected = run_in_manner(&engine, &expected, Manner::default()).params;
+                let found = trained_at_once(&engine, &case);
+                assert_eq!(found, expected, "{name}: {backend:?}");
+            }
+        }
+    }
+}
+
+/// The gradients by the one call for rows with known inputs.
+fn trained_at_once(engine: &Engine, case: &Case) -> Vec<Vec<f32>> {
+    let bound = engine.bind(&params(case)).expect("parameters fit");
+    let initial = RowState { states: case.sequence.initial.iter().map(|s| narrow(s)).collect() };
+    let (mut tape, mut grads) = (engine.tape(STEPS, Mode::Train), engine.grads());
+    let row = KnownRow {
+        states: Some(&initial),
+        steps: STEPS,
+        inputs: &mut |t, k, x| x.copy_from_slice(&narrow(&case.sequence.inputs[t][k.index()])),
+        cotangents: &mut |t, k, _, bar| bar.copy_from_slice(&narrow(&case.bars.outputs[t][k.index()])),
+        penalty_bar: case.bars.penalty as f32,
+    };
+    bound.train_step(&mut tape, &mut grads, row);
+    engine.finish(&bound, vec![grads])
+}
+
+#[test]
 fn gradients_are_summed_row_by_row() {
     for (name, model, sizes) in models() {
         let engine = engine(&model, &sizes, None);
@@ -289,24 +331,34 @@ fn inference_gives_what_training_gives() {
         let trained = run_in_manner(&engine, &case, Manner::default());
         let bound = engine.bind(&params(&case)).expect("parameters fit");
         let initial = RowState { states: case.sequence.initial.iter().map(|s| narrow(s)).collect() };
-        let mut tape = engine.tape(1, Mode::Infer);
-        // Twice, so that the second time begins on a used tape.
-        for peek in [false, true] {
-            bound.begin(&mut tape, Some(&initial));
-            for (t, inputs) in case.sequence.inputs.iter().enumerate() {
-                if case.sequence.resets[t] {
-                    bound.reset(&mut tape, Some(&initial));
+        for mode in [Mode::Infer, Mode::Forward] {
+            let mut tape = engine.tape(1, mode);
+            // Twice, so that the second time begins on a used tape.
+            for peek in [false, true] {
+                bound.begin(&mut tape, Some(&initial));
+                for (t, inputs) in case.sequence.inputs.iter().enumerate() {
+                    if case.sequence.resets[t] {
+                        bound.reset(&mut tape, Some(&initial));
+                    }
+                    feed(&bound, &mut tape, inputs);
+                    bound.step(&mut tape);
+                    let found = outputs_at(&bound, &tape, t);
+                    assert_eq!(found, trained.outputs[t], "{name}: outputs of step {t}, {mode:?}");
+                    let penalty = bound.penalty(&mut tape, t);
+                    assert_eq!(penalty, trained.penalties[t], "{name}: penalty of step {t}, {mode:?}");
+                    if peek {
+                        bound.state(&mut tape);
+                    }
                 }
-                feed(&bound, &mut tape, inputs);
-                bound.step(&mut tape);
-                let found = outputs_at(&bound, &tape, t);
-                assert_eq!(found, trained.outputs[t], "{name}: outputs of step {t}");
-                assert_eq!(bound.penalty(&mut tape, t), trained.penalties[t], "{name}: penalty of step {t}");
-                if peek {
-                    bound.state(&mut tape);
-                }
+                assert_eq!(bound.state(&mut tape).states, trained.states, "{name}: final states, {mode:?}");
             }
-            assert_eq!(bound.state(&mut tape).states, trained.states, "{name}: final states");
+            // The steps before the reset, all inputs given at once.
+            bound.begin(&mut tape, Some(&initial));
+            let inputs = &case.sequence.inputs;
+            bound.forward(&mut tape, 4, &mut |t, k, x| x.copy_from_slice(&narrow(&inputs[t][k.index()])));
+            for t in if mode == Mode::Infer { 3..4 } else { 0..4 } {
+                assert_eq!(outputs_at(&bound, &tape, t), trained.outputs[t], "{name}: step {t}, {mode:?}");
+            }
         }
     }
 }
@@ -319,7 +371,7 @@ fn inputs_may_be_written_before_a_reset() {
         let expected = run_in_manner(&engine, &case, Manner::default());
         let bound = engine.bind(&params(&case)).expect("parameters fit");
         let initial = RowState { states: case.sequence.initial.iter().map(|s| narrow(s)).collect() };
-        for mode in [Mode::Train, Mode::Infer] {
+        for mode in [Mode::Train, Mode::Forward, Mode::Infer] {
             let mut tape = engine.tape(STEPS, mode);
             bound.begin(&mut tape, Some(&initial));
             for (t, inputs) in case.sequence.inputs.iter().enumerate() {

@@ -7,7 +7,7 @@ use compiler::ir::{InputId, OutputId, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{Model, Prefer, ResetPolicy, Role};
 use compiler::passes::events;
-use runtime::engine::{Backend, Bound, Engine, EngineOptions, Mode, RowState, Tape};
+use runtime::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape};
 use runtime::optim::{Optimiser, Rule, Settings};
 use runtime::params::ParamStore;
 use runtime::recipe::Recipe;
@@ -76,20 +76,24 @@ impl Run<'_> {
     fn update(&mut self) {
         let bound = self.engine.bind(&self.params.values()).expect("parameters of the right size");
         let persists = self.engine.model().states.iter().any(|s| s.reset != ResetPolicy::EveryEpisodes(1));
-        let (mut chunks, mut states) = (vec![], vec![]);
+        let (sums, mut states) = (self.engine.sums(), vec![]);
         let count = self.tapes.len();
+        // Chunks that wait for their turn while every thread works on one.
+        let waiting: Vec<Grads> = (1..count).map(|_| sums.zeros()).collect();
+        let mut ahead: Vec<Grads> = (1..count).map(|_| sums.zeros()).collect();
         for (k, rows) in parallel::chunks(self.usage.batch).into_iter().enumerate() {
             let new = || self.engine.tape(self.usage.steps, Mode::Train);
             let tape = self.tapes[k % count].get_or_insert_with(new);
-            let mut grads = self.engine.grads();
+            let mut grads = ahead.pop().unwrap_or_else(|| sums.zeros());
             for row in rows {
                 run_row(&bound, tape, self.usage.steps, self.carried.get(row));
                 states.extend(persists.then(|| bound.state(tape)));
                 bound.backward(tape, &mut grads, 0.0, None);
             }
-            chunks.push(grads);
+            sums.add(k, grads);
         }
-        let gradients = self.engine.finish(&bound, chunks);
+        drop(waiting);
+        let gradients = sums.finish(&bound);
         let learned: Vec<bool> = self.params.about.iter().map(|a| a.learned).collect();
         self.optimiser.step(&mut self.params.raw, &gradients, &learned);
         self.carried = states;

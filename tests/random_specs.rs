@@ -322,11 +322,11 @@ fn examine(
         }
     }
     let case = single_precision(random_case(model, sizes, options));
-    let engine = |every| {
+    let engine = |every, backend| {
         let options = EngineOptions { checkpoint_every: every, ..EngineOptions::default() };
-        Engine::new(model.clone(), sizes.clone(), Backend::CRANELIFT, &options).expect("it compiles")
+        Engine::new(model.clone(), sizes.clone(), backend, &options).expect("it compiles")
     };
-    let plain = engine(Some(interval));
+    let plain = engine(Some(interval), Backend::CRANELIFT);
     let worst = compare_case(model, &plain, &case);
     let aside = worst.error > SINGLE && is_at_a_kink(model, sizes, &case, worst.error);
     if worst.error > SINGLE && !aside {
@@ -334,11 +334,13 @@ fn examine(
     }
     let expected = bits(&run_in_manner(&plain, &case, Manner::default()));
     for (what, engine, manner) in [
-        ("a checkpoint in every step", engine(Some(1)), Manner::default()),
-        ("one checkpoint", engine(Some(options.steps)), Manner::default()),
-        ("reading states", plain, Manner { peeks: true, announced: Some(1) }),
+        ("a checkpoint in every step", &engine(Some(1), Backend::CRANELIFT), Manner::default()),
+        ("one checkpoint", &engine(Some(options.steps), Backend::CRANELIFT), Manner::default()),
+        ("the back end", &engine(Some(interval), Backend::fastest()), Manner::default()),
+        ("reading states", &plain, Manner { peeks: true, announced: Some(1), ..Manner::default() }),
+        ("giving all inputs at once", &plain, Manner { ahead: true, ..Manner::default() }),
     ] {
-        let found = bits(&run_in_manner(&engine, &case, manner));
+        let found = bits(&run_in_manner(engine, &case, manner));
         if let Some(((name, _), _)) = found.iter().zip(&expected).find(|(a, b)| a != b) {
             return Err(format!("{name} depends on {what}"));
         }

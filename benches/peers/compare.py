@@ -1,8 +1,8 @@
-"""Compares bpm with PyTorch eager: first the numbers, then speed and memory.
+"""Compares bpm with PyTorch, JAX and C by hand: first the numbers, then speed and memory.
 
-Both sides get the same parameters, inputs and initial states; outputs and gradients must agree. Then
-each is timed in turn, in its own process, so that noise of the machine meets both. Times are
-wall-clock. The exit code is 1 if any number disagrees.
+All programs get the same parameters, inputs, initial states and cotangents of outputs; outputs and
+gradients of all parameters must agree. Then they are timed in turn, each in its own process, so that
+noise of the machine meets all. Times are wall-clock. The exit code is 1 if any number disagrees.
 """
 
 import argparse
@@ -16,123 +16,168 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
-import torch_peer
+from cases import SIZES, cases, draw
+from networks import NETWORKS
+from programs import PEERS, ROOT, Bpm, ByHand, Settings, find_libraries
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-BACKPROPAMINE = {"axes": {"N": 100, "I": 17, "A": 4}, "batch": 30, "steps": 200}
-CASES = {
-    "retroactive": {"spec": "specs/backpropamine/retroactive.bpm"} | BACKPROPAMINE,
-    "simple": {"spec": "specs/backpropamine/simple.bpm"} | BACKPROPAMINE,
-    "modulated": {
-        "spec": "specs/plastic_lstm/modulated.bpm",
-        "axes": {"N": 200, "I": 200, "O": 10},
-        "batch": 20,
-        "steps": 35,
-    },
-}
-CHECKED_STEPS = 20
+CHECKED_ROWS, CHECKED_STEPS, DRAWS = 8, 20, 3
 TOLERANCE = 1e-3
 
 
-def axis_arguments(case):
-    return [a for name, size in case["axes"].items() for a in ("--axis", f"{name}={size}")]
+def columns(statistic):
+    """What a table shows of a process: `median` or `min` of its repetitions."""
+    return {
+        "forward, ms": lambda r: r["forward_ms"][statistic],
+        "forward and backward, ms": lambda r: r["forward_backward_ms"][statistic],
+        "peak memory, MiB": lambda r: r["peak_mib"],
+    }
 
 
-def run_ours(bpm, case, params, inputs, states, shapes):
-    """Outputs and gradients by `bpm run`."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: f"{folder}/{name}.safetensors" for name in ("params", "inputs", "cotangents", "out")}
-        save_file(params, files["params"])
-        save_file({"u": inputs} | {f"init.{name}": x for name, x in states.items()}, files["inputs"])
-        save_file({name: np.full(s, 0.1, np.float32) for name, s in shapes.items()}, files["cotangents"])
-        options = [a for name, file in files.items() for a in (f"--{name}", file)]
-        subprocess.run([bpm, "-q", "run", ROOT / case["spec"], *options, *axis_arguments(case)], check=True)
-        return load_file(files["out"])
+def relative_error(found, expected):
+    """The norm of the difference by the norm of what is expected."""
+    expected = expected.astype(np.float64)
+    error = np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected)
+    return error if np.isfinite(error) else np.inf
 
 
-def check(bpm, model, case):
-    """Whether outputs and gradients agree. Matrices start anywhere in their range, so clips act."""
-    drawn = torch_peer.draw(model, case["axes"], case["batch"], CHECKED_STEPS, seed=1, states=1.0)
-    theirs = torch_peer.evaluate(model, *drawn)
-    shapes = {name[4:]: x.shape for name, x in theirs.items() if name.startswith("out.")}
-    ours = run_ours(bpm, case, *drawn, shapes)
-    print(f"\n{model}: relative error of the norm, {CHECKED_STEPS} steps")
-    worst = 0.0
-    for name, x in theirs.items():
-        scale = np.linalg.norm(x.astype(np.float64))
-        error = np.linalg.norm(ours[name].astype(np.float64) - x) / scale
-        worst = max(worst, error if np.isfinite(error) else np.inf)
-        print(f"  {name:<14} {error:8.1e}   (norm {scale:.3g})")
-    print(f"  {'ok' if worst <= TOLERANCE else 'WRONG'}: worst {worst:.1e}, tolerance {TOLERANCE:.0e}")
-    return worst <= TOLERANCE
+def disagreement(first, program, case, folder, seed):
+    """The largest relative error of a tensor, and its name. Matrices start in ±1, so that clips act."""
+    numbers = draw(case, seed, states=1.0)
+    expected = first.evaluate(case, numbers, folder)
+    found = program.evaluate(case, numbers, folder)
+    names = [f"out.{x}" for x in numbers.bars] + [f"grad.{x}" for x in numbers.params]
+    return max((relative_error(expected[x], found[x]), x) for x in names)
+
+
+def check(case, programs, folder):
+    """Whether all agree with the first one.
+
+    A value that meets a bound up to rounding is clipped in one program and not in another, and its
+    gradient with it. That is rare, so another draw is free of it; a mistake is in all draws.
+    """
+    case = case.smaller(CHECKED_ROWS, CHECKED_STEPS)
+    first, *others = programs
+    print(f"\n{case.title()}: largest relative error of a norm against {first.title()}")
+    fine = True
+    for program in others:
+        for seed in range(DRAWS):
+            error, name = disagreement(first, program, case, folder, seed)
+            agree = bool(error <= TOLERANCE)
+            verdict = "ok" if agree else "differs" if seed + 1 < DRAWS else "WRONG"
+            print(f"  {program.title():<24} {verdict:<7} {error:.1e} in {name}", flush=True)
+            if agree:
+                break
+        fine &= agree
+    return fine
 
 
 def timed(command):
-    """What a benchmark printed, with the share of a core its process got."""
+    """What a benchmark printed; with the share of a core its process got, if it does not know."""
     started, before = time.perf_counter(), os.times()
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    return json.loads(output) | {"share": used / (time.perf_counter() - started)}
+    return {"share": used / (time.perf_counter() - started)} | json.loads(output)
 
 
-def commands(bpm, model, case, args):
-    """Both sides with equal arguments."""
-    common = axis_arguments(case) + ["--batch", str(case["batch"]), "--steps", str(case["steps"])]
-    common += ["--threads", str(args.threads), "--repeat"]
-    return {
-        "bpm": [bpm, "-q", "bench", "--json", ROOT / case["spec"], *common, str(args.repeat)],
-        "torch": [sys.executable, HERE / "torch_peer.py", model, *common, str(args.torch_repeat)],
-    }
+def spread(numbers, digits):
+    """The median and the range, if there is one."""
+    if len(numbers) == 1:
+        return f"{numbers[0]:.{digits}f}"
+    return f"{median(numbers):.{digits}f} ({min(numbers):.{digits}f}–{max(numbers):.{digits}f})"
 
 
-def spread(numbers, unit=""):
-    return f"{median(numbers):.1f}{unit} ({min(numbers):.1f}–{max(numbers):.1f})"
+def cell(values, base):
+    """Times or memory of one program, and the median ratio to the base in the same round."""
+    text = spread(values, 2 if median(values) < 10 else 1)
+    if base is None:
+        return text
+    ratios = [x / b for x, b in zip(values, base, strict=True) if b > 0]
+    return f"{text} | {spread(ratios, 2)}" if ratios else f"{text} | "
 
 
-def table(results):
-    """Medians over rounds of the medians of each process, and their range."""
-    print("\n| model | | bpm | PyTorch eager | ratio |\n|---|---|---|---|---|")
-    rows = {
-        "forward, ms": lambda r: r["forward_ms"]["median"],
-        "forward and backward, ms": lambda r: r["forward_backward_ms"]["median"],
-        "peak memory, MiB": lambda r: r["peak_mib"],
-    }
-    for model, rounds in results.items():
-        for name, value in rows.items():
-            ours, theirs = ([value(r[side]) for r in rounds] for side in ("bpm", "torch"))
-            ratios = [b / a for a, b in zip(ours, theirs)]
-            print(f"| {model} | {name} | {spread(ours)} | {spread(theirs)} | {spread(ratios, '×')} |")
+def table(case, rounds, shown):
+    """One line per program: medians over rounds of what is shown, ranges, ratios to the first program."""
+    titles = list(rounds[0])
+    print(f"\n{case.title()}\n\n| | " + " | ".join(f"{name} | ratio" for name in shown) + " |")
+    print("|---" * (1 + 2 * len(shown)) + "|")
+    for title in titles:
+        cells = []
+        for value in shown.values():
+            base = [value(r[titles[0]]) for r in rounds]
+            values = [value(r[title]) for r in rounds]
+            cells.append(cell(values, base) if title != titles[0] else cell(values, None) + " | ")
+        print(f"| {title} | " + " | ".join(cells) + " |")
+    shares = {title: min(r[title]["share"] for r in rounds) for title in titles}
+    least = min(shares, key=shares.get)
+    print(f"\nThe least share of its cores that a program got: {shares[least]:.0%} ({least}).")
+
+
+def selected(text, known, parser):
+    """The parts of a list with commas."""
+    parts = [part for part in text.split(",") if part]
+    if unknown := [part for part in parts if part not in known]:
+        parser.error(f"unknown: {', '.join(unknown)} (known: {', '.join(known)})")
+    return parts
+
+
+def arguments():
+    """The command line; lists are checked and cut."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    known = ", ".join(NETWORKS)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {known} [default: all]")
+    parser.add_argument("--sizes", default="B", help="of A,B,C,D; the LSTM has one size [default: B]")
+    parser.add_argument("--peers", default=",".join(PEERS), help="[default: %(default)s]")
+    parser.add_argument("--bpm", type=Path, default=ROOT / "target/release/bpm", help="the program")
+    parser.add_argument("--backend", default="", help="back ends of bpm, with commas [default: its own]")
+    parser.add_argument("--rounds", type=int, default=5, help="processes of each program")
+    parser.add_argument(
+        "--repeat", type=int, default=7, help="repetitions in a process of bpm and C; small sizes have more"
+    )
+    parser.add_argument("--peer-repeat", type=int, default=3, help="the same for a peer")
+    parser.add_argument("--threads", type=int, default=1, help="of every program")
+    parser.add_argument(
+        "--best", action="store_true", help="the shortest repetition of a process, not the median"
+    )
+    parser.add_argument("--no-check", action="store_true", help="only time")
+    args = parser.parse_args()
+    args.models = [m for part in args.models for m in selected(part, NETWORKS, parser)] or list(NETWORKS)
+    args.sizes = selected(args.sizes, SIZES, parser)
+    args.peers = [PEERS[name] for name in selected(args.peers, PEERS, parser)]
+    args.backend = args.backend.split(",") if args.backend else [None]
+    return args
+
+
+def run_round(case, programs, settings, folder):
+    """One process of each program."""
+    return {p.title(): timed(p.bench_command(case, settings, folder)) for p in programs}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(CASES)} [default: all]")
-    parser.add_argument("--bpm", default=ROOT / "target/release/bpm", help="the program")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each side")
-    parser.add_argument("--repeat", type=int, default=7, help="repetitions in a process of bpm")
-    parser.add_argument("--torch-repeat", type=int, default=3, help="repetitions in a process of PyTorch")
-    parser.add_argument("--threads", type=int, default=1, help="of either side")
-    parser.add_argument("--no-check", action="store_true", help="only time")
-    args = parser.parse_args()
-    if unknown := set(args.models) - set(CASES):
-        parser.error(f"unknown model: {', '.join(sorted(unknown))}")
-    torch_peer.set_up(args.threads)
-    cases = {name: case for name, case in CASES.items() if name in (args.models or CASES)}
-    fine = args.no_check or all([check(args.bpm, name, case) for name, case in cases.items()])
-    results = {name: [] for name in cases}
-    for k in range(args.rounds):
-        for model, case in cases.items():
-            print(f"round {k + 1} of {args.rounds}: {model}", file=sys.stderr)
-            pair = commands(args.bpm, model, case, args)
-            results[model].append({side: timed(command) for side, command in pair.items()})
-    if args.rounds > 0:
-        table(results)
-        share = min(side["share"] for rounds in results.values() for r in rounds for side in r.values())
-        print(f"\nThe least share of its cores that a process got: {share / args.threads:.0%}.")
+    """Checks, then rounds, then tables."""
+    args = arguments()
+    find_libraries()
+    settings = Settings(args.threads, args.repeat, args.peer_repeat)
+    programs = [Bpm(args.bpm, backend) for backend in args.backend] + args.peers
+    for program in programs:
+        if isinstance(program, ByHand):
+            program.build()
+
+    def taking_part(case):
+        return [p for p in programs if p.supports(case, settings)]
+
+    chosen = cases(args.models, args.sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        fine = args.no_check or all([check(case, taking_part(case), folder) for case in chosen])
+        rounds = {case.title(): [] for case in chosen}
+        for k in range(args.rounds):
+            for case in chosen:
+                print(f"round {k + 1} of {args.rounds}: {case.title()}", file=sys.stderr)
+                rounds[case.title()].append(run_round(case, taking_part(case), settings, folder))
+    for case in chosen if args.rounds > 0 else []:
+        table(case, rounds[case.title()], columns("min" if args.best else "median"))
     return 0 if fine else 1
 
 

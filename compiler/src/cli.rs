@@ -102,7 +102,8 @@ pub(crate) struct Compile {
     /// What the code is for.
     #[arg(long, value_enum, default_value_t, value_name = "TARGET")]
     pub(crate) target: Target,
-    /// The stages to emit: ast, model, step, adjoint, prologue, tangent, loops, plan, clif, or all.
+    /// The stages to emit: ast, model, step, simplified, adjoint, prologue, tangent, loops, plan,
+    /// clif (what Cranelift gets), asm (the instructions for x86-64), or all.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "STAGE", hide_possible_values = true)]
     pub(crate) emit: Vec<Emit>,
     #[command(flatten)]
@@ -209,6 +210,7 @@ pub(crate) enum Emit {
     Ast,
     Model,
     Step,
+    Simplified,
     Adjoint,
     Prologue,
     Tangent,

@@ -199,10 +199,10 @@ fn compile(args: &Compile, voice: Voice) -> Done {
     if wanted.is_empty() {
         let sizes = stages::bind(&loaded.model, &loaded.bound)?;
         let program = stages::program(&loaded.model, &sizes)?;
-        let kernels = compiler::back::Target::fastest()
-            .compile(&program)
-            .map_err(|e| Failure::machine(e.to_string()))?;
-        say(&format!("{}: {} bytes of machine code", loaded.model.name, kernels.code_bytes));
+        let target = compiler::back::Target::fastest();
+        let kernels = target.compile(&program).map_err(|e| Failure::machine(e.to_string()))?;
+        let (name, bytes) = (&loaded.model.name, kernels.code_bytes);
+        say(&format!("{name}: {bytes} bytes of machine code by the back end {}", target.name()));
         return Ok(());
     }
     emit(&wanted, &subject, args.out.as_deref())
@@ -229,6 +229,7 @@ fn of_word(emit: Emit) -> Vec<Stage> {
         Emit::Ast => vec![Stage::Ast],
         Emit::Model => vec![Stage::Model],
         Emit::Step => vec![Stage::Step],
+        Emit::Simplified => vec![Stage::Simplified],
         Emit::Adjoint => vec![Stage::Adjoint],
         Emit::Prologue => vec![Stage::Prologue],
         Emit::Tangent => vec![Stage::Tangent],

@@ -4,7 +4,7 @@
 use compiler::back::{Target, x64};
 use compiler::ir::Sizes;
 use compiler::loops::eval::{Memory, run};
-use compiler::loops::{self, Base, LANES, LIVE, LowerOptions, NAMES, Program};
+use compiler::loops::{self, Base, LANES, LIVE, LowerOptions, NAMES, Program, Routine, TOGETHER};
 use compiler::model::{Model, Prefer};
 use compiler::passes::events;
 use compiler::{autodiff, passes};
@@ -35,14 +35,14 @@ fn program(model: &Model, n: usize, widest: usize) -> Program {
     Program { widest, ..program }
 }
 
-/// Every region of a program on its own, one behind the other.
-fn regions(program: &Program) -> ([usize; Base::ALL.len()], usize) {
+/// Every region of a program on its own, one behind the other, with room for so many steps' frames.
+fn regions(program: &Program, steps: usize) -> ([usize; Base::ALL.len()], usize) {
     let mut end = 0;
     let starts = Base::ALL.map(|base| {
         let start = end;
         end += match base {
-            Base::Frame(_) => program.frame_len,
-            Base::Adjoint(_) => program.adjoint_len,
+            Base::Frame(_) => program.frame_len * steps,
+            Base::Adjoint(_) => program.adjoint_len * steps,
             Base::Scratch => program.scratch_len,
             Base::Params => program.params_len,
             Base::Carry => program.carry_len.max(program.matrices_len),
@@ -75,6 +75,12 @@ fn same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }
 
+/// Says something that the test harness does not swallow.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 type Entry = unsafe extern "C" fn(*const *mut f32);
 
 /// Runs every routine of every spec, at several sizes, both ways.
@@ -84,10 +90,20 @@ fn compare(target: Target, widest: usize) {
         for n in [1, 3, 6, 17, 31, 41] {
             let program = program(&model, n, widest);
             let kernels = target.compile(&program).expect("it compiles");
-            for k in 0..NAMES.len() {
+            let mut see = |routine: &Routine, name: &str, entry: *const u8, steps: usize| {
                 // SAFETY: the entries have this signature, and the code lives as long as `kernels`.
-                let entry = unsafe { std::mem::transmute::<*const u8, Entry>(kernels.entries[k]) };
-                numbers += compare_routine(&format!("{} {n}", model.name), &program, k, 1, entry);
+                let entry = unsafe { std::mem::transmute::<*const u8, Entry>(entry) };
+                let name = format!("{} {n}: {name}", model.name);
+                numbers += compare_routine(&name, &program, (routine, 1), entry, steps);
+            };
+            for ((routine, name), entry) in
+                loops::routines(&program).into_iter().zip(NAMES).zip(kernels.entries)
+            {
+                see(routine, name, entry, 1);
+            }
+            let apart = [&program.forward, &program.backward].map(|s| [&s.before, &s.after]);
+            for (routine, entry) in apart.as_flattened().iter().zip(kernels.together.into_iter().flatten()) {
+                see(&loops::together(routine, &program), "several steps", entry, TOGETHER);
             }
         }
     }
@@ -107,19 +123,26 @@ fn compare_events(target: Target) {
             for (k, live) in (0..NAMES.len()).flat_map(|k| [1, 32, 33, 96].map(|live| (k, live))) {
                 // SAFETY: the entries have this signature, and the code lives as long as `kernels`.
                 let entry = unsafe { std::mem::transmute::<*const u8, Entry>(kernels.entries[k]) };
-                numbers += compare_routine(&format!("{} {n} {live}", model.name), &program, k, live, entry);
+                let name = format!("{} {n} {live}: {}", model.name, NAMES[k]);
+                numbers += compare_routine(&name, &program, (loops::routines(&program)[k], live), entry, 1);
             }
         }
     }
     assert!(numbers > 1_000_000, "only {numbers} numbers were compared");
 }
 
-fn compare_routine(name: &str, program: &Program, k: usize, live: usize, entry: Entry) -> usize {
-    let (starts, len) = regions(program);
-    let mut start = fill(len, (len + k) as u64);
+/// Runs a routine with so many events in the logs, both ways.
+fn compare_routine(
+    name: &str,
+    program: &Program,
+    (routine, live): (&Routine, usize),
+    entry: Entry,
+    steps: usize,
+) -> usize {
+    let (starts, len) = regions(program, steps);
+    let mut start = fill(len, (len + routine.nests.len()) as u64);
     start[starts[Base::Scratch.slot()] + LIVE] = f32::from_bits(live as u32);
     let (mut meant, mut found) = (start.clone(), start);
-    let routine = loops::routines(program)[k];
     run(routine, &mut Memory { cells: &mut meant, starts, widest: program.widest });
     let pointers = starts.map(|at| &raw mut found[at]);
     // SAFETY: the program keeps inside its regions, which all lie in `found`.
@@ -127,7 +150,7 @@ fn compare_routine(name: &str, program: &Program, k: usize, live: usize, entry: 
     for (at, (m, f)) in meant.iter().zip(&found).enumerate() {
         let region = starts.iter().rposition(|s| *s <= at).map(|slot| Base::ALL[slot]);
         let offset = starts.iter().rev().find(|s| **s <= at).map(|s| at - s);
-        assert!(same(*m, *f), "{name} {}: {region:?}+{offset:?} means {m:e}, found {f:e}", NAMES[k]);
+        assert!(same(*m, *f), "{name}: {region:?}+{offset:?} means {m:e}, found {f:e}");
     }
     assert!(meant.iter().filter(|x| x.is_finite()).count() * 2 > len, "{name}");
     len
@@ -141,8 +164,8 @@ fn cranelift_gives_the_bits_of_the_loop_ir() {
 
 #[test]
 fn x64_gives_the_bits_of_the_loop_ir() {
-    if !x64::is_available() {
-        eprintln!("not run: this processor has no AVX2 and FMA");
+    if let Some(what) = x64::lacking() {
+        say(&format!("NOT RUN: the bits of the back end x64: {what}"));
         return;
     }
     for widest in [1, 3, loops::WIDEST] {

@@ -145,10 +145,30 @@ fn stages_go_to_standard_output_or_into_a_folder() {
     let out = folder.join("deeper");
     let ended = bpmc(&with_sizes(&["compile", RETROACTIVE, "-o", out.to_str().expect("a path")]));
     assert_eq!((ended.code, ended.out.as_str(), ended.err.as_str()), (0, "", ""));
-    for stage in ["ast", "model", "step", "adjoint", "prologue", "tangent", "loops", "plan", "clif"] {
+    for stage in compiler::stages::Stage::ALL.map(|s| s.word()) {
         let text = std::fs::read_to_string(out.join(format!("retroactive.{stage}.txt"))).expect(stage);
         assert!(text.len() > 50, "{stage}");
     }
+}
+
+#[test]
+fn every_stage_can_be_asked_for_and_is_listed() {
+    let help = bpmc(&["compile", "--help"]).out;
+    for stage in compiler::stages::Stage::ALL {
+        assert!(help.contains(stage.word()), "{help}");
+        let ended = bpmc(&with_sizes(&["compile", RETROACTIVE, "--emit", stage.word()]));
+        assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{stage:?}");
+        assert!(ended.out.len() > 50, "{stage:?}");
+    }
+}
+
+#[test]
+fn the_listing_of_instructions_shows_the_frames() {
+    let listing = bpmc(&with_sizes(&["compile", RETROACTIVE, "--emit", "asm"])).out;
+    let frames: Vec<&str> = listing.lines().filter_map(|l| l.trim().strip_prefix("sub rsp,")).collect();
+    assert_eq!(frames.len(), listing.lines().filter(|l| l.starts_with("; routine")).count());
+    let bytes = |frame: &&str| frame.parse::<u32>().is_ok_and(|n| n > 0 && n % 32 == 0);
+    assert!(frames.len() > 5 && frames.iter().all(bytes), "{frames:?}");
 }
 
 #[test]

@@ -5,13 +5,13 @@
 //! each row at once. Times are wall-clock, the median over repetitions after one warm-up.
 
 use crate::Error;
-use crate::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape};
+use crate::engine::{Backend, Bound, Engine, EngineOptions, KnownRow, Mode, RowState, Sums, Tape};
 use crate::memory::{Flags, Need, available};
 use crate::params::{ParamStore, draw};
 use crate::rng::{Address, Domain, Purpose};
 use crate::{parallel, rollout};
 use compiler::form::{Form, Prefer};
-use compiler::ir::{InputId, OutputId, Shape, Sizes};
+use compiler::ir::{InputId, Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{ConstExpr, Init, Model, Role};
 use serde::Serialize;
@@ -64,6 +64,8 @@ pub struct Report {
     pub threads: usize,
     /// How plastic matrices were kept.
     pub form: Form,
+    /// The name of the back end that ran.
+    pub backend: &'static str,
     /// Compiling all kernels, in milliseconds.
     pub compile_ms: f64,
     /// Bytes of machine code.
@@ -99,19 +101,22 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
     let params = ParamStore::new(&model, &sizes, 0, &BTreeMap::new())?;
     let bound = engine.bind(&params.values())?;
     let data = Data::draw(&model, &sizes, job);
-    let mut workers: Vec<Option<Tape>> = (0..job.threads).map(|_| None).collect();
-    let (mut forward, mut both) = (vec![], vec![]);
-    for round in 0..=job.repeat {
-        let alone = time(|| drop(run(&bound, &data, job, &mut workers, false)));
-        let all = time(|| {
-            let grads = run(&bound, &data, job, &mut workers, true);
-            std::hint::black_box(engine.finish(&bound, grads));
-        });
-        if round > 0 {
-            forward.push(alone);
-            both.push(all);
-        }
-    }
+    let workers = || (0..job.threads).map(|_| None).collect::<Vec<Option<Tape>>>();
+    let mut tapes = workers();
+    let mut forward: Vec<f64> =
+        (0..=job.repeat).map(|_| time(|| run(&bound, &data, job, &mut tapes, None))).collect();
+    tapes = workers();
+    let both = |_| {
+        time(|| {
+            let sums = engine.sums();
+            run(&bound, &data, job, &mut tapes, Some(&sums));
+            std::hint::black_box(sums.finish(&bound));
+        })
+    };
+    let mut both: Vec<f64> = (0..=job.repeat).map(both).collect();
+    // The first of each warms up.
+    forward.remove(0);
+    both.remove(0);
     let synapses: usize = plain
         .states
         .iter()
@@ -126,6 +131,7 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
         steps: job.steps,
         threads: job.threads,
         form,
+        backend: engine.backend().name(),
         compile_ms,
         code_bytes: engine.code_bytes(),
         forward_ms: Times::of(forward),
@@ -164,10 +170,11 @@ impl Report {
             format!("{name:<18} {:>10.2} ms   (min {:.2}, max {:.2})\n", t.median, t.min, t.max)
         };
         format!(
-            "{}: batch {}, {} steps, {} thread{}\n",
+            "{}: batch {}, {} steps, {} on {} thread{}\n",
             self.spec,
             self.batch,
             self.steps,
+            self.backend,
             self.threads,
             if self.threads == 1 { "" } else { "s" }
         ) + &self.form.reasons().iter().map(|r| format!("  {r}\n")).collect::<String>()
@@ -244,37 +251,36 @@ fn random_states(model: &Model, sizes: &Sizes, row: usize) -> Option<Vec<Vec<f32
 }
 
 /// All rows, forward and perhaps backward.
-fn run(
-    bound: &Bound<'_>,
-    data: &Data,
-    job: &Job,
-    workers: &mut [Option<Tape>],
-    backward: bool,
-) -> Vec<Grads> {
+fn run(bound: &Bound<'_>, data: &Data, job: &Job, workers: &mut [Option<Tape>], sums: Option<&Sums<'_>>) {
     let engine = bound.engine();
-    parallel::run(workers, parallel::chunks(job.batch), |tape, rows| {
-        let tape = tape.get_or_insert_with(|| engine.tape(job.steps, Mode::Train));
-        let mut grads = engine.grads();
+    let mode = if sums.is_some() { Mode::Train } else { Mode::Forward };
+    let chunks = parallel::chunks(job.batch).into_iter().enumerate().collect();
+    parallel::run(workers, chunks, |tape, (number, rows)| {
+        let tape = tape.get_or_insert_with(|| engine.tape(job.steps, mode));
+        let mut grads = sums.map(Sums::zeros);
         for row in rows {
             let states = data.states[row].clone().map(|states| RowState { states });
-            bound.begin(tape, states.as_ref());
-            for step in &data.inputs[row] {
-                for (k, x) in step.iter().enumerate() {
-                    bound.input_mut(tape, InputId(k as u32)).copy_from_slice(x);
-                }
-                bound.step(tape);
-            }
-            if backward {
-                for (t, bars) in data.bars.iter().enumerate() {
-                    for (k, bar) in bars.iter().enumerate() {
-                        bound.output_bar_mut(tape, t, OutputId(k as u32)).copy_from_slice(bar);
-                    }
-                }
-                bound.backward(tape, &mut grads, 0.0, None);
-            }
+            let inputs = &data.inputs[row];
+            let mut write =
+                |t: usize, input: InputId, x: &mut [f32]| x.copy_from_slice(&inputs[t][input.index()]);
+            let Some(grads) = &mut grads else {
+                bound.begin(tape, states.as_ref());
+                bound.forward(tape, job.steps, &mut write);
+                continue;
+            };
+            let row = KnownRow {
+                states: states.as_ref(),
+                steps: job.steps,
+                inputs: &mut write,
+                cotangents: &mut |t, output, _, bar| bar.copy_from_slice(&data.bars[t][output.index()]),
+                penalty_bar: 0.0,
+            };
+            bound.train_step(tape, grads, row);
         }
-        grads
-    })
+        if let (Some(sums), Some(grads)) = (sums, grads) {
+            sums.add(number, grads);
+        }
+    });
 }
 
 fn time(work: impl FnOnce()) -> f64 {
@@ -316,10 +322,11 @@ mod tests {
         let bound = engine.bind(&params.values()).expect("bound");
         let data = Data::draw(&model, &sizes, &job);
         let mut workers: Vec<Option<Tape>> = (0..threads).map(|_| None).collect();
-        let chunks = run(&bound, &data, &job, &mut workers, true);
+        let sums = engine.sums();
+        run(&bound, &data, &job, &mut workers, Some(&sums));
         let used = workers.iter().filter(|tape| tape.is_some()).count();
         assert!((1..=threads.min(batch)).contains(&used), "{used} tapes");
-        engine.finish(&bound, chunks)
+        sums.finish(&bound)
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::run::{self, Machine, Run};
 use crate::spec::{self, Spec};
 use crate::timings::Timings;
 use crate::{Error, bench, eval, files, plot, report, setup, task, tensors};
+use compiler::back::x64;
 use compiler::form::Prefer;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,10 +27,17 @@ pub struct Voice {
 }
 
 impl Voice {
-    /// A remark.
-    fn note(self, text: &str) {
+    /// A remark for people.
+    fn remark(self, text: &str) {
         if !self.quiet && self.format != Format::Json {
             say(text);
+        }
+    }
+
+    /// Something that programs want to know, too.
+    fn note(self, text: &str) {
+        if !self.quiet {
+            report::note(text, self.format);
         }
     }
 
@@ -44,9 +52,17 @@ fn threads(asked: Option<u16>) -> usize {
     asked.map_or_else(cores, usize::from)
 }
 
-fn backend(name: BackendName) -> Backend {
+/// The back end of that name. What `auto` could not take is said.
+fn backend(name: BackendName, voice: Voice) -> Backend {
     match name {
-        BackendName::Auto => Backend::fastest(),
+        BackendName::Auto => {
+            if let Some(what) = x64::lacking() {
+                voice.note(&format!(
+                    "models run on the back end cranelift; x64, which is faster, cannot run here: {what}"
+                ));
+            }
+            Backend::fastest()
+        }
         BackendName::X64 => Backend::X64,
         BackendName::Cranelift => Backend::CRANELIFT,
         BackendName::Interp => Backend::Interp,
@@ -79,7 +95,7 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
             .help("bpm train specs/backpropamine/simple.bpm --task maze")
             .help("bpm train runs/cue-reward-small-seed0 --resume"));
     };
-    let machine = Machine { backend: backend(args.backend), threads: threads(args.threads) };
+    let machine = Machine { backend: backend(args.backend, voice), threads: threads(args.threads) };
     let (spec, recipe, name) = read_input(input, &overrides(args)?, args)?;
     report::spec_warnings(&spec, voice.format, voice.quiet);
     let trainer = setup::trainer(spec, recipe, machine.backend, machine.threads, Mode::Train)?;
@@ -90,7 +106,7 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
         None => PathBuf::from("runs").join(format!("{name}-seed{seed}")),
     };
     let mut run = if args.resume {
-        let (run, warnings) = Run::resume(&folder, trainer)?;
+        let (run, warnings) = Run::resume(&folder, trainer, machine)?;
         warnings.iter().for_each(|w| voice.warn(w));
         run
     } else {
@@ -102,9 +118,9 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
         files::write(path, timings.trace().as_bytes())?;
         run.trainer.timings = Some(timings);
     }
-    voice.note(&headline(&run, machine));
+    voice.remark(&headline(&run, machine));
     if !run.trainer.form.legal.is_empty() {
-        run.trainer.form.reasons().iter().for_each(|r| voice.note(r));
+        run.trainer.form.reasons().iter().for_each(|r| voice.remark(r));
     }
     let mut progress = Progress::new(&run.trainer, voice.format, voice.quiet);
     let result = run.go(&mut progress, stop);
@@ -112,13 +128,13 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
     let traced = write_timings(args, &run, voice);
     result?;
     traced?;
-    voice.note(&format!("done: {} updates", run.trainer.update));
+    voice.remark(&format!("done: {} updates", run.trainer.update));
     print(&format!("{}\n", folder.display()))
 }
 
 fn write_timings(args: &Train, run: &Run, voice: Voice) -> Result<(), Error> {
     let (Some(path), Some(timings)) = (&args.timings, &run.trainer.timings) else { return Ok(()) };
-    voice.note(&timings.table());
+    voice.remark(&timings.table());
     files::write(path, timings.trace().as_bytes())
 }
 
@@ -126,12 +142,12 @@ fn headline(run: &Run, machine: Machine) -> String {
     let t = &run.trainer;
     let threads = machine.threads.min(t.recipe.schedule.batch);
     format!(
-        "{} on {}: {} parameters, batch {}, {:?} on {threads} thread{}, seed {}, from update {} to {}, in {}",
+        "{} on {}: {} parameters, batch {}, {} on {threads} thread{}, seed {}, from update {} to {}, in {}",
         t.spec.model.name,
         t.recipe.task_name,
         t.params.count(),
         t.recipe.schedule.batch,
-        machine.backend,
+        machine.backend.name(),
         if threads == 1 { "" } else { "s" },
         t.recipe.schedule.seed,
         t.update,
@@ -208,8 +224,8 @@ fn read_input(input: &Path, sets: &[Override], args: &Train) -> Result<(Spec, Re
 ///
 /// # Errors
 /// Whatever can go wrong; a score below the wanted one.
-pub fn evaluate(args: &Eval) -> Result<(), Error> {
-    let machine = Machine { backend: backend(args.backend), threads: threads(args.threads) };
+pub fn evaluate(args: &Eval, voice: Voice) -> Result<(), Error> {
+    let machine = Machine { backend: backend(args.backend, voice), threads: threads(args.threads) };
     let trainer = run::load_trained(&args.run, machine, args.prefer.map(|p| p.form()))?;
     let choice = if args.greedy { Choice::Greedy } else { Choice::Sample };
     let report = eval::evaluate(&trainer, args.episodes as usize, args.seed, choice, machine.threads)?;
@@ -241,7 +257,7 @@ pub fn run(args: &RunArgs, voice: Voice) -> Result<(), Error> {
         axes: axes(&args.axes)?,
     };
     let prefer = args.prefer.map_or(Prefer::Dense, |p| p.form());
-    let results = exact::run(&spec, given, backend(args.backend), args.dtype, prefer)?;
+    let results = exact::run(&spec, given, backend(args.backend, voice), args.dtype, prefer)?;
     tensors::write(&args.out, &results, None)
 }
 
@@ -258,7 +274,7 @@ pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
         steps: args.steps as usize,
         repeat: args.repeat as usize,
         threads: usize::from(args.threads),
-        backend: backend(args.backend),
+        backend: backend(args.backend, voice),
         input_bars: args.input_gradients,
         prefer: args.prefer.form(),
     };

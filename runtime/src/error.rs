@@ -3,6 +3,8 @@
 //! An error is the user's fault or the machine's; our own faults are panics. The message is lower
 //! case without a full stop and names the file, tensor or key it is about; help says what to do.
 
+use crate::engine::EngineError;
+use compiler::back::{BackError, x64::X64Error};
 use compiler::ir::SizeError;
 use grammar::diag::Diagnostic;
 use std::path::{Path, PathBuf};
@@ -103,9 +105,15 @@ impl From<SizeError> for Error {
     }
 }
 
-impl From<crate::engine::EngineError> for Error {
-    fn from(e: crate::engine::EngineError) -> Self {
-        Error::device(e.to_string())
+impl From<EngineError> for Error {
+    fn from(e: EngineError) -> Self {
+        let error = Error::device(e.to_string());
+        match e {
+            EngineError::Jit(BackError::X64(X64Error::Host(_))) => {
+                error.help("leave --backend out, or use --backend cranelift")
+            }
+            _ => error,
+        }
     }
 }
 

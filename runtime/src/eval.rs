@@ -1,10 +1,10 @@
 //! Evaluates a trained run: the same network on new episodes, without learning.
 
 use crate::Error;
-use crate::engine::{Mode, Tape};
+use crate::engine::Tape;
 use crate::parallel;
 use crate::rng::{Address, Domain};
-use crate::rollout::{Choice, Place, Stage};
+use crate::rollout::{self, Choice, Place, Stage};
 use crate::timings::Stopwatch;
 use crate::train::Trainer;
 use serde_json::{Map, Value, json};
@@ -52,7 +52,8 @@ pub fn evaluate(
     };
     let mut workers: Vec<Option<Tape>> = (0..threads.max(1)).map(|_| None).collect();
     let results = parallel::run(&mut workers, (0..episodes).collect(), |tape, k: usize| {
-        let tape = tape.get_or_insert_with(|| trainer.engine.tape(stage.task.steps(), Mode::Infer));
+        let mode = rollout::mode(stage.task);
+        let tape = tape.get_or_insert_with(|| trainer.engine.tape(stage.task.steps(), mode));
         let address = Address { seed, domain: Domain::Eval, episode: 0, row: k as u32 };
         stage.run(tape, address, None, choice, &mut Stopwatch::default()).map_err(|e| (k, e))
     });

@@ -38,7 +38,8 @@ impl Need<'_> {
         let own = match (self.engine.backend(), self.mode) {
             (Backend::Interp, _) => interpreted(self.engine, usage),
             (Backend::Compiled(_), Mode::Train) => self.engine.plan(usage).total_bytes,
-            (Backend::Compiled(_), Mode::Infer) => inference(self.engine, usage),
+            (Backend::Compiled(_), Mode::Infer) => inference(self.engine, usage, 4),
+            (Backend::Compiled(_), Mode::Forward) => inference(self.engine, usage, usage.steps + 2),
         };
         own.saturating_add(self.data)
     }
@@ -80,7 +81,9 @@ impl Need<'_> {
                 )
             }
             (Backend::Interp, _) => format!("the interpreter keeps every value of {steps} steps"),
-            (Backend::Compiled(_), Mode::Infer) => "parameters and states take nearly all of it".to_owned(),
+            (Backend::Compiled(_), Mode::Infer | Mode::Forward) => {
+                "parameters and states take nearly all of it".to_owned()
+            }
         };
         if self.data > 0 {
             text += &format!("; inputs and results take {}", size(self.data));
@@ -120,11 +123,11 @@ impl Need<'_> {
     }
 }
 
-/// A tape that keeps the current step only, and parameters.
-fn inference(engine: &Engine, usage: &Use) -> u64 {
+/// A tape of so many frames and nothing for a backward pass, and parameters.
+fn inference(engine: &Engine, usage: &Use, frames: usize) -> u64 {
     let program = engine.program();
     let tape = TapeSizes::new(program, 2, Some(1));
-    let elements = tape.carry + tape.scratch + tape.logs + 4 * program.frame_len + count_states(engine);
+    let elements = tape.carry + tape.scratch + tape.logs + frames * program.frame_len + count_states(engine);
     let tapes = usage.threads as u64;
     let params: usize = engine.model().params.iter().map(|p| engine.sizes().count(p.shape)).sum();
     (4 * elements as u64)
@@ -247,7 +250,7 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         assert!(error.help[0].contains("8 tapes of 1000 steps"), "{:?}", error.help);
         let help = error.help.join("\n");
-        for flag in ["--threads 4", "--batch 15", "--steps 500"] {
+        for flag in ["--threads 4", "--batch 7", "--steps 500"] {
             assert!(help.contains(&format!("with {flag} it needs")), "{flag}: {help}");
         }
         assert!(!help.contains("--axis"));

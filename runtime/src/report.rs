@@ -49,6 +49,15 @@ pub fn warning(text: &str, format: Format) {
     }
 }
 
+/// Shows a note.
+pub fn note(text: &str, format: Format) {
+    match format {
+        Format::Human => say(&format!("{}: {}", painted("note", "32"), indented(text))),
+        Format::Short => say(&format!("note: {text}")),
+        Format::Json => say(&json!({"schema": 1, "reason": "note", "message": text}).to_string()),
+    }
+}
+
 /// Shows what the compiler warns of.
 pub fn spec_warnings(spec: &Spec, format: Format, quiet: bool) {
     let shown: Vec<Diagnostic> =

@@ -1,13 +1,13 @@
 //! One row through one episode: world, network, sampled actions.
 
-use crate::engine::{Bound, RowState, Tape};
+use crate::engine::{Bound, Mode, RowState, Tape};
 use crate::learner::ActorCritic;
 use crate::params::draw;
 use crate::rng::{Address, Purpose};
-use crate::task::{Goal, Task};
+use crate::task::{Episode, Goal, Task};
 use crate::timings::{Phase, Stopwatch};
 use crate::wiring::Wiring;
-use compiler::ir::{OutputId, Sizes, StateId};
+use compiler::ir::{InputId, OutputId, Sizes, StateId};
 use compiler::model::{Init, Model, ResetPolicy};
 
 /// How actions are chosen.
@@ -84,8 +84,12 @@ impl Stage<'_> {
         self.bound.begin(tape, start.as_ref());
         let mut episode = self.task.episode(address);
         let mut record = Record::default();
-        let mut total = 0.0;
         watch.lap(Phase::Environment);
+        if knows_inputs(self.task) {
+            self.run_known(tape, address, &mut *episode, &mut record, watch)?;
+            return Ok(record);
+        }
+        let mut total = 0.0;
         for t in 0..self.task.steps() {
             episode.observe(t, self.bound.input_mut(tape, self.wiring.input));
             if let Some(id) = self.wiring.reward {
@@ -117,6 +121,49 @@ impl Stage<'_> {
         }
         watch.lap(Phase::Environment);
         Ok(record)
+    }
+
+    /// An episode that does not depend on what the network does: all steps at once.
+    fn run_known(
+        &self,
+        tape: &mut Tape,
+        address: Address,
+        episode: &mut dyn Episode,
+        record: &mut Record,
+        watch: &mut Stopwatch,
+    ) -> Result<(), NonFinite> {
+        let steps = self.task.steps();
+        let mut inputs: Vec<(InputId, Vec<Vec<f32>>)> = vec![];
+        let len = |id: InputId| self.sizes.count(self.model.inputs[id.index()].shape);
+        let mut seen = vec![vec![0.0; len(self.wiring.input)]; steps];
+        for (t, x) in seen.iter_mut().enumerate() {
+            episode.observe(t, x);
+            record.targets.extend(episode.target(t).map(|target| (t, target.to_vec())));
+            self.wiring.draw_noise(self.sizes, address, t, |id, noise| {
+                let noise = noise.into_iter().map(|x| x as f32).collect();
+                match inputs.iter_mut().find(|(known, _)| *known == id) {
+                    Some((_, all)) => all.push(noise),
+                    None => inputs.push((id, vec![noise])),
+                }
+            });
+        }
+        inputs.push((self.wiring.input, seen));
+        watch.lap(Phase::Environment);
+        self.bound.forward(tape, steps, &mut |t, id, x| {
+            if let Some((_, all)) = inputs.iter().find(|(known, _)| *known == id) {
+                x.copy_from_slice(&all[t]);
+            }
+        });
+        watch.lap(Phase::Forward);
+        for t in 0..steps {
+            self.check_outputs(tape, t)?;
+            record.values.extend(self.wiring.value.map(|id| self.bound.output(tape, t, id)[0]));
+        }
+        if let Some(last) = steps.checked_sub(1) {
+            record.scores = episode.scores(self.bound.output(tape, last, self.wiring.output), 0.0);
+        }
+        watch.lap(Phase::Environment);
+        Ok(())
     }
 
     /// Runs an episode again, with the actions it took, and finds the first step after which a
@@ -183,6 +230,16 @@ impl Stage<'_> {
         }
         start
     }
+}
+
+/// Whether what the network sees does not depend on what it does.
+fn knows_inputs(task: &dyn Task) -> bool {
+    !matches!(task.goal(), Goal::Act(_))
+}
+
+/// What a tape must keep for [`Stage::run`] without a backward pass.
+pub fn mode(task: &dyn Task) -> Mode {
+    if knows_inputs(task) { Mode::Forward } else { Mode::Infer }
 }
 
 /// Whether a state starts at random numbers.

@@ -1,7 +1,7 @@
 //! A run is a folder.
 //!
 //! ```text
-//! run.json             what this run is: hashes, versions, device, seed, flags
+//! run.json             what this run is: hashes, versions, device, back end, seed, flags; where it went on
 //! spec.bpm             the spec as it was
 //! recipe.toml          the resolved recipe
 //! metrics.jsonl        the curve
@@ -12,7 +12,7 @@
 //! Files are written beside and renamed into place, so a kill at any time leaves a run that can go
 //! on. `run.json` is written last: a folder that has it is complete.
 
-use crate::engine::{Backend, Mode};
+use crate::engine::Backend;
 use crate::error::{Error, Kind};
 use crate::metrics::{Log, Window};
 use crate::recipe::Recipe;
@@ -20,7 +20,7 @@ use crate::rng::fnv1a;
 use crate::spec::{self, Spec};
 use crate::timings::Phase;
 use crate::train::{Outcome, Trainer};
-use crate::{checkpoint, files, setup, tensors};
+use crate::{checkpoint, files, rollout, setup, tensors};
 use compiler::form::Prefer;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -97,11 +97,16 @@ impl Run {
     }
 
     /// Goes on with the run of a folder, which must have the same spec and recipe; only the number
-    /// of updates and of updates per checkpoint may differ. Gives warnings.
+    /// of updates and of updates per checkpoint may differ. `run.json` is told where it goes on.
+    /// Gives warnings.
     ///
     /// # Errors
     /// If there is no run, it differs, or none of its checkpoints can be read.
-    pub fn resume(folder: &Path, mut trainer: Trainer) -> Result<(Self, Vec<String>), Error> {
+    pub fn resume(
+        folder: &Path,
+        mut trainer: Trainer,
+        machine: Machine,
+    ) -> Result<(Self, Vec<String>), Error> {
         let stored = load(folder)?;
         let lock = lock(folder)?;
         same(folder, &stored, &trainer)?;
@@ -122,6 +127,8 @@ impl Run {
                 .help("no checkpoint of this run can be read; start again in another folder"));
         }
         files::write(&folder.join("recipe.toml"), trainer.recipe.text().as_bytes())?;
+        let about = resumed(stored.about, trainer.update, machine);
+        files::write(&folder.join("run.json"), pretty(&about).as_bytes())?;
         Ok((Self::open(folder, trainer, window, lock)?, warnings))
     }
 
@@ -230,7 +237,8 @@ pub fn load_trained(folder: &Path, machine: Machine, prefer: Option<Prefer>) -> 
     let stored = load(folder)?;
     let mut recipe = stored.recipe;
     recipe.schedule.prefer = prefer.unwrap_or(recipe.schedule.prefer);
-    let mut trainer = setup::trainer(stored.spec, recipe, machine.backend, machine.threads, Mode::Infer)?;
+    let mode = rollout::mode(&*recipe.task);
+    let mut trainer = setup::trainer(stored.spec, recipe, machine.backend, machine.threads, mode)?;
     let path = folder.join("params.safetensors");
     if !path.exists() {
         let error = Error::usage(format!("`{}` has no parameters yet", folder.display()));
@@ -300,8 +308,7 @@ fn lock(folder: &Path) -> Result<std::fs::File, Error> {
 
 fn about(trainer: &Trainer, machine: Machine) -> Value {
     let hash = |text: &str| format!("fnv1a-{:016x}", fnv1a(text.as_bytes()));
-    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    json!({
+    let mut about = json!({
         "format": FORMAT,
         "spec": {
             "name": trainer.spec.model.name,
@@ -312,6 +319,32 @@ fn about(trainer: &Trainer, machine: Machine) -> Value {
         "task": trainer.recipe.task_name,
         "seed": trainer.recipe.schedule.seed,
         "parameters": trainer.params.count(),
+    });
+    append(&mut about, place(machine));
+    about
+}
+
+/// What a run record says of a run that goes on after an update.
+fn resumed(mut about: Value, update: u64, machine: Machine) -> Value {
+    let mut entry = json!({ "update": update });
+    append(&mut entry, place(machine));
+    match about.get_mut("resumed").and_then(Value::as_array_mut) {
+        Some(entries) => entries.push(entry),
+        None => about["resumed"] = json!([entry]),
+    }
+    about
+}
+
+fn append(object: &mut Value, more: Value) {
+    if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
+        object.extend(more);
+    }
+}
+
+/// Where numbers are computed from now on.
+fn place(machine: Machine) -> Value {
+    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    json!({
         "bpm": env!("CARGO_PKG_VERSION"),
         "device": "cpu",
         "backend": machine.backend.name(),
@@ -323,21 +356,26 @@ fn about(trainer: &Trainer, machine: Machine) -> Value {
     })
 }
 
+/// The processor, and those of its vector extensions that matter.
 fn simd() -> Vec<&'static str> {
-    let mut found = vec![std::env::consts::ARCH];
-    #[cfg(target_arch = "x86_64")]
-    {
-        for (name, is) in [
-            ("avx2", std::arch::is_x86_feature_detected!("avx2")),
-            ("fma", std::arch::is_x86_feature_detected!("fma")),
-            ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
-        ] {
-            if is {
-                found.push(name);
-            }
-        }
-    }
-    found
+    let extensions = extensions();
+    std::iter::once(std::env::consts::ARCH)
+        .chain(extensions.into_iter().filter(|(_, has)| *has).map(|(name, _)| name))
+        .collect()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn extensions() -> Vec<(&'static str, bool)> {
+    vec![
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+    ]
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn extensions() -> Vec<(&'static str, bool)> {
+    vec![]
 }
 
 fn pretty(value: &Value) -> String {

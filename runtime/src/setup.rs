@@ -63,7 +63,7 @@ fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> 
     let threads_too = Flags { threads: "--threads ", ..Flags::default() };
     let flags = match mode {
         Mode::Train => Flags { batch: "--set run.batch=", steps: steps_flag(recipe), ..threads_too },
-        Mode::Infer => threads_too,
+        Mode::Infer | Mode::Forward => threads_too,
     };
     let usage =
         Use { batch, steps: recipe.task.steps(), threads, tapes, checkpoint_every: None, memory: None };

@@ -5,7 +5,7 @@
 //! its own gradient sums, and chunks are summed in order: the result has the same bits for any
 //! number of threads. A thread keeps one tape and uses it for row after row.
 
-use crate::engine::{Bound, Engine, Grads, Mode, RowState, Tape};
+use crate::engine::{Bound, Engine, Grads, Mode, RowState, Sums, Tape};
 use crate::error::Error;
 use crate::learner::{ActorCritic, Baseline, Learner, SquaredError, Terms};
 use crate::optim::Optimiser;
@@ -151,6 +151,7 @@ impl Trainer {
         }
         let bound = self.engine.bind(&self.params.values())?;
         timings::lap(&mut self.timings, Phase::Parameters);
+        let sums = self.engine.sums();
         let pass = Pass {
             stage: stage(&self.engine, &self.wiring, &self.recipe, &bound),
             engine: &self.engine,
@@ -159,6 +160,7 @@ impl Trainer {
             episode: self.update as u32,
             batch: self.recipe.schedule.batch,
             carried: &self.carried,
+            sums: &sums,
         };
         let done = match &self.recipe.learner {
             Learner::ActorCritic(a) if a.baseline == Baseline::First => {
@@ -169,11 +171,11 @@ impl Trainer {
         if let Some(timings) = &mut self.timings {
             timings.collect(self.workers.iter().map(|w| &w.watch));
         }
-        let (rows, chunks) = match done {
+        let rows = match done {
             Ok(done) => done,
             Err((row, at)) => return Err(self.bad_number(row, self.locate(row).unwrap_or(at))),
         };
-        let gradients = self.engine.finish(&bound, chunks);
+        let gradients = sums.finish(&bound);
         timings::lap(&mut self.timings, Phase::Gradient);
         Ok((rows, gradients))
     }
@@ -262,9 +264,10 @@ struct Pass<'a> {
     episode: u32,
     batch: usize,
     carried: &'a [RowState],
+    sums: &'a Sums<'a>,
 }
 
-type Rows = Result<(Vec<RowOutcome>, Vec<Grads>), RowError>;
+type Rows = Result<Vec<RowOutcome>, RowError>;
 
 impl Pass<'_> {
     fn address(&self, row: usize) -> Address {
@@ -283,19 +286,22 @@ impl Pass<'_> {
 
     /// The ordinary case: a row's loss needs only the row. One tape per thread.
     fn row_by_row(&self, workers: &mut [Worker]) -> Rows {
-        let work = |Worker { tape, watch }: &mut Worker, rows: Range<usize>| {
+        let work = |Worker { tape, watch }: &mut Worker, (number, rows): (usize, Range<usize>)| {
             watch.start();
             let tape = tape.get_or_insert_with(|| self.engine.tape(self.stage.task.steps(), Mode::Train));
-            let mut grads = self.engine.grads();
+            let mut grads = self.sums.zeros();
             let mut outcomes = vec![];
             watch.lap(Phase::Backward);
             for row in rows {
                 let record = self.forward(row, tape, watch)?;
                 outcomes.push(self.backward((tape, watch), &record, &record.values, None, &mut grads));
             }
-            Ok((outcomes, grads))
+            self.sums.add(number, grads);
+            watch.lap(Phase::Gradient);
+            Ok(outcomes)
         };
-        gather(parallel::run(workers, parallel::chunks(self.batch), work))
+        let chunks = parallel::chunks(self.batch).into_iter().enumerate().collect();
+        gather(parallel::run(workers, chunks, work))
     }
 
     /// All rows use the values of row 0, and row 0's value head is trained by all: two phases, and a
@@ -326,20 +332,23 @@ impl Pass<'_> {
         }
         let mut rest = tapes.as_mut_slice();
         let mut jobs = vec![];
-        for rows in parallel::chunks(self.batch) {
+        for (number, rows) in parallel::chunks(self.batch).into_iter().enumerate() {
             let (head, tail) = rest.split_at_mut(rows.len());
-            jobs.push((rows, head));
+            jobs.push((number, rows, head));
             rest = tail;
         }
-        let work = |Worker { watch, .. }: &mut Worker, (rows, tapes): (Range<usize>, &mut [Tape])| {
+        type Job<'a> = (usize, Range<usize>, &'a mut [Tape]);
+        let work = |Worker { watch, .. }: &mut Worker, (number, rows, tapes): Job<'_>| {
             watch.start();
-            let mut grads = self.engine.grads();
+            let mut grads = self.sums.zeros();
             let zeros = vec![0.0; pooled.len()];
             let outcome = |(row, tape): (usize, &mut Tape)| {
                 let values = if row == 0 { &pooled } else { &zeros };
                 self.backward((tape, watch), &records[row], &baseline, Some(values), &mut grads)
             };
-            Ok((rows.zip(tapes).map(outcome).collect(), grads))
+            let outcomes = rows.zip(tapes).map(outcome).collect();
+            self.sums.add(number, grads);
+            Ok(outcomes)
         };
         gather(parallel::run(workers, jobs, work))
     }
@@ -413,15 +422,12 @@ impl Pass<'_> {
     }
 }
 
-fn gather(chunks: Vec<Result<(Vec<RowOutcome>, Grads), RowError>>) -> Rows {
+fn gather(chunks: Vec<Rows>) -> Rows {
     let mut rows = vec![];
-    let mut grads = vec![];
     for chunk in chunks {
-        let (mut outcomes, sums) = chunk?;
-        rows.append(&mut outcomes);
-        grads.push(sums);
+        rows.append(&mut chunk?);
     }
-    Ok((rows, grads))
+    Ok(rows)
 }
 
 #[cfg(test)]

@@ -127,6 +127,8 @@ pub struct Manner {
     pub announced: Option<usize>,
     /// States are read on the way: twice, then not, and so on.
     pub peeks: bool,
+    /// The inputs up to the next reset are given at once.
+    pub ahead: bool,
 }
 
 /// Runs a case on an engine, forward and backward.
@@ -175,6 +177,17 @@ pub fn run_on(
     for (t, inputs) in case.sequence.inputs.iter().enumerate() {
         if case.sequence.resets[t] {
             bound.reset(tape, Some(&initial));
+        }
+        if manner.ahead {
+            let starts_here = t == 0 || case.sequence.resets[t];
+            let rest = case.sequence.resets.iter().skip(t + 1).take_while(|reset| !**reset).count();
+            if starts_here {
+                let mut write = |k: usize, input: InputId, x: &mut [f32]| {
+                    x.copy_from_slice(&narrow(&case.sequence.inputs[t + k][input.index()]));
+                };
+                bound.forward(tape, rest + 1, &mut write);
+            }
+            continue;
         }
         feed(bound, tape, inputs);
         if manner.peeks && t % 3 != 2 {

@@ -32,7 +32,7 @@ const HALVES: usize = LANES / HALF;
 pub struct Kernels {
     module: Option<JITModule>,
     /// Entry points, by [`ROUTINES`].
-    pub entries: [*const u8; 7],
+    pub entries: [*const u8; ROUTINES.len()],
     /// Bytes of machine code.
     pub code_bytes: usize,
 }
@@ -58,15 +58,13 @@ pub enum JitError {
 /// # Errors
 /// [`JitError`] if Cranelift does not support the processor.
 pub fn compile(program: &Program) -> Result<Kernels, JitError> {
-    let mut module = JITModule::new(JITBuilder::with_isa(isa()?, cranelift_module::default_libcall_names()));
+    let mut module = module()?;
     let mut context = FunctionBuilderContext::new();
     let mut ids: Vec<FuncId> = vec![];
     let mut code_bytes = 0;
     for (name, routine) in ROUTINES.into_iter().zip(routines(program)) {
-        let same = ids.len() == 1 && program.forward.first == program.forward.step
-            || ids.len() == 5 && program.backward.first == program.backward.step;
-        if same {
-            ids.push(ids[ids.len() - 1]);
+        if let Some(k) = routines(program)[..ids.len()].iter().position(|other| *other == routine) {
+            ids.push(ids[k]);
             continue;
         }
         let fail = |why: String| JitError::Codegen { routine: name, why };
@@ -101,7 +99,7 @@ impl Kernels {
 /// [`JitError`] if Cranelift does not support the processor.
 pub fn print(program: &Program) -> Result<String, JitError> {
     use std::fmt::Write;
-    let module = JITModule::new(JITBuilder::with_isa(isa()?, cranelift_module::default_libcall_names()));
+    let module = module()?;
     let mut context = FunctionBuilderContext::new();
     let mut text = String::new();
     for (name, routine) in ROUTINES.into_iter().zip(routines(program)) {
@@ -111,6 +109,24 @@ pub fn print(program: &Program) -> Result<String, JitError> {
         let _ = writeln!(text, "; {name}\n{}", cx.func.display());
     }
     Ok(text)
+}
+
+/// A module for code of this machine.
+fn module() -> Result<JITModule, JitError> {
+    let mut builder = JITBuilder::with_isa(isa()?, cranelift_module::default_libcall_names());
+    builder.symbol("fmaf", multiply_add as *const u8);
+    builder.symbol("nearbyintf", nearest as *const u8);
+    Ok(JITModule::new(builder))
+}
+
+/// What code calls where the processor has no fused multiply-add, lane by lane: x86-64 before FMA.
+extern "C" fn multiply_add(x: f32, y: f32, z: f32) -> f32 {
+    x.mul_add(y, z)
+}
+
+/// What code calls where the processor does not round to integers, lane by lane: x86-64 before SSE4.1.
+extern "C" fn nearest(x: f32) -> f32 {
+    x.round_ties_even()
 }
 
 fn isa() -> Result<cranelift_codegen::isa::OwnedTargetIsa, JitError> {

@@ -4,7 +4,7 @@ pub mod cranelift;
 mod level;
 pub mod x64;
 
-use crate::loops::Program;
+use crate::loops::{NAMES, Program};
 
 /// A way to make machine code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,7 +18,15 @@ pub enum Target {
 impl Target {
     /// The fastest that this machine runs.
     pub fn fastest() -> Target {
-        if x64::is_available() { Target::X64 } else { Target::Cranelift }
+        if x64::lacking().is_none() { Target::X64 } else { Target::Cranelift }
+    }
+
+    /// Its name on command lines and in run records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Cranelift => "cranelift",
+            Target::X64 => "x64",
+        }
     }
 
     /// Compiles a program for this machine.
@@ -30,12 +38,25 @@ impl Target {
             Target::Cranelift => {
                 let kernels = cranelift::compile(program)?;
                 let (entries, code_bytes) = (kernels.entries, kernels.code_bytes);
-                Kernels { entries, replay_steps: None, code_bytes, _code: Code::Cranelift(Box::new(kernels)) }
+                Kernels {
+                    entries,
+                    together: None,
+                    replay_steps: None,
+                    code_bytes,
+                    _code: Code::Cranelift(Box::new(kernels)),
+                }
             }
             Target::X64 => {
                 let kernels = x64::compile(program)?;
                 let (entries, code_bytes) = (kernels.entries, kernels.code_bytes);
-                Kernels { entries, replay_steps: kernels.replay_steps, code_bytes, _code: Code::X64(kernels) }
+                let together = Some(kernels.together);
+                Kernels {
+                    entries,
+                    together,
+                    replay_steps: kernels.replay_steps,
+                    code_bytes,
+                    _code: Code::X64(kernels),
+                }
             }
         })
     }
@@ -46,7 +67,10 @@ pub struct Kernels {
     /// Entry points, by [`crate::loops::NAMES`]: functions of the type
     /// `unsafe extern "C" fn(*const *mut f32)`, whose argument is an array of pointers, one per entry
     /// of [`crate::loops::Base::ALL`]. They are valid as long as this lives.
-    pub entries: [*const u8; 7],
+    pub entries: [*const u8; NAMES.len()],
+    /// Likewise, several steps at once ([`crate::loops::together`]), of the four routines that stand apart from the
+    /// loop over time: `forward.before`, `forward.after`, `backward.before`, `backward.after`.
+    pub together: Option<[*const u8; 4]>,
     /// `unsafe extern "C" fn(*const *mut f32, steps: u64)`: the routine `replay`, for one step or more
     /// from that on for which the pointers are, whose frames and snapshots follow each other.
     pub replay_steps: Option<*const u8>,

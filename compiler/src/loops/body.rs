@@ -6,6 +6,7 @@
 
 use super::Access;
 use std::collections::HashMap;
+use std::mem::Discriminant;
 
 /// A value of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -133,6 +134,19 @@ impl BodyOp {
         }
     }
 
+    fn key(&self) -> Key {
+        let mut operands = [0; 3];
+        for (to, id) in operands.iter_mut().zip(self.operands()) {
+            *to = id.0;
+        }
+        let (access, bits) = match self {
+            BodyOp::Load(access) => (Some(*access), 0),
+            BodyOp::Const(c) => (None, c.to_bits()),
+            _ => (None, 0),
+        };
+        (std::mem::discriminant(self), operands, access, bits)
+    }
+
     /// Whether its result is a mask.
     pub fn is_mask(&self) -> bool {
         matches!(
@@ -142,18 +156,21 @@ impl BodyOp {
     }
 }
 
+/// What makes two operations equal: the kind, the operands, the place, the bits of the number.
+type Key = (Discriminant<BodyOp>, [u32; 3], Option<Access>, u32);
+
 /// A list of operations; equal ones are shared.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Body {
     /// The operations; an operand comes before its use.
     pub ops: Vec<BodyOp>,
-    known: HashMap<String, Id>,
+    known: HashMap<Key, Id>,
 }
 
 impl Body {
     /// Adds an operation, or finds an equal one.
     pub fn push(&mut self, op: BodyOp) -> Id {
-        let key = format!("{op:?}");
+        let key = op.key();
         if let Some(id) = self.known.get(&key) {
             return *id;
         }

@@ -51,7 +51,7 @@ fn compact(ops: &[BodyOp], effects: Vec<Effect>) -> (Body, Vec<Effect>) {
             new[k] = body.push(op.map(|o| new[o.index()]));
         }
     }
-    let effects = effects.into_iter().map(|e| e.map(|o| new[o.index()])).collect();
+    let effects = effects.into_iter().map(|e| e.map(|place| place, |o| new[o.index()])).collect();
     (body, effects)
 }
 
@@ -76,17 +76,6 @@ impl Effect {
             | Effect::SumPre(_, v, w)
             | Effect::SumPost(_, v, w)
             | Effect::SumAll(_, v, w) => std::iter::once(*v).chain(*w).collect(),
-        }
-    }
-
-    fn map(self, f: impl Fn(Id) -> Id) -> Effect {
-        match self {
-            Effect::Store(a, v) => Effect::Store(a, f(v)),
-            Effect::MaxAll(p, v) => Effect::MaxAll(p, f(v)),
-            Effect::Add(a, v, w) => Effect::Add(a, f(v), w.map(f)),
-            Effect::SumPre(p, v, w) => Effect::SumPre(p, f(v), w.map(f)),
-            Effect::SumPost(p, v, w) => Effect::SumPost(p, f(v), w.map(f)),
-            Effect::SumAll(p, v, w) => Effect::SumAll(p, f(v), w.map(f)),
         }
     }
 }

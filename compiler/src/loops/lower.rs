@@ -5,6 +5,7 @@
 //! functions' lengths, none to their sizes.
 
 use super::emit::Emit;
+use super::hoist;
 use super::schedule::{self, Direction, Schedule, is_matrix, is_rank_one, reduced_matrix};
 use super::*;
 use crate::ir::{Axis, Binary, Function, InputId, Op, OutputId, Shape, Sink, Sizes, Source, StateId, Value};
@@ -41,10 +42,7 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
     let carry_len = backward.assign_carry(memory.matrices_len);
     let rank1 = backward.rank_one();
     let (forward_steps, replay, backward_steps) = (forward.steps(), forward.replay(), backward.steps());
-    let all = [&forward_steps, &backward_steps];
-    let nests = all.iter().flat_map(|s| [&s.first, &s.step, &s.flush]).flat_map(|r| &r.nests);
-    let scratch_len = PARTIALS + nests.map(row_sums).max().unwrap_or(0);
-    Program {
+    let mut program = Program {
         forward: forward_steps,
         replay,
         backward: backward_steps,
@@ -63,7 +61,7 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
         frame_len: memory.frame.len + LANES,
         adjoint: memory.adjoint.slots,
         adjoint_len: memory.adjoint.len + LANES,
-        scratch_len,
+        scratch_len: 0,
         widest: WIDEST,
         penalty_bar: 0,
         matrices: memory.matrices,
@@ -75,7 +73,10 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
         params_len: memory.params_len,
         grads: memory.grads,
         grads_len: memory.grads_len,
-    }
+    };
+    hoist::hoist(&mut program);
+    program.scratch_len = PARTIALS + row_sums(&program);
+    program
 }
 
 /// The write of a log is a row, and the cotangent of that row is one of the log's cotangent: neither
@@ -108,14 +109,18 @@ fn append(step: &mut Function, adjoint: &mut Function, events: &Events) {
     }
 }
 
-/// Elements that the row sums of a nest take.
-fn row_sums(nest: &Nest) -> usize {
-    match nest.extent {
+/// Elements that the row sums of a nest take: one register for each row and sum.
+fn row_sums(program: &Program) -> usize {
+    let of_nest = |nest: &Nest| match nest.extent {
         Extent::Matrix { pre, .. } | Extent::Log { pre, .. } => {
             nest.effects.iter().filter(|e| matches!(e, Effect::SumPost(..))).count() * pre * LANES
         }
         Extent::Scalar | Extent::Vector(_) => 0,
-    }
+    };
+    let apart = [&program.forward, &program.backward].into_iter().flat_map(|s| [&s.before, &s.after]);
+    let apart = apart.flat_map(|r| &r.nests).map(|nest| of_nest(nest) * TOGETHER);
+    let nests = routines(program).into_iter().flat_map(|r| &r.nests);
+    nests.map(of_nest).chain(apart).max().unwrap_or(0)
 }
 
 /// The scalars and vectors of the step that the adjoint reads.
@@ -671,13 +676,15 @@ impl<'f> Unit<'f> {
                     self.claim(v, Loc { region: Region::Adjoint, shift: 0, offset });
                 }
                 Sink::BoundaryBar(p) => {
+                    if let Op::Outer(a, b) = self.f.at(v).op {
+                        self.settle(a, memory);
+                        self.settle(b, memory);
+                        continue;
+                    }
                     let offset = memory.gradient(shape, self.sizes, p);
                     self.grad_places.insert(p, offset);
                     if !is_matrix(self.f, v) {
                         self.sums.push((v, offset));
-                    } else if let Op::Outer(a, b) = self.f.at(v).op {
-                        self.settle(a, memory);
-                        self.settle(b, memory);
                     }
                 }
                 _ => {}
@@ -1211,12 +1218,13 @@ impl<'f> Unit<'f> {
                 }
             }
             let step = Routine { nests };
-            return Steps { first: step.clone(), step, flush: Routine::default() };
+            return Steps { first: step.clone(), step, ..Steps::default() };
         }
         let mut flush = vec![];
         self.sweep(Some(sweeps - 1), None, Ends::Last, &mut flush);
         self.vector_nests(sweeps, Role::Tail, &mut flush);
-        Steps { first: self.joined(false), step: self.joined(true), flush: Routine { nests: flush } }
+        let (first, step) = (self.joined(false), self.joined(true));
+        Steps { first, step, flush: Routine { nests: flush }, ..Steps::default() }
     }
 
     fn joined(&self, pending: bool) -> Routine {

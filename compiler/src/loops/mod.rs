@@ -43,11 +43,15 @@
 //! the first sweep of the next call (its *head*, which reads them), wherever the head's vectors do
 //! not need the tail's sums. A routine therefore exists in three forms: `first` (head alone),
 //! `step` (tail of the call before, then head), and `flush` (tail alone).
+//!
+//! Products that need no state, or feed none, stand in routines of their own, `before` and `after`, since
+//! whoever knows a whole sequence need not take them step by step (`hoist`).
 
 pub mod body;
 mod emit;
 pub mod eval;
 mod fuse;
+mod hoist;
 mod lower;
 mod math;
 mod parse;
@@ -56,6 +60,7 @@ mod print;
 pub mod schedule;
 mod verify;
 
+pub use hoist::{TOGETHER, together};
 pub use lower::{LowerOptions, lower};
 pub use parse::parse;
 pub use print::{NAMES, print, routines};
@@ -63,6 +68,7 @@ pub use verify::verify;
 
 use crate::ir::Value;
 use body::Body;
+use std::ops::Range;
 
 /// The number of lanes of a vector register in the loop IR.
 pub const LANES: usize = 8;
@@ -162,6 +168,17 @@ impl Access {
             Access::Matrix(p) | Access::Post(p) | Access::Pre(p) | Access::Scalar(p) => p,
         }
     }
+
+    /// The same operand elsewhere.
+    #[must_use]
+    pub fn map(self, f: impl FnOnce(Place) -> Place) -> Access {
+        match self {
+            Access::Matrix(p) => Access::Matrix(f(p)),
+            Access::Post(p) => Access::Post(f(p)),
+            Access::Pre(p) => Access::Pre(f(p)),
+            Access::Scalar(p) => Access::Scalar(f(p)),
+        }
+    }
 }
 
 /// What a nest runs over.
@@ -205,6 +222,19 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// The same effect on another place and other values.
+    #[must_use]
+    pub fn map(&self, to: impl FnOnce(Place) -> Place, value: impl Fn(body::Id) -> body::Id) -> Effect {
+        match self {
+            Effect::Store(a, v) => Effect::Store(a.map(to), value(*v)),
+            Effect::Add(a, v, w) => Effect::Add(a.map(to), value(*v), w.map(value)),
+            Effect::SumPre(p, v, w) => Effect::SumPre(to(*p), value(*v), w.map(value)),
+            Effect::SumPost(p, v, w) => Effect::SumPost(to(*p), value(*v), w.map(value)),
+            Effect::SumAll(p, v, w) => Effect::SumAll(to(*p), value(*v), w.map(value)),
+            Effect::MaxAll(p, v) => Effect::MaxAll(to(*p), value(*v)),
+        }
+    }
+
     /// Where it goes.
     pub fn place(&self) -> Place {
         match self {
@@ -251,15 +281,19 @@ pub struct Routine {
     pub nests: Vec<Nest>,
 }
 
-/// The three forms of a time step; see the module's documentation.
+/// A time step in its three forms, and what can run apart from it; see the module's documentation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Steps {
+    /// What needs no state: for every step, ahead of it.
+    pub before: Routine,
     /// The first step of a sequence (backward: the last one).
     pub first: Routine,
     /// A later step, with what the call before left pending.
     pub step: Routine,
     /// What the last call left pending.
     pub flush: Routine,
+    /// What feeds no state: for every step, after it.
+    pub after: Routine,
 }
 
 impl Steps {
@@ -484,27 +518,38 @@ impl Tiles {
 impl Program {
     /// Packs a row-major `[post, pre]` matrix; padding becomes zero.
     pub fn pack(&self, post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
-        self.for_each_packed(post, pre, |packed, plain| to[packed] = plain.map_or(0.0, |k| from[k]));
+        for (start, width, rows) in self.packed_tiles(post, pre) {
+            let tile = &mut to[start..start + width * pre];
+            for lane in 0..width {
+                let mut put = |i: usize, x: f32| tile[i * width + lane] = x;
+                match rows.start + lane {
+                    j if j < rows.end => {
+                        let row = &from[j * pre..(j + 1) * pre];
+                        row.iter().enumerate().for_each(|(i, x)| put(i, *x));
+                    }
+                    _ => (0..pre).for_each(|i| put(i, 0.0)),
+                }
+            }
+        }
     }
 
     /// Unpacks into a row-major `[post, pre]` matrix.
     pub fn unpack(&self, post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
-        self.for_each_packed(post, pre, |packed, plain| {
-            if let Some(k) = plain {
-                to[k] = from[packed];
-            }
-        });
-    }
-
-    fn for_each_packed(&self, post: usize, pre: usize, mut visit: impl FnMut(usize, Option<usize>)) {
-        for (first, width) in Tiles::of(post, self.widest).iter() {
-            let start = first * LANES * pre;
-            for i in 0..pre {
-                for lane in 0..width * LANES {
-                    let j = first * LANES + lane;
-                    visit(start + i * width * LANES + lane, (j < post).then_some(j * pre + i));
-                }
+        for (start, width, rows) in self.packed_tiles(post, pre) {
+            let tile = &from[start..start + width * pre];
+            for (lane, j) in rows.enumerate() {
+                let row = to[j * pre..(j + 1) * pre].iter_mut();
+                row.enumerate().for_each(|(i, x)| *x = tile[i * width + lane]);
             }
         }
+    }
+
+    /// Where each tile of a packed matrix starts, how many lanes it has, and which rows of the plain
+    /// matrix lie in its first lanes.
+    fn packed_tiles(&self, post: usize, pre: usize) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
+        Tiles::of(post, self.widest).iter().map(move |(first, width)| {
+            let (first, lanes) = (first * LANES, width * LANES);
+            (first * pre, lanes, first..(first + lanes).min(post))
+        })
     }
 }

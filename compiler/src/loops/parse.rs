@@ -164,13 +164,15 @@ impl Reader {
 
     fn finish(self) -> Read<Program> {
         let found = self.routines.len();
-        let routines: [Routine; 7] = self.routines.try_into().map_err(|_| ParseError {
+        let routines: [Routine; NAMES.len()] = self.routines.try_into().map_err(|_| ParseError {
             line: 0,
             message: format!("a program has {} routines, found {found}", NAMES.len()),
         })?;
-        let [first, step, flush, replay, back_first, back_step, back_flush] = routines;
-        let forward = Steps { first, step, flush };
-        let backward = Steps { first: back_first, step: back_step, flush: back_flush };
+        let mut routines = routines.into_iter();
+        let mut next = || routines.next().unwrap_or_default();
+        let forward = Steps { before: next(), first: next(), step: next(), flush: next(), after: next() };
+        let replay = next();
+        let backward = Steps { before: next(), first: next(), step: next(), flush: next(), after: next() };
         Ok(Program { forward, replay, backward, ..self.program })
     }
 }

@@ -435,7 +435,8 @@ fn partial_sums(subject: &Subject<'_>, usage: &Use) -> Item {
     let initial = |s: &State| matches!(s.init, Init::Param(_)).then(|| sizes.count(s.shape));
     let initial: usize = model.states.iter().filter_map(initial).sum();
     let chunk = allocated(program.grads_len) + 4 * (hoisted + initial) as u64;
-    let chunks = usage.batch.min(CHUNKS);
+    // One per thread, and those that wait for their turn.
+    let chunks = usage.batch.min(CHUNKS).min(2 * usage.busy() - 1);
     item(format!("partial sums of gradients, {chunks} of them"), chunk.saturating_mul(chunks as u64))
 }
 

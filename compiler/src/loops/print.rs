@@ -29,26 +29,35 @@ pub fn print(program: &Program) -> String {
 }
 
 /// The names of the routines, in order.
-pub const NAMES: [&str; 7] = [
+pub const NAMES: [&str; 11] = [
+    "forward.before",
     "forward.first",
     "forward.step",
     "forward.flush",
+    "forward.after",
     "replay",
+    "backward.before",
     "backward.first",
     "backward.step",
     "backward.flush",
+    "backward.after",
 ];
 
 /// The routines of a program, in the order of [`NAMES`].
-pub fn routines(program: &Program) -> [&Routine; 7] {
+pub fn routines(program: &Program) -> [&Routine; 11] {
+    let (forward, backward) = (&program.forward, &program.backward);
     [
-        &program.forward.first,
-        &program.forward.step,
-        &program.forward.flush,
+        &forward.before,
+        &forward.first,
+        &forward.step,
+        &forward.flush,
+        &forward.after,
         &program.replay,
-        &program.backward.first,
-        &program.backward.step,
-        &program.backward.flush,
+        &backward.before,
+        &backward.first,
+        &backward.step,
+        &backward.flush,
+        &backward.after,
     ]
 }
 

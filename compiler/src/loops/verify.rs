@@ -24,8 +24,8 @@ pub fn verify(program: &Program) -> Result<(), String> {
         for (n, nest) in routine.nests.iter().enumerate() {
             let at = |why: String| format!("{} nest {n} ({}): {why}", super::NAMES[k], nest.label);
             let direction = match k {
-                0..=2 => Direction::Forward,
-                3 => Direction::Replay,
+                0..=4 => Direction::Forward,
+                5 => Direction::Replay,
                 _ => Direction::Backward,
             };
             verify_nest(nest, program, direction).map_err(at)?;

@@ -182,7 +182,12 @@ impl Grads {
         }
     }
 
-    pub(super) fn add_to(self, boundary: &mut BTreeMap<Value, Vec<f64>>, initial: &mut [Vec<f64>]) {
+    pub(super) fn clear(&mut self) {
+        self.boundary.clear();
+        self.initial.iter_mut().for_each(|x| x.fill(0.0));
+    }
+
+    pub(super) fn add_to(&self, boundary: &mut BTreeMap<Value, Vec<f64>>, initial: &mut [Vec<f64>]) {
         add_boundary(boundary, &self.boundary);
         add_initial(initial, &self.initial);
     }

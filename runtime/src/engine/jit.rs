@@ -8,15 +8,17 @@
 //! of `K` steps: the matrix states at a segment's start were saved going forward, those inside are
 //! replayed from the frames.
 
+use super::product::accumulate;
 use super::{Bound, Engine, FlushDenormals, Mode, RowState, Start};
 use compiler::back::{BackError, Kernels, Target};
 use compiler::interp::Tensor;
 use compiler::ir::{InputId, OutputId, StateId, Value};
 use compiler::loops::plan::TapeSizes;
-use compiler::loops::{Base, LANES, LIVE, LogSlot, Place, Program, Rank1, Tiles};
+use compiler::loops::{Base, LANES, LIVE, LogSlot, NAMES, Place, Program, Steps, TOGETHER, Tiles, routines};
 use compiler::model::Init;
 use std::alloc::Layout;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 type Entry = unsafe extern "C" fn(*const *mut f32);
@@ -29,7 +31,11 @@ const RING: usize = 4;
 /// Compiled routines.
 pub(super) struct Code {
     _kernels: Kernels,
-    entries: [Entry; 7],
+    entries: [Entry; NAMES.len()],
+    /// Several steps at once of the routines of [`Apart`].
+    together: Option<[Entry; 4]>,
+    /// Which routines do nothing.
+    empty: [bool; NAMES.len()],
     replay_steps: Option<ReplaySteps>,
     /// Whether going backward a step reads the state after the step after it.
     reads_second: bool,
@@ -42,13 +48,27 @@ unsafe impl Send for Code {}
 // SAFETY: as above.
 unsafe impl Sync for Code {}
 
-const FIRST: usize = 0;
-const STEP: usize = 1;
-const FLUSH: usize = 2;
-const REPLAY: usize = 3;
-const BACK_FIRST: usize = 4;
-const BACK_STEP: usize = 5;
-const BACK_FLUSH: usize = 6;
+const FIRST: usize = 1;
+const STEP: usize = 2;
+const FLUSH: usize = 3;
+const REPLAY: usize = 5;
+const BACK_FIRST: usize = 7;
+const BACK_STEP: usize = 8;
+const BACK_FLUSH: usize = 9;
+
+/// A routine that stands apart from the loop over time.
+#[derive(Clone, Copy)]
+struct Apart {
+    /// Its number among all routines.
+    entry: usize,
+    /// Its number among those that take several steps at once.
+    several: usize,
+}
+
+const BEFORE: Apart = Apart { entry: 0, several: 0 };
+const AFTER: Apart = Apart { entry: 4, several: 1 };
+const BACK_BEFORE: Apart = Apart { entry: 6, several: 2 };
+const BACK_AFTER: Apart = Apart { entry: 10, several: 3 };
 
 impl Code {
     pub(super) fn new(target: Target, program: &Program) -> Result<Code, BackError> {
@@ -58,12 +78,16 @@ impl Code {
         // SAFETY: likewise.
         let replay_steps =
             kernels.replay_steps.map(|p| unsafe { std::mem::transmute::<*const u8, ReplaySteps>(p) });
+        // SAFETY: likewise.
+        let together =
+            kernels.together.map(|all| all.map(|p| unsafe { std::mem::transmute::<*const u8, Entry>(p) }));
+        let empty = routines(program).map(|r| r.nests.is_empty());
         let bytes = kernels.code_bytes;
-        let steps = &program.backward;
-        let nests = [&steps.first, &steps.step, &steps.flush].into_iter().flat_map(|r| &r.nests);
+        let Steps { first, step, flush, .. } = &program.backward;
+        let nests = [first, step, flush].into_iter().flat_map(|r| &r.nests);
         let mut loads = nests.flat_map(|n| n.body.loads());
         let reads_second = loads.any(|a| a.place().base == Base::Snapshot(2));
-        Ok(Code { _kernels: kernels, entries, replay_steps, reads_second, bytes })
+        Ok(Code { _kernels: kernels, entries, together, empty, replay_steps, reads_second, bytes })
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -173,8 +197,13 @@ impl Grads {
         Grads { packed: Buffer::new(program.grads_len), plain, initial }
     }
 
+    pub(super) fn clear(&mut self) {
+        self.packed.as_mut_slice().fill(0.0);
+        self.plain.values_mut().chain(&mut self.initial).for_each(|x| x.fill(0.0));
+    }
+
     pub(super) fn add_to(
-        self,
+        &self,
         engine: &Engine,
         boundary: &mut BTreeMap<Value, Vec<f64>>,
         initial: &mut [Vec<f64>],
@@ -248,7 +277,7 @@ impl Tape {
         let program = &engine.program;
         let frame_count = match mode {
             Mode::Infer => RING,
-            Mode::Train => steps + 2,
+            Mode::Forward | Mode::Train => steps + 2,
         };
         let sizes = TapeSizes::new(program, steps, interval);
         let train = |len: usize| Buffer::new(if mode == Mode::Train { len } else { 0 });
@@ -313,7 +342,9 @@ impl Tape {
         let program = &engine.program;
         self.frame_count = (index + 2).max(self.frame_count * 2);
         self.frames.grow(self.frame_count * program.frame_len);
-        self.adjoint.grow((self.frame_count + 3) * program.adjoint_len);
+        if self.mode == Mode::Train {
+            self.adjoint.grow((self.frame_count + 3) * program.adjoint_len);
+        }
     }
 
     // ------------------------------------------------------------------ states
@@ -432,6 +463,44 @@ impl Tape {
 
     pub(super) fn step(&mut self, bound: &Bound<'_>) {
         let index = self.next_frame();
+        self.apart(bound, BEFORE, index..index + 1);
+        self.advance(bound);
+        self.apart(bound, AFTER, index..index + 1);
+        self.clear_slots(bound, index + 1, true);
+    }
+
+    /// Several steps whose inputs are known.
+    pub(super) fn forward(
+        &mut self,
+        bound: &Bound<'_>,
+        steps: usize,
+        inputs: &mut dyn FnMut(usize, InputId, &mut [f32]),
+    ) {
+        let first = self.next_frame();
+        for k in 0..steps {
+            let index = if self.mode == Mode::Infer { self.next_frame() } else { first + k };
+            self.clear_slots(bound, index, true);
+            for number in 0..bound.engine.program.inputs.len() {
+                let input = InputId(number as u32);
+                let (offset, len) = self.input_slot(bound, input);
+                inputs(k, input, self.slot_mut(&bound.engine.program, index, offset, len));
+            }
+            if self.mode == Mode::Infer {
+                self.step(bound);
+            }
+        }
+        if self.mode == Mode::Infer {
+            return;
+        }
+        self.apart(bound, BEFORE, first..first + steps);
+        (0..steps).for_each(|_| self.advance(bound));
+        self.apart(bound, AFTER, first..first + steps);
+        self.clear_slots(bound, first + steps, true);
+    }
+
+    /// A step but for what stands apart from the loop over time.
+    fn advance(&mut self, bound: &Bound<'_>) {
+        let index = self.next_frame();
         let joined = bound.engine.program.merged.0;
         // A joined step first finishes the step before: only then are the states complete.
         if !joined {
@@ -446,7 +515,6 @@ impl Tape {
         }
         self.pending = joined;
         self.steps += 1;
-        self.clear_slots(bound, index + 1, true);
     }
 
     /// Events in the logs: the steps of the stretch so far.
@@ -527,7 +595,7 @@ impl Tape {
         let matrices = bound.engine.program.matrices_len;
         let first = self.stretches.last().map_or(0, |s| s.first);
         let due = (self.steps - first).is_multiple_of(self.interval);
-        if self.mode == Mode::Infer || matrices == 0 || !due {
+        if self.mode != Mode::Train || matrices == 0 || !due {
             return;
         }
         let start = self.saved.len() * matrices;
@@ -625,6 +693,7 @@ impl Tape {
         self.place_bars(bound, end, bar);
         self.place_log_bars(&bound.engine.program, end - first, bar);
         let joined = bound.engine.program.merged.1;
+        self.apart_back(bound, BACK_BEFORE, first..end, grads);
         let mut segment_end = end;
         let starts: Vec<usize> = (first..end).step_by(self.interval).collect();
         for start in starts.into_iter().rev() {
@@ -639,6 +708,7 @@ impl Tape {
         if joined {
             self.call_back(bound, BACK_FLUSH, first as isize - 1, first, grads);
         }
+        self.apart_back(bound, BACK_AFTER, first..end, grads);
         let bars = self.collect_bars(bound, first);
         self.add_start(grads, first, &bars);
         self.hoisted(bound, grads, first, end);
@@ -711,7 +781,7 @@ impl Tape {
         for t in start..end {
             let mut pointers = self.pointers(bound, self.frame_of(t) as isize);
             self.point_at_snapshots(bound, &mut pointers, (t - start) as isize);
-            self.enter(bound, REPLAY, &pointers);
+            self.enter(bound, code.entries[REPLAY], &pointers);
         }
     }
 
@@ -787,10 +857,32 @@ impl Tape {
 
     fn call(&mut self, bound: &Bound<'_>, entry: usize, index: isize) {
         let pointers = self.pointers(bound, index);
-        self.enter(bound, entry, &pointers);
+        self.enter(bound, code(bound).entries[entry], &pointers);
+    }
+
+    /// Runs a routine for the steps in these frames.
+    fn apart(&mut self, bound: &Bound<'_>, routine: Apart, frames: Range<usize>) {
+        for (entry, index) in calls(code(bound), routine, frames) {
+            let pointers = self.pointers(bound, index as isize);
+            self.enter(bound, entry, &pointers);
+        }
+    }
+
+    /// Runs a routine of the backward pass for these steps.
+    fn apart_back(&mut self, bound: &Bound<'_>, routine: Apart, steps: Range<usize>, grads: &mut Grads) {
+        let start = steps.start;
+        for (entry, t) in calls(code(bound), routine, steps) {
+            let pointers = self.back_pointers(bound, t as isize, start, grads);
+            self.enter(bound, entry, &pointers);
+        }
     }
 
     fn call_back(&mut self, bound: &Bound<'_>, entry: usize, t: isize, start: usize, grads: &mut Grads) {
+        let pointers = self.back_pointers(bound, t, start, grads);
+        self.enter(bound, code(bound).entries[entry], &pointers);
+    }
+
+    fn back_pointers(&self, bound: &Bound<'_>, t: isize, start: usize, grads: &mut Grads) -> Pointers {
         let program = &bound.engine.program;
         let frame = match usize::try_from(t).ok().filter(|t| *t >= start) {
             Some(t) => self.frame_of(t) as isize,
@@ -804,17 +896,34 @@ impl Tape {
         }
         pointers[Base::Carry.slot()] = self.back_carry.pointer();
         pointers[Base::Grads.slot()] = grads.packed.pointer();
-        self.enter(bound, entry, &pointers);
+        pointers
     }
 
-    fn enter(&mut self, bound: &Bound<'_>, entry: usize, pointers: &Pointers) {
-        let code = code(bound);
+    #[expect(clippy::needless_pass_by_ref_mut, reason = "the routine writes to this tape's memory")]
+    fn enter(&mut self, _bound: &Bound<'_>, entry: Entry, pointers: &Pointers) {
         let _entered = Entered::new();
         // SAFETY: the routine reads and writes only inside of the regions whose sizes its program
         // states; the buffers behind the pointers have these sizes, belong to this tape, to the
         // caller's gradients (both borrowed exclusively), or are only read (parameters).
-        unsafe { (code.entries[entry])(pointers.as_ptr()) };
+        unsafe { entry(pointers.as_ptr()) };
     }
+}
+
+/// Which code runs a routine for these steps, and from which step on.
+fn calls(code: &Code, routine: Apart, steps: Range<usize>) -> impl Iterator<Item = (Entry, usize)> {
+    let several = code.together.map(|all| all[routine.several]);
+    let one = code.entries[routine.entry];
+    let end = if code.empty[routine.entry] { steps.start } else { steps.end };
+    let mut next = steps.start;
+    std::iter::from_fn(move || {
+        let at = next;
+        let (entry, count) = match several {
+            Some(entry) if at + TOGETHER <= end => (entry, TOGETHER),
+            _ => (one, 1),
+        };
+        next = at + count;
+        (at < end).then_some((entry, at))
+    })
 }
 
 fn code<'b>(bound: &'b Bound<'_>) -> &'b Code {
@@ -853,27 +962,4 @@ fn add_all(sums: &mut [Vec<f32>], xs: &[Vec<f32>]) {
     for (sum, x) in sums.iter_mut().zip(xs) {
         sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
     }
-}
-
-/// `sum[j,i] += Σ_t a_t[j] b_t[i]` as one matrix product.
-///
-/// # Safety
-/// `a` and `b` point to `steps` vectors of `post` and `pre` elements at their strides.
-unsafe fn accumulate(
-    rank1: &Rank1,
-    steps: usize,
-    a: (*const f32, usize),
-    b: (*const f32, usize),
-    sum: &mut [f32],
-) {
-    use faer::{Accum, MatMut, MatRef, Par};
-    // SAFETY: promised by the caller.
-    let (lhs, rhs) = unsafe {
-        (
-            MatRef::from_raw_parts(a.0, rank1.post, steps, 1, a.1 as isize),
-            MatRef::from_raw_parts(b.0, steps, rank1.pre, b.1 as isize, 1),
-        )
-    };
-    let target = MatMut::from_row_major_slice_mut(sum, rank1.post, rank1.pre);
-    faer::linalg::matmul::matmul(target, Accum::Add, lhs, rhs, 1.0f32, Par::Seq);
 }

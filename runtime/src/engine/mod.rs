@@ -12,8 +12,11 @@
 mod denormals;
 mod interp;
 mod jit;
+mod product;
+mod sums;
 
 pub use denormals::{DENORMALS, FlushDenormals};
+pub use sums::Sums;
 
 use compiler::back::Target;
 use compiler::interp::Interpreter;
@@ -47,8 +50,7 @@ impl Backend {
     pub fn name(self) -> &'static str {
         match self {
             Backend::Interp => "interp",
-            Backend::Compiled(Target::Cranelift) => "cranelift",
-            Backend::Compiled(Target::X64) => "x64",
+            Backend::Compiled(target) => target.name(),
         }
     }
 }
@@ -106,8 +108,27 @@ pub enum EngineError {
 pub enum Mode {
     /// Keeps only the current step.
     Infer,
+    /// Keeps the outputs of all steps, and nothing that only the backward pass reads.
+    Forward,
     /// Keeps what the backward pass reads.
     Train,
+}
+
+/// Given an output of a step, fills its cotangent, which is zero.
+pub type Cotangents<'a> = dyn FnMut(usize, OutputId, &[f32], &mut [f32]) + 'a;
+
+/// A row for [`Bound::train_step`].
+pub struct KnownRow<'a> {
+    /// The states at the start, if not their initial values.
+    pub states: Option<&'a RowState>,
+    /// How many steps there are.
+    pub steps: usize,
+    /// Fills an input of a step, which is zero.
+    pub inputs: &'a mut dyn FnMut(usize, InputId, &mut [f32]),
+    /// The cotangents of the outputs.
+    pub cotangents: &'a mut Cotangents<'a>,
+    /// The cotangent of the sum of all penalties.
+    pub penalty_bar: f32,
 }
 
 /// The states of one row, by state, row-major.
@@ -271,20 +292,25 @@ impl Engine {
         })
     }
 
-    /// Adds up chunks in the given order and runs the adjoint of the prologue. One tensor per
-    /// parameter, in the units of the spec; zeros where there is no gradient path.
+    /// Sums of gradients over chunks of rows.
+    pub fn sums(&self) -> Sums<'_> {
+        Sums::new(self)
+    }
+
+    /// Adds up chunks in the given order and runs the adjoint of the prologue ([`Sums::finish`]).
     pub fn finish(&self, bound: &Bound<'_>, chunks: Vec<Grads>) -> Vec<Vec<f32>> {
-        let mut boundary = std::collections::BTreeMap::new();
-        let mut initial: Vec<Vec<f64>> =
-            self.model().states.iter().map(|s| vec![0.0; self.sizes().count(s.shape)]).collect();
-        for chunk in chunks {
-            match chunk.0 {
-                GradsKind::Interp(g) => g.add_to(&mut boundary, &mut initial),
-                GradsKind::Jit(g) => g.add_to(self, &mut boundary, &mut initial),
-            }
+        let sums = self.sums();
+        chunks.into_iter().enumerate().for_each(|(k, chunk)| sums.add(k, chunk));
+        sums.finish(bound)
+    }
+}
+
+impl Grads {
+    fn clear(&mut self) {
+        match &mut self.0 {
+            GradsKind::Interp(g) => g.clear(),
+            GradsKind::Jit(g) => g.clear(),
         }
-        let gradients = self.interpreter.finish(&bound.params, &boundary, &initial);
-        gradients.into_iter().map(|g| g.into_iter().map(|x| x as f32).collect()).collect()
     }
 }
 
@@ -359,6 +385,44 @@ impl Bound<'_> {
             TapeKind::Interp(t) => t.step(self),
             TapeKind::Jit(t) => t.step(self),
         }
+    }
+
+    /// Runs several steps whose inputs are known: the same as a call of [`Bound::step`] for each, bit for
+    /// bit, and faster. `inputs(k, input, x)` fills `x`, which is zero, with an input of the `k`-th of
+    /// these steps.
+    pub fn forward(&self, tape: &mut Tape, steps: usize, inputs: &mut dyn FnMut(usize, InputId, &mut [f32])) {
+        match &mut tape.0 {
+            TapeKind::Interp(t) => {
+                for k in 0..steps {
+                    for input in (0..self.engine.model().inputs.len()).map(|n| InputId(n as u32)) {
+                        let x = t.input_mut(input);
+                        x.fill(0.0);
+                        inputs(k, input, x);
+                    }
+                    t.step(self);
+                }
+            }
+            TapeKind::Jit(t) => t.forward(self, steps, inputs),
+        }
+    }
+
+    /// A row whose inputs are known, forward and backward: begins it, runs all steps, asks for the cotangents of
+    /// every output of every step, and adds its gradients to `grads`. The tape is one of [`Mode::Train`].
+    ///
+    /// Going backward begins where going forward ended, with the row's matrices still in the core's cache.
+    pub fn train_step(&self, tape: &mut Tape, grads: &mut Grads, row: KnownRow<'_>) {
+        let KnownRow { states, steps, inputs, cotangents, penalty_bar } = row;
+        self.begin(tape, states);
+        self.forward(tape, steps, inputs);
+        let mut value = vec![];
+        for t in 0..steps {
+            for output in (0..self.engine.model().outputs.len()).map(|k| OutputId(k as u32)) {
+                value.clear();
+                value.extend_from_slice(self.output(tape, t, output));
+                cotangents(t, output, &value, self.output_bar_mut(tape, t, output));
+            }
+        }
+        self.backward(tape, grads, penalty_bar, None);
     }
 
     /// How many steps have run since [`Bound::begin`].

@@ -288,8 +288,21 @@ impl Asm {
     /// Fills in four bytes of the code.
     pub(super) fn patch(&mut self, at: u64, value: i64) {
         match i32::try_from(value) {
-            Ok(value) => self.patches.push((at, value)),
+            Ok(value) => {
+                self.patches.push((at, value));
+                self.list_patched(value);
+            }
             Err(_) => self.error = Some("the stack frame exceeds 2 GiB".to_owned()),
+        }
+    }
+
+    /// Shows what was filled in: the size of the last frame of a routine.
+    fn list_patched(&mut self, value: i32) {
+        const OPEN: &str = "sub rsp,0\n";
+        if let Some(text) = &mut self.text
+            && let Some(start) = text.rfind(OPEN)
+        {
+            text.replace_range(start..start + OPEN.len(), &format!("sub rsp,{value}\n"));
         }
     }
 

@@ -12,7 +12,7 @@ mod place;
 mod replay;
 mod straight;
 
-use crate::loops::{Program, routines};
+use crate::loops::{NAMES, Program, Routine, routines, together};
 use asm::{Asm, BYTES, based};
 use iced_x86::{Code, Instruction, Register};
 use memmap2::{Mmap, MmapMut};
@@ -21,9 +21,9 @@ use place::SAVED;
 /// Why kernels could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum X64Error {
-    /// The processor lacks what the code needs.
-    #[error("this processor has no AVX2 and FMA")]
-    Host,
+    /// The machine lacks what the code needs.
+    #[error("the back end x64 cannot run here: {0}")]
+    Host(String),
     /// An instruction could not be encoded.
     #[error("an instruction could not be encoded: {0}")]
     Encode(String),
@@ -36,7 +36,9 @@ pub enum X64Error {
 pub struct Kernels {
     _memory: Mmap,
     /// Entry points, by [`crate::loops::NAMES`].
-    pub entries: [*const u8; 7],
+    pub entries: [*const u8; NAMES.len()],
+    /// Several steps at once of `forward.before`, `forward.after`, `backward.before`, `backward.after`.
+    pub together: [*const u8; 4],
     /// `unsafe extern "C" fn(*const *mut f32, steps: u64)`: the routine `replay`, for one step or more
     /// from that on for which the pointers are, whose frames and snapshots follow each other.
     pub replay_steps: Option<*const u8>,
@@ -44,33 +46,41 @@ pub struct Kernels {
     pub code_bytes: usize,
 }
 
-/// Whether this processor can run the code. The routines follow the System V calling convention.
-pub fn is_available() -> bool {
+/// What this machine lacks to run the code, in words; `None` if nothing. The routines follow the
+/// System V calling convention.
+pub fn lacking() -> Option<String> {
     #[cfg(all(target_arch = "x86_64", unix))]
     {
-        std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+        let features = [
+            ("AVX2", std::arch::is_x86_feature_detected!("avx2")),
+            ("FMA", std::arch::is_x86_feature_detected!("fma")),
+        ];
+        let missing: Vec<&str> = features.iter().filter(|(_, has)| !has).map(|(name, _)| *name).collect();
+        (!missing.is_empty()).then(|| format!("this processor has no {}", missing.join(" and no ")))
     }
     #[cfg(not(all(target_arch = "x86_64", unix)))]
     {
-        false
+        let (system, processor) = (std::env::consts::OS, std::env::consts::ARCH);
+        Some(format!("it needs x86-64 with a Unix system, and this is {processor} with {system}"))
     }
 }
 
 /// Compiles a program for this machine.
 ///
 /// # Errors
-/// [`X64Error`] if the processor lacks AVX2 or FMA, or there is no executable memory.
+/// [`X64Error`] if the machine lacks something ([`lacking`]), or there is no executable memory.
 pub fn compile(program: &Program) -> Result<Kernels, X64Error> {
-    if !is_available() {
-        return Err(X64Error::Host);
+    if let Some(what) = lacking() {
+        return Err(X64Error::Host(what));
     }
-    let Assembled { code, starts, replay, .. } = assemble(program, false)?;
+    let Assembled { code, starts, together, replay, .. } = assemble(program, false)?;
     let mut memory = MmapMut::map_anon(code.len())?;
     memory.copy_from_slice(&code);
     let memory = memory.make_exec()?;
     let entries = starts.map(|start| memory[start..].as_ptr());
+    let together = together.map(|start| memory[start..].as_ptr());
     let replay_steps = replay.map(|start| memory[start..].as_ptr());
-    Ok(Kernels { _memory: memory, entries, replay_steps, code_bytes: code.len() })
+    Ok(Kernels { _memory: memory, entries, together, replay_steps, code_bytes: code.len() })
 }
 
 /// Prints the instructions (`--emit asm`).
@@ -84,7 +94,8 @@ pub fn print(program: &Program) -> Result<String, X64Error> {
 /// All routines behind their constants.
 struct Assembled {
     code: Vec<u8>,
-    starts: [usize; 7],
+    starts: [usize; NAMES.len()],
+    together: [usize; 4],
     /// Where the replay of several steps begins.
     replay: Option<usize>,
     text: String,
@@ -92,17 +103,16 @@ struct Assembled {
 
 fn assemble(program: &Program, listing: bool) -> Result<Assembled, X64Error> {
     let mut asm = Asm::new(program, listing)?;
-    let mut starts = [0; 7];
+    let mut starts = [0; NAMES.len()];
     for (k, routine) in routines(program).into_iter().enumerate() {
-        asm.align();
-        let at = asm.here();
-        asm.remark(&format!("routine {}, at {at:#x}", crate::loops::NAMES[k]));
-        starts[k] = asm.here() as usize;
-        let frame = enter(&mut asm);
-        let slots = routine.nests.iter().map(|nest| nest::emit(&mut asm, nest, program.widest)).max();
-        leave(&mut asm);
-        asm.patch(frame, (slots.unwrap_or(0) as i64 + 2) * BYTES);
+        starts[k] = emit(&mut asm, NAMES[k], routine, program.widest);
     }
+    let apart = [&program.forward, &program.backward].map(|steps| [&steps.before, &steps.after]);
+    let apart = apart.as_flattened();
+    let together = std::array::from_fn(|k| {
+        let name = ["forward.before", "forward.after", "backward.before", "backward.after"][k];
+        emit(&mut asm, &format!("{name}, several steps"), &together(apart[k], program), program.widest)
+    });
     let replay = replay::is_possible(program).then(|| {
         asm.align();
         let at = asm.here();
@@ -114,7 +124,19 @@ fn assemble(program: &Program, listing: bool) -> Result<Assembled, X64Error> {
         at as usize
     });
     let (code, text) = asm.finish()?;
-    Ok(Assembled { code, starts, replay, text })
+    Ok(Assembled { code, starts, together, replay, text })
+}
+
+/// Emits a routine; returns where it begins.
+fn emit(asm: &mut Asm, name: &str, routine: &Routine, widest: usize) -> usize {
+    asm.align();
+    let at = asm.here();
+    asm.remark(&format!("routine {name}, at {at:#x}"));
+    let frame = enter(asm);
+    let slots = routine.nests.iter().map(|nest| nest::emit(asm, nest, widest)).max();
+    leave(asm);
+    asm.patch(frame, (slots.unwrap_or(0) as i64 + 2) * BYTES);
+    at as usize
 }
 
 /// Saves registers and makes room on the stack. Returns where its size is to be filled in.

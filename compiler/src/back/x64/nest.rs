@@ -11,6 +11,9 @@ use iced_x86::{Code, Instruction, Register};
 /// Registers that running sums may take; the others hold values.
 const RUNNING: usize = 10;
 
+/// The same in a nest without other values than loads.
+const RUNNING_ALONE: usize = 12;
+
 /// Registers that nothing owns between stretches of straight-line code.
 const SPARE: [Vector; 3] = [Vector(15), Vector(14), Vector(13)];
 
@@ -239,9 +242,10 @@ impl<'a> Emitter<'a> {
 
     /// Registers for the running values of tiles of a width: those that are used most come first.
     fn running(&mut self, width: usize) -> Sums {
+        let limit = self.running_limit();
         let mut next = 0;
         let mut take = |memory: RunningHome| {
-            let vector = (next < RUNNING).then_some(Vector(next as u8));
+            let vector = (next < limit).then_some(Vector(next as u8));
             next += 1;
             Running { vector, memory }
         };
@@ -262,6 +266,11 @@ impl<'a> Emitter<'a> {
         let columns =
             (0..columns).map(|c| column(c).map(|slot| take(RunningHome::Slot(slot))).collect()).collect();
         Sums { totals, rows, columns }
+    }
+
+    fn running_limit(&self) -> usize {
+        let is_load = |op: &BodyOp| matches!(op, BodyOp::Load(_));
+        if self.nest.body.ops.iter().all(is_load) { RUNNING_ALONE } else { RUNNING }
     }
 
     fn start_totals(&mut self, sums: &Sums) {
@@ -440,7 +449,7 @@ impl<'a> Emitter<'a> {
                 kept.push((key, slot));
             }
         }
-        let totals: Vec<Vector> = (0..RUNNING as u8).map(Vector).collect();
+        let totals: Vec<Vector> = (0..self.running_limit() as u8).map(Vector).collect();
         self.run(&build, &totals);
         kept
     }
