@@ -14,7 +14,10 @@ use compiler::passes::events;
 use runtime::engine::{Backend, Engine, EngineOptions, Mode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use support::{Worst, all_specs, feed, model_of, narrow, outputs_at, run_row, single_precision, spec};
+use support::{
+    Manner, Worst, all_specs, bits, feed, model_of, narrow, outputs_at, run_in_manner, run_row,
+    single_precision, spec,
+};
 
 /// A network with a plastic matrix, its equations given.
 fn network(declared: &str, equations: &str) -> Arc<Model> {
@@ -356,6 +359,32 @@ fn inference_gives_the_outputs_of_training() {
         outputs
     };
     assert_eq!(run(Mode::Infer), run(Mode::Train));
+}
+
+#[test]
+fn a_sequence_that_is_known_gives_what_its_steps_give() {
+    let models = legal().into_iter().map(|(name, model)| (name.to_owned(), model)).chain(library());
+    let mut seen = 0;
+    for (name, model) in models {
+        let Some(model) = kept(&model, 40).map(Arc::new) else { continue };
+        let sizes = sizes(&model, 9);
+        for backend in [Backend::CRANELIFT, Backend::fastest()] {
+            let engine = Engine::new(model.clone(), sizes.clone(), backend, &EngineOptions::default());
+            let engine = engine.expect("it compiles");
+            for reset_at in [None, Some(14)] {
+                let options = Options { steps: 37, reset_at, seed: 6, ..Options::default() };
+                let case = case_of(&model, &sizes, &options);
+                let by_steps = bits(&run_in_manner(&engine, &case, Manner::default()));
+                let at_once =
+                    bits(&run_in_manner(&engine, &case, Manner { ahead: true, ..Manner::default() }));
+                for ((what, a), (_, b)) in at_once.iter().zip(&by_steps) {
+                    assert_eq!(a, b, "{name}: {what} depends on whether inputs are known");
+                }
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 40, "{seen}");
 }
 
 #[test]
