@@ -56,7 +56,10 @@ fn threads(asked: Option<u16>) -> usize {
 fn backend(name: BackendName, voice: Voice) -> Backend {
     match name {
         BackendName::Auto => {
-            if let Some(what) = x64::lacking() {
+            // Elsewhere there is nothing to miss.
+            if cfg!(target_arch = "x86_64")
+                && let Some(what) = x64::lacking()
+            {
                 voice.note(&format!(
                     "models run on the back end cranelift; x64, which is faster, cannot run here: {what}"
                 ));

@@ -786,6 +786,7 @@ impl Tape {
     }
 
     fn hoisted(&mut self, bound: &Bound<'_>, grads: &mut Grads, first: usize, end: usize) {
+        let _entered = Entered::new();
         for rank1 in &bound.engine.program.rank1 {
             let a = self.series(bound, rank1.a, first);
             let b = self.series(bound, rank1.b, first);
