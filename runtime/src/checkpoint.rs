@@ -18,6 +18,8 @@ struct Note {
     format: u32,
     update: u64,
     optimiser_steps: u64,
+    #[serde(default)]
+    averaged_steps: u64,
     checksum: String,
 }
 
@@ -59,10 +61,14 @@ pub fn save(folder: &Path, trainer: &Trainer, window: &Window) -> Result<(), Err
         let shape = vec![trainer.carried.len(), rows.len() / trainer.carried.len()];
         all.insert(format!("carry.{}", state.name), Tensor::f32(shape, rows));
     }
+    if let Some(memory) = &trainer.language {
+        all.insert("history".into(), Tensor::f64(vec![memory.history.len()], memory.history.clone()));
+    }
     let note = Note {
         format: FORMAT,
         update: trainer.update,
         optimiser_steps: trainer.optimiser.steps(),
+        averaged_steps: trainer.optimiser.averaged(),
         checksum: checksum(&all)?,
     };
     let note =
@@ -95,7 +101,13 @@ pub fn load(path: &Path, trainer: &mut Trainer) -> Result<Window, Error> {
     let mut taker = Taker::new(path.display().to_string(), all);
     trainer.params.import_raw(&mut taker);
     let names: Vec<&str> = trainer.params.about.iter().map(|a| a.name.as_str()).collect();
+    let sizes: Vec<usize> = trainer.params.raw.iter().map(Vec::len).collect();
+    trainer.optimiser.set_averaged(note.averaged_steps, sizes);
     trainer.optimiser.import(&names, &mut taker);
+    let epochs = taker.shape("history").map_or(0, |s| s.iter().product());
+    if let Some(memory) = &mut trainer.language {
+        memory.history = taker.required("history", &[epochs]).map_or(vec![], |t| t.to_f64());
+    }
     let length = taker.shape("window").map_or(0, |s| s.iter().product());
     let sums = taker.required("window", &[length]).map_or(vec![], |t| t.to_f64());
     trainer.carried = load_carried(&mut taker, trainer);

@@ -36,6 +36,8 @@ pub enum Command {
     Train(Train),
     /// Evaluate a trained run on new episodes.
     Eval(Eval),
+    /// Draw text from a trained language model.
+    Sample(Sample),
     /// Run a model on tensors, exactly.
     Run(Run),
     /// Time a model: forward, forward and backward, memory.
@@ -58,6 +60,9 @@ pub struct Train {
     /// The task; `bpm tasks` lists them.
     #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
+    /// The folder of the task's data; short for --set task.data=DIR.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
     /// Replace a key of the recipe.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
@@ -105,6 +110,18 @@ pub struct Eval {
     /// The seed of the episodes; they are never those of training.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Where the data of the run's task are now, if they have moved.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Language models: only this split.
+    #[arg(long, value_enum, value_name = "SPLIT")]
+    pub split: Option<SplitName>,
+    /// Language models: rows that are read side by side.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub batch: u32,
+    /// Language models: fail (exit code 1) if the perplexity of the last split read is above this.
+    #[arg(long, value_name = "PERPLEXITY")]
+    pub max_perplexity: Option<f64>,
     /// Take the likeliest action instead of drawing one.
     #[arg(long)]
     pub greedy: bool,
@@ -123,6 +140,42 @@ pub struct Eval {
     /// How plastic matrices are kept [default: as in training].
     #[arg(long, value_enum, value_name = "FORM")]
     pub prefer: Option<PreferName>,
+}
+
+/// `bpm sample`
+#[derive(Debug, Args)]
+pub struct Sample {
+    /// The folder of a run of a language model.
+    pub run: PathBuf,
+    /// How many tokens.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub tokens: u32,
+    /// What the network reads first [default: the end of a line].
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub prompt: String,
+    /// Logits are divided by it; at 0 the likeliest token is taken.
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f64,
+    /// The seed.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where the text is now, if it has moved.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// What runs the model.
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    pub backend: BackendName,
+}
+
+/// Parts of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SplitName {
+    /// What is learned from.
+    Train,
+    /// What decides which parameters are kept.
+    Valid,
+    /// What is reported.
+    Test,
 }
 
 /// `bpm run`

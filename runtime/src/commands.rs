@@ -1,8 +1,9 @@
 //! The commands of `bpm`: from arguments to work.
 
-use crate::cli::{BackendName, Bench, Device, Eval, Plot, Run as RunArgs, Train};
+use crate::cli::{BackendName, Bench, Device, Eval, Plot, Run as RunArgs, Sample, Train};
 use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
+use crate::language::{self, Split, Text};
 use crate::options::Options;
 use crate::progress::{Format, Progress, say};
 use crate::recipe::{self, Override, Recipe};
@@ -10,6 +11,7 @@ use crate::rollout::Choice;
 use crate::run::{self, Machine, Run};
 use crate::spec::{self, Spec};
 use crate::timings::Timings;
+use crate::train::Trainer;
 use crate::{Error, bench, eval, files, plot, report, setup, task, tensors};
 use compiler::back::x64;
 use compiler::form::Prefer;
@@ -159,11 +161,17 @@ fn headline(run: &Run, machine: Machine) -> String {
     )
 }
 
+/// A folder of data, as a replacement of a recipe's key.
+fn data(folder: Option<&Path>) -> Option<Override> {
+    folder.map(|f| Override::new("task.data", f.display().to_string()))
+}
+
 fn overrides(args: &Train) -> Result<Vec<Override>, Error> {
     let mut all = vec![];
     if let Some(name) = &args.task {
         all.push(Override::new("task.name", name.as_str()));
     }
+    all.extend(data(args.data.as_deref()));
     for (name, size) in axes(&args.axes)? {
         all.push(Override::new(&format!("sizes.{name}"), size as i64));
     }
@@ -190,7 +198,7 @@ fn read_input(input: &Path, sets: &[Override], args: &Train) -> Result<(Spec, Re
             let error = Error::usage(format!("`{}` is a run", input.display()));
             return Err(error.help("go on with it: --resume"));
         }
-        let stored = run::load(input)?;
+        let stored = run::load(input, sets)?;
         let recipe = Recipe::load(&input.join("recipe.toml"), sets)?;
         return Ok((stored.spec, recipe, stem(input)));
     }
@@ -229,7 +237,12 @@ fn read_input(input: &Path, sets: &[Override], args: &Train) -> Result<(Spec, Re
 /// Whatever can go wrong; a score below the wanted one.
 pub fn evaluate(args: &Eval, voice: Voice) -> Result<(), Error> {
     let machine = Machine { backend: backend(args.backend, voice), threads: threads(args.threads) };
-    let trainer = run::load_trained(&args.run, machine, args.prefer.map(|p| p.form()))?;
+    let moved = data(args.data.as_deref());
+    let prefer = args.prefer.map(|p| p.form());
+    let trainer = run::load_trained(&args.run, machine, prefer, moved.as_slice())?;
+    if let Some(text) = trainer.recipe.task.text() {
+        return evaluate_text(args, &trainer, text, machine.threads);
+    }
     let choice = if args.greedy { Choice::Greedy } else { Choice::Sample };
     let report = eval::evaluate(&trainer, args.episodes as usize, args.seed, choice, machine.threads)?;
     match args.json {
@@ -243,6 +256,52 @@ pub fn evaluate(args: &Eval, voice: Voice) -> Result<(), Error> {
         }
         _ => Ok(()),
     }
+}
+
+/// `bpm eval` of a language model.
+fn evaluate_text(args: &Eval, trainer: &Trainer, text: &Text, threads: usize) -> Result<(), Error> {
+    let splits = match args.split {
+        Some(split) => vec![Split::ALL[split as usize]],
+        None => vec![Split::Valid, Split::Test],
+    };
+    let report = language::report::Report::new(trainer, text, &splits, args.batch as usize, threads)?;
+    files::write(&args.run.join("eval.json"), format!("{:#}\n", report.json()).as_bytes())?;
+    match args.json {
+        true => print(&format!("{}\n", report.json()))?,
+        false => print(&report.text())?,
+    }
+    let (found, wanted) = (report.perplexity(), args.max_perplexity);
+    match wanted {
+        Some(wanted) if !(found <= wanted) => {
+            Err(Error::input(format!("the perplexity is {found:.2}, above {wanted}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `bpm sample`
+///
+/// # Errors
+/// Whatever can go wrong.
+pub fn sample(args: &Sample, voice: Voice) -> Result<(), Error> {
+    let machine = Machine { backend: backend(args.backend, voice), threads: 1 };
+    let moved = data(args.data.as_deref());
+    let trainer = run::load_trained(&args.run, machine, None, moved.as_slice())?;
+    let Some(text) = trainer.recipe.task.text() else {
+        return Err(Error::usage(format!("`{}` is no run of a language model", args.run.display()))
+            .help("evaluate it: bpm eval RUN"));
+    };
+    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
+        return Err(Error::usage(format!("--temperature must be a number from 0 on, but is {}", args.temperature)));
+    }
+    let how = language::report::Drawing {
+        prompt: text.corpus.read(&args.prompt)?,
+        tokens: args.tokens as usize,
+        temperature: args.temperature,
+        seed: args.seed,
+    };
+    let drawn = language::report::draw(&trainer, &trainer.params, &how)?;
+    print(&format!("{}{}\n", args.prompt, text.corpus.write(&drawn, !args.prompt.is_empty())))
 }
 
 /// `bpm run`

@@ -17,6 +17,7 @@ pub mod error;
 pub mod eval;
 pub mod exact;
 pub mod files;
+pub mod language;
 pub mod learner;
 pub mod memory;
 pub mod metrics;

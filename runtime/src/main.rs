@@ -47,6 +47,7 @@ fn run(command: &Command, voice: Voice) -> Result<(), Error> {
             commands::train(args, voice, &STOP)
         }
         Command::Eval(args) => commands::evaluate(args, voice),
+        Command::Sample(args) => commands::sample(args, voice),
         Command::Run(args) => commands::run(args, voice),
         Command::Bench(args) => commands::bench(args, voice),
         Command::Plot(args) => commands::plot(args),

@@ -2,6 +2,7 @@
 //! gradient's norm. Everything is kept in 32 bits and goes through parameters in their order.
 
 use crate::options::Options;
+use crate::parallel;
 use crate::task::Defaults;
 use crate::tensors::{Taker, Tensor, Tensors};
 
@@ -35,13 +36,69 @@ pub struct Settings {
     pub decay: f64,
     /// Bound of the norm of all gradients together; 0 for none.
     pub clip: f64,
+    /// What changes from epoch to epoch.
+    pub epochs: Epochs,
+}
+
+/// What changes from epoch to epoch, in tasks that have them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Epochs {
+    /// Factor of the rate in every epoch behind `decay_after`.
+    pub decay: f64,
+    /// The last epoch with the full rate.
+    pub decay_after: u32,
+    /// The epoch, counted from one, from which on parameters are averaged; 0 for none.
+    pub average_from: u32,
+    /// Averaging starts when the validation loss is no better than the best of all epochs but so many of
+    /// the last; 0 for never.
+    pub average_patience: usize,
+}
+
+impl Epochs {
+    fn new(o: &mut Options) -> Self {
+        Epochs {
+            decay: o.number("epoch_decay", 1.0, 0.0..=1.0, "factor of the rate per epoch, behind the next key"),
+            decay_after: o.integer("decay_after", 0, 0..=1 << 20, "the last epoch with the full rate") as u32,
+            average_from: o.integer(
+                "average_from",
+                0,
+                0..=1 << 20,
+                "first epoch of averaged gradient descent (ASGD); 0: none",
+            ) as u32,
+            average_patience: o.size(
+                "average_patience",
+                0,
+                0..=1 << 20,
+                "average when validation is not better than before so many epochs; 0: never",
+            ),
+        }
+    }
+
+    /// The factor of the rate in an epoch, counted from one.
+    pub fn factor(&self, epoch: u32) -> f64 {
+        match epoch.saturating_sub(self.decay_after) {
+            0 => 1.0,
+            _ if self.decay == 1.0 => 1.0,
+            n => self.decay.powi(n as i32),
+        }
+    }
+
+    /// Whether averaging starts with an epoch, counted from one, given the validation losses before it.
+    pub fn averages(&self, epoch: u32, losses: &[f64]) -> bool {
+        let by_number = self.average_from > 0 && epoch >= self.average_from;
+        let before = losses.len().saturating_sub(self.average_patience);
+        let best = losses[..before].iter().copied().fold(f64::INFINITY, f64::min);
+        let stuck = self.average_patience > 0 && before > 0 && losses.last().is_some_and(|l| *l > best);
+        by_number || stuck
+    }
 }
 
 impl Settings {
     /// Reads the options.
     pub fn new(o: &mut Options, defaults: &Defaults) -> Self {
         let any = 0.0..=1e9;
-        let name = o.choice("name", 0, &["adam", "sgd"], "the rule that moves the parameters");
+        let usual = usize::from(defaults.epochs > 0);
+        let name = o.choice("name", usual, &["adam", "sgd"], "the rule that moves the parameters");
         let rate = o.number("rate", defaults.rate, any.clone(), "learning rate");
         let rule = match name {
             0 => Rule::Adam {
@@ -58,7 +115,8 @@ impl Settings {
         };
         let decay = o.number("decay", 0.0, any.clone(), "L2 weight decay");
         let clip = o.number("clip", defaults.clip, any, "bound of the gradient's norm; 0 for none");
-        Settings { rule, rate, decay, clip }
+        let epochs = if defaults.epochs > 0 { Epochs::new(o) } else { Epochs::default() };
+        Settings { rule, rate, decay, clip, epochs }
     }
 }
 
@@ -69,46 +127,94 @@ pub struct Optimiser {
     steps: u64,
     mean: Vec<Vec<f32>>,
     square: Vec<Vec<f32>>,
+    /// Means of the parameters over the steps since averaging began, and how many there were.
+    average: Vec<Vec<f32>>,
+    averaged: u64,
+    /// Threads; no result depends on them.
+    threads: usize,
 }
 
 impl Optimiser {
     /// An optimiser for parameter tensors of these sizes.
-    pub fn new(settings: Settings, sizes: impl IntoIterator<Item = usize>) -> Self {
-        let mean: Vec<Vec<f32>> = sizes.into_iter().map(|n| vec![0.0; n]).collect();
+    pub fn new(settings: Settings, sizes: impl IntoIterator<Item = usize>, threads: usize) -> Self {
+        let plain = settings.rule == Rule::Sgd { momentum: 0.0 };
+        let mean: Vec<Vec<f32>> = sizes.into_iter().map(|n| vec![0.0; if plain { 0 } else { n }]).collect();
         let square = match settings.rule {
             Rule::Adam { .. } => mean.clone(),
             Rule::Sgd { .. } => vec![],
         };
-        Optimiser { settings, steps: 0, mean, square }
+        Optimiser { settings, steps: 0, mean, square, average: vec![], averaged: 0, threads }
+    }
+
+    /// The means of the parameters since averaging began, if it did.
+    pub fn average(&self) -> Option<&[Vec<f32>]> {
+        (self.averaged > 0).then_some(&self.average)
+    }
+
+    /// How many steps are averaged.
+    pub fn averaged(&self) -> u64 {
+        self.averaged
+    }
+
+    /// Says how many steps are averaged in parameters of these sizes, when a run goes on.
+    pub fn set_averaged(&mut self, steps: u64, sizes: impl IntoIterator<Item = usize>) {
+        self.averaged = steps;
+        self.average = match steps {
+            0 => vec![],
+            _ => sizes.into_iter().map(|n| vec![0.0; n]).collect(),
+        };
+    }
+
+    /// Takes the parameters of this step into the averages.
+    pub fn add_to_average(&mut self, params: &[Vec<f32>]) {
+        self.averaged += 1;
+        if self.averaged == 1 {
+            self.average = params.to_vec();
+            return;
+        }
+        let share = (1.0 / self.averaged as f64) as f32;
+        for (mean, params) in self.average.iter_mut().zip(params) {
+            blocks(self.threads, mean.chunks_mut(BLOCK).zip(params.chunks(BLOCK)), |(mean, params)| {
+                mean.iter_mut().zip(params).for_each(|(m, p)| *m += share * (p - *m));
+            });
+        }
     }
 
     /// Scales the gradients so that their norm does not exceed the bound; gives the norm before.
     pub fn clip(&self, gradients: &mut [Vec<f32>]) -> f64 {
-        let norm = norm(gradients);
+        let norm = norm(gradients, self.threads);
         let factor = self.settings.clip / (norm + 1e-6);
         if self.settings.clip > 0.0 && factor < 1.0 {
-            gradients.iter_mut().flatten().for_each(|g| *g *= factor as f32);
+            let all = gradients.iter_mut().flat_map(|g| g.chunks_mut(BLOCK));
+            blocks(self.threads, all, |g| g.iter_mut().for_each(|g| *g *= factor as f32));
         }
         norm
     }
 
-    /// Moves the parameters that are learned.
-    pub fn step(&mut self, params: &mut [Vec<f32>], gradients: &[Vec<f32>], learned: &[bool]) {
+    /// Moves the parameters that are learned, at a multiple of the rate.
+    pub fn step(&mut self, params: &mut [Vec<f32>], gradients: &[Vec<f32>], learned: &[bool], multiple: f64) {
         self.steps += 1;
         for k in (0..params.len()).filter(|&k| learned[k]) {
             match self.settings.rule {
                 Rule::Adam { beta1, beta2, epsilon } => {
-                    self.adam(k, &mut params[k], &gradients[k], [beta1, beta2, epsilon]);
+                    self.adam(k, &mut params[k], &gradients[k], [beta1, beta2, epsilon], multiple);
                 }
-                Rule::Sgd { momentum } => self.sgd(k, &mut params[k], &gradients[k], momentum),
+                Rule::Sgd { momentum } => self.sgd(k, &mut params[k], &gradients[k], momentum, multiple),
             }
         }
     }
 
-    fn adam(&mut self, k: usize, params: &mut [f32], gradients: &[f32], [b1, b2, epsilon]: [f64; 3]) {
+    fn adam(
+        &mut self,
+        k: usize,
+        params: &mut [f32],
+        gradients: &[f32],
+        [b1, b2, epsilon]: [f64; 3],
+        multiple: f64,
+    ) {
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let (correction1, correction2) = (1.0 - b1.powi(steps), 1.0 - b2.powi(steps));
-        let rate = (self.settings.rate / correction1) as f32;
+        let rate = (self.settings.rate * multiple / correction1) as f32;
         let root2 = correction2.sqrt() as f32;
         let (decay, epsilon) = (self.settings.decay as f32, epsilon as f32);
         let (keep2, add1, add2) = (b2 as f32, (1.0 - b1) as f32, (1.0 - b2) as f32);
@@ -121,9 +227,16 @@ impl Optimiser {
         }
     }
 
-    fn sgd(&mut self, k: usize, params: &mut [f32], gradients: &[f32], momentum: f64) {
-        let (rate, decay, momentum) =
-            (self.settings.rate as f32, self.settings.decay as f32, momentum as f32);
+    fn sgd(&mut self, k: usize, params: &mut [f32], gradients: &[f32], momentum: f64, multiple: f64) {
+        let rate = (self.settings.rate * multiple) as f32;
+        let (decay, momentum) = (self.settings.decay as f32, momentum as f32);
+        if momentum == 0.0 {
+            let all = params.chunks_mut(BLOCK).zip(gradients.chunks(BLOCK));
+            blocks(self.threads, all, |(params, gradients)| {
+                params.iter_mut().zip(gradients).for_each(|(p, g)| *p -= rate * (g + decay * *p));
+            });
+            return;
+        }
         for ((p, g), v) in params.iter_mut().zip(gradients).zip(&mut self.mean[k]) {
             let g = g + decay * *p;
             // PyTorch starts the velocity at the first gradient, which is this with v = 0.
@@ -144,7 +257,7 @@ impl Optimiser {
 
     /// Writes the memory as tensors `mean.NAME` and `square.NAME`.
     pub fn export(&self, names: &[&str], into: &mut Tensors) {
-        for (prefix, memory) in [("mean", &self.mean), ("square", &self.square)] {
+        for (prefix, memory) in [("mean", &self.mean), ("square", &self.square), ("average", &self.average)] {
             for (name, x) in names.iter().zip(memory) {
                 into.insert(format!("{prefix}.{name}"), Tensor::f32(vec![x.len()], x.clone()));
             }
@@ -153,7 +266,8 @@ impl Optimiser {
 
     /// Takes back what [`Optimiser::export`] gave.
     pub fn import(&mut self, names: &[&str], taker: &mut Taker) {
-        for (prefix, memory) in [("mean", &mut self.mean), ("square", &mut self.square)] {
+        let all = [("mean", &mut self.mean), ("square", &mut self.square), ("average", &mut self.average)];
+        for (prefix, memory) in all {
             for (name, x) in names.iter().zip(memory) {
                 if let Some(t) = taker.required(&format!("{prefix}.{name}"), &[x.len()]) {
                     *x = t.to_f32();
@@ -164,8 +278,28 @@ impl Optimiser {
 }
 
 /// The Euclidean norm of all gradients together.
-pub fn norm(gradients: &[Vec<f32>]) -> f64 {
-    gradients.iter().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt()
+pub fn norm(gradients: &[Vec<f32>], threads: usize) -> f64 {
+    let all = gradients.iter().flat_map(|g| g.chunks(BLOCK));
+    blocks(threads, all, squares).iter().sum::<f64>().sqrt()
+}
+
+/// Numbers that are gone through by one thread.
+const BLOCK: usize = 1 << 17;
+
+/// Does something to every block; the results are in order.
+fn blocks<J: Send, T: Send>(threads: usize, all: impl Iterator<Item = J>, work: impl Fn(J) -> T + Sync) -> Vec<T> {
+    parallel::run(&mut vec![(); threads.max(1)], all.collect(), |(), block| work(block))
+}
+
+/// The sum of squares, eight side by side.
+fn squares(x: &[f32]) -> f64 {
+    let mut sums = [0.0f64; 8];
+    let mut groups = x.chunks_exact(8);
+    for group in &mut groups {
+        sums.iter_mut().zip(group).for_each(|(s, x)| *s += f64::from(*x) * f64::from(*x));
+    }
+    let rest: f64 = groups.remainder().iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+    sums.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]
@@ -174,7 +308,7 @@ mod tests {
 
     fn adam(decay: f64, clip: f64) -> Optimiser {
         let rule = Rule::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-4 };
-        Optimiser::new(Settings { rule, rate: 0.1, decay, clip }, [2])
+        Optimiser::new(Settings { rule, rate: 0.1, decay, clip, epochs: Epochs::default() }, [2], 1)
     }
 
     /// Three steps on f(p) = Σ p⁴/4, against the textbook recursion in 64 bits.
@@ -186,7 +320,7 @@ mod tests {
             let (mut q, mut m, mut v) = ([1.0f64, -0.5], [0.0; 2], [0.0; 2]);
             for t in 1..=3 {
                 let g = vec![p[0].iter().map(|x| x * x * x).collect()];
-                optimiser.step(&mut p, &g, &[true]);
+                optimiser.step(&mut p, &g, &[true], 1.0);
                 for k in 0..2 {
                     let g = q[k].powi(3) + decay * q[k];
                     m[k] = 0.9 * m[k] + 0.1 * g;
@@ -201,11 +335,11 @@ mod tests {
 
     #[test]
     fn sgd_with_momentum() {
-        let settings = Settings { rule: Rule::Sgd { momentum: 0.5 }, rate: 0.1, decay: 0.0, clip: 0.0 };
-        let mut optimiser = Optimiser::new(settings, [1, 1]);
+        let settings = Settings { rule: Rule::Sgd { momentum: 0.5 }, rate: 0.1, decay: 0.0, clip: 0.0, epochs: Epochs::default() };
+        let mut optimiser = Optimiser::new(settings, [1, 1], 1);
         let mut p = vec![vec![1.0f32], vec![1.0]];
         for _ in 0..2 {
-            optimiser.step(&mut p, &[vec![1.0], vec![1.0]], &[true, false]);
+            optimiser.step(&mut p, &[vec![1.0], vec![1.0]], &[true, false], 1.0);
         }
         assert!((p[0][0] - 0.75).abs() < 1e-6);
         assert_eq!(p[1][0], 1.0, "not learned");
@@ -215,12 +349,53 @@ mod tests {
     fn clipping_scales_all_gradients() {
         let mut g = vec![vec![3.0f32, 0.0], vec![4.0]];
         assert_eq!(adam(0.0, 2.0).clip(&mut g), 5.0);
-        assert!((norm(&g) - 2.0).abs() < 1e-5);
+        assert!((norm(&g, 1) - 2.0).abs() < 1e-5);
         let before = g.clone();
         assert!((adam(0.0, 2.5).clip(&mut g) - 2.0).abs() < 1e-5);
         assert_eq!(g, before);
         let mut g = vec![vec![300.0f32]];
         adam(0.0, 0.0).clip(&mut g);
         assert_eq!(g[0][0], 300.0);
+    }
+
+    #[test]
+    fn the_rate_falls_by_epochs() {
+        let e = Epochs { decay: 0.5, decay_after: 4, ..Epochs::default() };
+        assert_eq!([1, 4, 5, 7].map(|n| e.factor(n)), [1.0, 1.0, 0.5, 0.125]);
+        let settings = Settings { rule: Rule::Sgd { momentum: 0.0 }, rate: 0.1, decay: 0.5, clip: 0.0, epochs: e };
+        let mut p = vec![vec![1.0f32]];
+        Optimiser::new(settings, [1], 1).step(&mut p, &[vec![1.0]], &[true], e.factor(5));
+        assert!((p[0][0] - (1.0 - 0.05 * 1.5)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn averaging_starts_by_number_or_when_stuck() {
+        let by_number = Epochs { average_from: 3, ..Epochs::default() };
+        assert_eq!([1, 2, 3, 9].map(|n| by_number.averages(n, &[])), [false, false, true, true]);
+        let stuck = Epochs { average_patience: 2, ..Epochs::default() };
+        assert!(!stuck.averages(3, &[5.0, 6.0]));
+        assert!(stuck.averages(4, &[5.0, 6.0, 5.5]));
+        assert!(!stuck.averages(4, &[5.0, 6.0, 4.5]));
+    }
+
+    #[test]
+    fn averages_are_means_of_the_steps() {
+        let settings = Settings { rule: Rule::Sgd { momentum: 0.0 }, rate: 1.0, decay: 0.0, clip: 0.0, epochs: Epochs::default() };
+        let mut optimiser = Optimiser::new(settings, [1], 2);
+        assert!(optimiser.average().is_none());
+        let mut p = vec![vec![0.0f32]];
+        for _ in 0..4 {
+            optimiser.step(&mut p, &[vec![-1.0]], &[true], 1.0);
+            optimiser.add_to_average(&p);
+        }
+        assert!((optimiser.average().expect("average")[0][0] - 2.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn norms_do_not_depend_on_threads() {
+        let g = vec![(0..300_001).map(|k| ((k as f32) * 0.7).sin()).collect::<Vec<f32>>(), vec![0.5; 3]];
+        let meant: f64 = g.iter().flatten().map(|x| f64::from(*x).powi(2)).sum();
+        assert_eq!(norm(&g, 1).to_bits(), norm(&g, 3).to_bits());
+        assert!((norm(&g, 1) - meant.sqrt()).abs() < 1e-9 * meant);
     }
 }

@@ -161,6 +161,17 @@ impl Options {
         value
     }
 
+    /// A folder; a relative one is relative to the current folder, and is written down as it is from the root.
+    pub fn folder(&mut self, key: &'static str, doc: &'static str) -> std::path::PathBuf {
+        let given = self.text(key, "", doc);
+        let path = match given.as_str() {
+            "" => return std::path::PathBuf::new(),
+            path => std::path::absolute(path).unwrap_or_else(|_| path.into()),
+        };
+        self.resolved.insert(key.into(), Value::String(path.display().to_string()));
+        path
+    }
+
     /// One of a few words; gives its index.
     pub fn choice(
         &mut self,

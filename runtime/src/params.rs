@@ -117,11 +117,16 @@ impl ParamStore {
 
     /// The numbers that the equations see, by [`ParamId`].
     pub fn values(&self) -> Vec<Vec<f32>> {
+        self.values_of(self.about.len())
+    }
+
+    /// Those of the first parameters only: the spec's, where others follow.
+    pub fn values_of(&self, count: usize) -> Vec<Vec<f32>> {
         let one = |(about, raw): (&About, &Vec<f32>)| match about.range {
             Range::Free => raw.clone(),
             range => raw.iter().map(|r| range.value(f64::from(*r)) as f32).collect(),
         };
-        self.about.iter().zip(&self.raw).map(one).collect()
+        self.about.iter().zip(&self.raw).take(count).map(one).collect()
     }
 
     /// Turns gradients with respect to values into gradients with respect to raw numbers, scaled;

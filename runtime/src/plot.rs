@@ -80,7 +80,7 @@ fn stem(out: &Path) -> PathBuf {
 }
 
 fn curve(folder: &Path, options: &Options) -> Result<Curve, Error> {
-    let stored = run::load(folder)?;
+    let stored = run::load(folder, &[])?;
     let lines = metrics::read(&folder.join("metrics.jsonl"))?;
     let axis = match options.metric.as_str() {
         "" => stored.recipe.task.scores()[0].to_string(),

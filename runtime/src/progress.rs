@@ -1,6 +1,7 @@
 //! What a run says while it goes: one status line on a terminal, a plain line now and then
 //! elsewhere, one JSON object per line of metrics for programs. All of it on stderr.
 
+use crate::language::Validation;
 use crate::run::Observer;
 use crate::train::{Outcome, Trainer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -88,6 +89,20 @@ impl Observer for Progress {
                 bar.set_position(trainer.update);
             }
             Kind::Lines => self.plain_line(trainer),
+            Kind::Quiet | Kind::Json => {}
+        }
+    }
+
+    fn epoch(&mut self, _trainer: &Trainer, validation: Validation) {
+        let Validation { epoch, loss, best } = validation;
+        let text = format!(
+            "epoch {epoch}: validation perplexity {:.2}{}",
+            loss.exp(),
+            if best { ", the best so far" } else { "" }
+        );
+        match &self.kind {
+            Kind::Bar(bar) => bar.println(text),
+            Kind::Lines => say(&text),
             Kind::Quiet | Kind::Json => {}
         }
     }

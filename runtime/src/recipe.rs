@@ -139,7 +139,7 @@ impl Recipe {
         let init = o.numbers();
         root.close("init", o);
         let mut o = root.open("run", "how long and how often");
-        let schedule = Schedule::new(&mut o, &defaults);
+        let schedule = Schedule::new(&mut o, &defaults, &*task);
         root.close("run", o);
         let (table, problems) = root.finish();
         if !problems.is_empty() {
@@ -167,12 +167,19 @@ fn read_task(root: &mut Options) -> (&'static str, Box<dyn Task>, task::Defaults
 }
 
 impl Schedule {
-    fn new(o: &mut Options, defaults: &task::Defaults) -> Self {
+    fn new(o: &mut Options, defaults: &task::Defaults, task: &dyn Task) -> Self {
         let count = 1..=1 << 32;
+        let batch = o.size("batch", defaults.batch, 1..=1 << 20, "rows per update");
+        let seed = o.integer("seed", 0, 0..=i64::MAX, "seed of everything random") as u64;
+        let updates = match task.text() {
+            // The whole run, unless it is said otherwise; a text without words is a mistake told elsewhere.
+            Some(text) => text.windows(batch, seed).updates(defaults.epochs).max(1) as i64,
+            None => 10_000,
+        };
         Schedule {
-            batch: o.size("batch", defaults.batch, 1..=1 << 20, "rows per update"),
-            updates: o.integer("updates", 10_000, count.clone(), "updates of the whole run") as u64,
-            seed: o.integer("seed", 0, 0..=i64::MAX, "seed of everything random") as u64,
+            batch,
+            updates: o.integer("updates", updates, count.clone(), "updates of the whole run") as u64,
+            seed,
             log_every: o.integer("log_every", 10, count.clone(), "updates per line of metrics") as u64,
             checkpoint_every: o.integer("checkpoint_every", 1000, count, "updates per checkpoint") as u64,
             prefer: match o.choice("prefer", 0, &PREFERENCES, "how plastic matrices are kept") {

@@ -17,6 +17,8 @@ pub enum Purpose {
     World = 4,
     /// Sampled actions.
     Action = 5,
+    /// Words that are left out.
+    Words = 6,
 }
 
 /// Whether numbers are for training or for evaluation; the two never share a stream.

@@ -7,6 +7,8 @@
 //! metrics.jsonl        the curve
 //! checkpoints/         the two newest checkpoints
 //! params.safetensors   parameters in the units of the spec, as of the last checkpoint
+//! best.safetensors     the same after the epoch with the best validation, for language models
+//! vocabulary.txt       the words of a language model
 //! ```
 //!
 //! Files are written beside and renamed into place, so a kill at any time leaves a run that can go
@@ -14,8 +16,9 @@
 
 use crate::engine::Backend;
 use crate::error::{Error, Kind};
-use crate::metrics::{Log, Window};
-use crate::recipe::Recipe;
+use crate::language::Validation;
+use crate::metrics::{self, Log, Window};
+use crate::recipe::{Override, Recipe};
 use crate::rng::fnv1a;
 use crate::spec::{self, Spec};
 use crate::timings::Phase;
@@ -29,6 +32,11 @@ use std::time::Instant;
 
 /// The version of the layout of the folder.
 const FORMAT: u64 = 1;
+
+/// The parameters of the best epoch.
+pub const BEST: &str = "best.safetensors";
+/// The words of a language model.
+const VOCABULARY: &str = "vocabulary.txt";
 
 /// Where the numbers of a run are computed.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +64,8 @@ pub struct Run {
 pub trait Observer {
     /// An update is done.
     fn update(&mut self, trainer: &Trainer, outcome: &Outcome);
+    /// An epoch of a text is over.
+    fn epoch(&mut self, _trainer: &Trainer, _validation: Validation) {}
     /// A line of metrics was written.
     fn line(&mut self, line: &Map<String, Value>);
 }
@@ -91,6 +101,9 @@ impl Run {
         let lock = lock(folder)?;
         files::write(&folder.join("spec.bpm"), trainer.spec.source.as_bytes())?;
         files::write(&folder.join("recipe.toml"), trainer.recipe.text().as_bytes())?;
+        if let Some(text) = trainer.recipe.task.text() {
+            files::write(&folder.join(VOCABULARY), text.corpus.vocabulary.text().as_bytes())?;
+        }
         let about = about(&trainer, machine);
         files::write(&folder.join("run.json"), pretty(&about).as_bytes())?;
         Self::open(folder, trainer, Window::default(), lock)
@@ -107,9 +120,12 @@ impl Run {
         mut trainer: Trainer,
         machine: Machine,
     ) -> Result<(Self, Vec<String>), Error> {
-        let stored = load(folder)?;
+        let text = trainer.recipe.task.text();
+        let moved = text.map(|t| Override::new("task.data", t.folder.display().to_string()));
+        let stored = load(folder, moved.as_slice())?;
         let lock = lock(folder)?;
         same(folder, &stored, &trainer)?;
+        same_words(folder, &trainer)?;
         let mut warnings = vec![];
         let mut window = Window::default();
         let checkpoints = checkpoint::list(&folder.join("checkpoints"))?;
@@ -158,12 +174,21 @@ impl Run {
             self.window.add(&outcome);
             observer.update(&self.trainer, &outcome);
             let update = self.trainer.update;
-            if update.is_multiple_of(schedule.log_every) || update == schedule.updates {
+            let epoch = self.trainer.validate().map_err(|e| self.with_checkpoint(e))?;
+            if update.is_multiple_of(schedule.log_every) || update == schedule.updates || epoch.is_some() {
                 let scores = self.trainer.recipe.task.scores();
                 let seconds = before + start.elapsed().as_secs_f64();
-                let line = self.window.line(update, schedule.batch, scores, seconds);
+                let mut line = self.window.line(update, schedule.batch, scores, seconds);
+                self.about_words(&mut line, epoch);
                 observer.line(&line);
                 self.log.add(line)?;
+            }
+            if let Some(validation) = epoch {
+                observer.epoch(&self.trainer, validation);
+                if validation.best {
+                    let values = self.trainer.evaluated().export();
+                    tensors::write(&self.folder.join(BEST), &values, None)?;
+                }
             }
             if update.is_multiple_of(schedule.checkpoint_every) {
                 self.save()?;
@@ -175,6 +200,19 @@ impl Run {
         }
         self.seconds = before + start.elapsed().as_secs_f64();
         self.save()
+    }
+
+    /// What a line of metrics says of a language model.
+    fn about_words(&self, line: &mut Map<String, Value>, epoch: Option<Validation>) {
+        let Some(memory) = &self.trainer.language else { return };
+        let number = |x: f64| serde_json::Number::from_f64(x).map_or(Value::Null, Value::Number);
+        line.insert("perplexity".into(), number(metrics::get(line, "cross_entropy").exp()));
+        let last = memory.windows.at(self.trainer.update.saturating_sub(1));
+        line.insert("epoch".into(), (last.epoch + 1).into());
+        if let Some(v) = epoch {
+            line.insert("valid_loss".into(), number(v.loss));
+            line.insert("valid_ppl".into(), number(v.loss.exp()));
+        }
     }
 
     fn save(&mut self) -> Result<(), Error> {
@@ -208,7 +246,7 @@ pub fn is_run(folder: &Path) -> bool {
 ///
 /// # Errors
 /// If it is no run or a file is damaged.
-pub fn load(folder: &Path) -> Result<Stored, Error> {
+pub fn load(folder: &Path, overrides: &[Override]) -> Result<Stored, Error> {
     if !is_run(folder) {
         let error = Error::usage(format!("`{}` is no run: it has no run.json", folder.display()));
         return Err(error.help("a run is a folder made by `bpm train`"));
@@ -225,7 +263,7 @@ pub fn load(folder: &Path) -> Result<Stored, Error> {
     let place = folder.join("spec.bpm");
     let name = about["spec"]["name"].as_str();
     let spec = spec::compile(&place.display().to_string(), files::read_text(&place)?, name)?;
-    let recipe = Recipe::load(&folder.join("recipe.toml"), &[])?;
+    let recipe = Recipe::load(&folder.join("recipe.toml"), overrides)?;
     Ok(Stored { about, spec, recipe })
 }
 
@@ -233,13 +271,20 @@ pub fn load(folder: &Path) -> Result<Stored, Error> {
 ///
 /// # Errors
 /// If it is no run, or has no parameters yet.
-pub fn load_trained(folder: &Path, machine: Machine, prefer: Option<Prefer>) -> Result<Trainer, Error> {
-    let stored = load(folder)?;
+pub fn load_trained(
+    folder: &Path,
+    machine: Machine,
+    prefer: Option<Prefer>,
+    overrides: &[Override],
+) -> Result<Trainer, Error> {
+    let stored = load(folder, overrides)?;
     let mut recipe = stored.recipe;
     recipe.schedule.prefer = prefer.unwrap_or(recipe.schedule.prefer);
     let mode = rollout::mode(&*recipe.task);
     let mut trainer = setup::trainer(stored.spec, recipe, machine.backend, machine.threads, mode)?;
-    let path = folder.join("params.safetensors");
+    same_words(folder, &trainer)?;
+    let best = folder.join(BEST);
+    let path = if best.exists() { best } else { folder.join("params.safetensors") };
     if !path.exists() {
         let error = Error::usage(format!("`{}` has no parameters yet", folder.display()));
         return Err(error.help("they are written with the first checkpoint"));
@@ -247,6 +292,20 @@ pub fn load_trained(folder: &Path, machine: Machine, prefer: Option<Prefer>) -> 
     let (found, _) = tensors::read(&path)?;
     trainer.params.import(&path.display().to_string(), found)?;
     Ok(trainer)
+}
+
+/// A text must have the words that a run was made with.
+fn same_words(folder: &Path, trainer: &Trainer) -> Result<(), Error> {
+    let Some(text) = trainer.recipe.task.text() else { return Ok(()) };
+    let path = folder.join(VOCABULARY);
+    let Some((line, own, theirs)) = text.corpus.vocabulary.difference(&files::read_text(&path)?) else {
+        return Ok(());
+    };
+    let (path, data) = (path.display(), text.folder.display());
+    Err(Error::usage(format!(
+        "{path}:{line}: the run was made with another vocabulary: word {line} is `{theirs}` there, and `{own}` in the text in `{data}`"
+    ))
+    .help("give the folder of the text that the run was trained on: --data FOLDER"))
 }
 
 fn same(folder: &Path, stored: &Stored, trainer: &Trainer) -> Result<(), Error> {
@@ -260,6 +319,9 @@ fn same(folder: &Path, stored: &Stored, trainer: &Trainer) -> Result<(), Error> 
     let strip = |table: &toml::Table| {
         let mut table = table.clone();
         table.remove("spec");
+        if let Some(task) = table.get_mut("task").and_then(toml::Value::as_table_mut) {
+            task.remove("data");
+        }
         if let Some(run) = table.get_mut("run").and_then(toml::Value::as_table_mut) {
             run.remove("updates");
             run.remove("checkpoint_every");

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::engine::{Backend, Engine, EngineOptions, Mode};
+use crate::language::NextWord;
 use crate::learner::{Baseline, Learner};
 use crate::memory::{Flags, Need, available};
 use crate::params::ParamStore;
@@ -9,7 +10,7 @@ use crate::recipe::Recipe;
 use crate::spec::Spec;
 use crate::train::Trainer;
 use crate::wiring::{Wiring, bind_sizes};
-use compiler::form::Form;
+use compiler::form::{Form, Prefer};
 use compiler::ir::Sizes;
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::Model;
@@ -28,14 +29,34 @@ pub fn trainer(
     mode: Mode,
 ) -> Result<Trainer, Error> {
     let model = Arc::clone(&spec.model);
-    let sizes = bind_sizes(&model, &*recipe.task, &recipe.sizes)?;
+    let sizes = bind_sizes(&model, &*recipe.task, &recipe.learner, &recipe.sizes)?;
     let wiring = Wiring::new(&model, &sizes, &*recipe.task, &recipe.learner)?;
-    let options = EngineOptions { input_bars: false, ..EngineOptions::default() };
+    // Only an embedding learns from the gradients of inputs.
+    let input_bars = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
+    let options = EngineOptions { input_bars, ..EngineOptions::default() };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
     let engine = Engine::new(kept, kept_sizes, backend, &options)?;
     need(&engine, &recipe, threads, mode).check(available())?;
-    let params = ParamStore::new(&model, &sizes, recipe.schedule.seed, &recipe.init)?;
+    let mut params = ParamStore::new(&model, &sizes, recipe.schedule.seed, &recipe.init)?;
+    if let (Learner::NextWord(learner), Some(text)) = (&recipe.learner, recipe.task.text()) {
+        let features = features(&model, &sizes, &wiring, learner)?;
+        learner.add_parameters(&mut params, text.corpus.vocabulary.len(), features, recipe.schedule.seed);
+    }
     Ok(Trainer::new(spec, recipe, (engine, form), wiring, params, threads))
+}
+
+/// The number of features from which the next word is predicted.
+fn features(model: &Model, sizes: &Sizes, wiring: &Wiring, learner: &NextWord) -> Result<usize, Error> {
+    let output = &model.outputs[wiring.output.index()];
+    let features = sizes.count(output.shape);
+    if learner.tied && features != learner.embedding {
+        let (name, embedding) = (&output.name, learner.embedding);
+        return Err(Error::input(format!(
+            "the decoder is tied to the embedding of {embedding} numbers, but output `{name}` has {features}"
+        ))
+        .help("make both sizes equal, or --set learner.tied=false"));
+    }
+    Ok(features)
 }
 
 /// The model in its form, with its sizes.
@@ -45,7 +66,9 @@ fn in_form(model: &Arc<Model>, sizes: &Sizes, recipe: &Recipe) -> Result<(Arc<Mo
     let named = model.axes.named.iter().enumerate().map(|(k, a)| (a.name.clone(), axes.intern_named(k)));
     let bound: BTreeMap<String, usize> =
         named.map(|(name, a)| (name, if a.0 < known { sizes.of(a) } else { 1 })).collect();
-    let (kept, form) = compiler::form::choose(model, &bound, recipe.task.steps(), recipe.schedule.prefer)?;
+    // Matrices that are carried from window to window have no event at which they were zero.
+    let prefer = if recipe.task.text().is_some() { Prefer::Dense } else { recipe.schedule.prefer };
+    let (kept, form) = compiler::form::choose(model, &bound, recipe.task.steps(), prefer)?;
     match kept {
         None => Ok((Arc::clone(model), sizes.clone(), form)),
         Some(kept) => {
@@ -58,16 +81,32 @@ fn in_form(model: &Arc<Model>, sizes: &Sizes, recipe: &Recipe) -> Result<(Arc<Mo
 fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> Need<'a> {
     let batch = recipe.schedule.batch;
     // Rows that share a baseline wait for each other, each on a tape of its own.
-    let shared = matches!(&recipe.learner, Learner::ActorCritic(a) if a.baseline == Baseline::First);
+    let shared = match &recipe.learner {
+        Learner::ActorCritic(a) => a.baseline == Baseline::First,
+        Learner::NextWord(_) => true,
+        Learner::SquaredError(_) => false,
+    };
     let tapes = if shared { Tapes::PerRow } else { Tapes::PerThread };
     let threads_too = Flags { threads: "--threads ", ..Flags::default() };
     let flags = match mode {
         Mode::Train => Flags { batch: "--set run.batch=", steps: steps_flag(recipe), ..threads_too },
         Mode::Infer | Mode::Forward => threads_too,
     };
-    let usage =
-        Use { batch, steps: recipe.task.steps(), threads, tapes, checkpoint_every: None, memory: None };
-    Need { engine, usage, mode, data: 0, flags }
+    let steps = recipe.task.text().map_or(recipe.task.steps(), |t| t.windows(batch, 0).longest());
+    let usage = Use { batch, steps, threads, tapes, checkpoint_every: None, memory: None };
+    Need { engine, usage, mode, data: softmax(recipe, batch * steps), flags }
+}
+
+/// Bytes of embedding, decoder, their gradients and averages, and of the probabilities of a window.
+fn softmax(recipe: &Recipe, tokens: usize) -> u64 {
+    match (&recipe.learner, recipe.task.text()) {
+        (Learner::NextWord(n), Some(text)) => {
+            let words = text.corpus.vocabulary.len() as u64;
+            let tables = if n.tied { 1 } else { 2 };
+            4 * words * (tables * 4 * n.embedding as u64 + tokens as u64)
+        }
+        _ => 0,
+    }
 }
 
 /// Not every task is told its steps; some follow from other options.

@@ -7,6 +7,7 @@
 
 use crate::engine::{Bound, Engine, Grads, Mode, RowState, Sums, Tape};
 use crate::error::Error;
+use crate::language;
 use crate::learner::{ActorCritic, Baseline, Learner, SquaredError, Terms};
 use crate::optim::Optimiser;
 use crate::parallel;
@@ -42,6 +43,8 @@ pub struct Trainer {
     pub carried: Vec<RowState>,
     /// Where the time goes, if it is measured.
     pub timings: Option<Timings>,
+    /// What language models need besides.
+    pub language: Option<language::Memory>,
     workers: Vec<Worker>,
     tapes: Vec<Tape>,
 }
@@ -82,6 +85,15 @@ struct RowOutcome {
     state: Option<RowState>,
 }
 
+/// What all rows contribute.
+struct Rows {
+    all: Vec<RowOutcome>,
+    /// Steps of a row.
+    steps: usize,
+    /// By parameter.
+    gradients: Vec<Vec<f32>>,
+}
+
 /// A failure in a row.
 type RowError = (usize, NonFinite);
 
@@ -95,7 +107,9 @@ impl Trainer {
         params: ParamStore,
         threads: usize,
     ) -> Self {
-        let optimiser = Optimiser::new(recipe.optimiser, params.raw.iter().map(Vec::len));
+        let optimiser = Optimiser::new(recipe.optimiser, params.raw.iter().map(Vec::len), threads);
+        let (batch, seed) = (recipe.schedule.batch, recipe.schedule.seed);
+        let language = recipe.task.text().map(|t| language::Memory::new(t.windows(batch, seed)));
         let workers = (0..threads.max(1)).map(|_| Worker::default()).collect();
         Trainer {
             spec,
@@ -108,6 +122,7 @@ impl Trainer {
             update: 0,
             carried: vec![],
             timings: None,
+            language,
             workers,
             tapes: vec![],
         }
@@ -121,8 +136,16 @@ impl Trainer {
         if let Some(timings) = &mut self.timings {
             timings.begin();
         }
-        let (rows, mut gradients) = self.gradients()?;
-        let before_chain = crate::optim::norm(&gradients);
+        let Rows { all: rows, steps, mut gradients } = match self.language.take() {
+            None => self.gradients()?,
+            Some(mut memory) => {
+                let found = self.window(&mut memory);
+                self.language = Some(memory);
+                found?
+            }
+        };
+        let threads = self.workers.len();
+        let before_chain = crate::optim::norm(&gradients, threads);
         self.params.chain(&mut gradients);
         let grad_norm = self.optimiser.clip(&mut gradients);
         if !(before_chain.is_finite() && grad_norm.is_finite()) {
@@ -130,11 +153,18 @@ impl Trainer {
         }
         if self.update >= self.recipe.learner.burn_in() {
             let learned: Vec<bool> = self.params.about.iter().map(|a| a.learned).collect();
-            self.optimiser.step(&mut self.params.raw, &gradients, &learned);
+            let multiple = self.multiple();
+            self.optimiser.step(&mut self.params.raw, &gradients, &learned, multiple);
+            if self.averages() {
+                self.optimiser.add_to_average(&self.params.raw);
+            }
         }
         timings::lap(&mut self.timings, Phase::Optimiser);
         self.update += 1;
-        let outcome = self.outcome(&rows, grad_norm);
+        let outcome = self.outcome(&rows, steps, grad_norm);
+        if let Some(memory) = &mut self.language {
+            memory.give_back(gradients);
+        }
         if rows.iter().all(|r| r.state.is_some()) {
             self.carried = rows.into_iter().filter_map(|r| r.state).collect();
         }
@@ -144,8 +174,95 @@ impl Trainer {
         }
     }
 
+    /// The epoch of the next update, counted from one; 1 in tasks without epochs.
+    pub fn epoch(&self) -> u32 {
+        self.language.as_ref().map_or(1, |m| m.windows.at(self.update).epoch + 1)
+    }
+
+    /// The factor of the learning rate in the next update.
+    fn multiple(&self) -> f64 {
+        let scale = self.language.as_ref().map_or(1.0, |m| m.windows.at(self.update).scale);
+        match self.language {
+            Some(_) => scale * self.recipe.optimiser.epochs.factor(self.epoch()),
+            None => 1.0,
+        }
+    }
+
+    /// Whether parameters are averaged from the next update on.
+    fn averages(&self) -> bool {
+        let Some(memory) = &self.language else { return false };
+        let epochs = &self.recipe.optimiser.epochs;
+        self.optimiser.average().is_some() || epochs.averages(self.epoch(), &memory.history)
+    }
+
+    /// The parameters that are evaluated: averaged ones, if there are.
+    pub fn evaluated(&self) -> ParamStore {
+        let mut params = self.params.clone();
+        if let Some(average) = self.optimiser.average() {
+            params.raw = average.to_vec();
+        }
+        params
+    }
+
+    /// At the end of an epoch of a text: reads the validation split.
+    ///
+    /// # Errors
+    /// If the split is too short, or its loss is not finite.
+    pub fn validate(&mut self) -> Result<Option<language::Validation>, Error> {
+        let (Some(memory), Some(text)) = (&self.language, self.recipe.task.text()) else { return Ok(None) };
+        let ended = self.update.checked_sub(1).map(|last| memory.windows.at(last)).filter(|w| w.last);
+        let Some(ended) = ended else { return Ok(None) };
+        let how = language::report::Reading {
+            split: language::Split::Valid,
+            batch: text.valid_batch,
+            window: text.window,
+            carry: language::report::Carry::All,
+        };
+        let fit = language::report::read_split(self, &self.evaluated(), text, how, self.workers.len())?;
+        let epoch = ended.epoch + 1;
+        let Some(memory) = &mut self.language else { return Ok(None) };
+        memory.history.truncate(ended.epoch as usize);
+        let best = memory.history.iter().all(|l| fit.loss < *l);
+        memory.history.push(fit.loss);
+        Ok(Some(language::Validation { epoch, loss: fit.loss, best }))
+    }
+
+    /// A window of a text.
+    fn window(&mut self, memory: &mut language::Memory) -> Result<Rows, Error> {
+        let (Some(text), Learner::NextWord(learner)) = (self.recipe.task.text(), &self.recipe.learner) else {
+            return Err(Error::usage("this task has no text"));
+        };
+        let bound = self.engine.bind(&self.params.values_of(self.engine.model().params.len()))?;
+        timings::lap(&mut self.timings, Phase::Parameters);
+        let window = memory.windows.at(self.update);
+        let update = language::training::Update {
+            engine: &self.engine,
+            bound: &bound,
+            wiring: &self.wiring,
+            text,
+            learner,
+            params: &self.params,
+            carried: &self.carried,
+            window,
+            seed: self.recipe.schedule.seed,
+            update: self.update,
+            batch: self.recipe.schedule.batch,
+            threads: self.workers.len(),
+        };
+        let found = update.run(memory, &mut self.timings).map_err(|(row, at)| self.bad_number(row, at))?;
+        let rows = found.losses.into_iter().zip(found.penalties).zip(found.states);
+        let row = |((loss, penalty), state)| RowOutcome {
+            scores: vec![loss],
+            loss,
+            penalty,
+            state: Some(state),
+            ..RowOutcome::default()
+        };
+        Ok(Rows { all: rows.map(row).collect(), steps: window.steps, gradients: found.gradients })
+    }
+
     /// The rows' outcomes and the gradient of the loss with respect to the values of parameters.
-    fn gradients(&mut self) -> Result<(Vec<RowOutcome>, Vec<Vec<f32>>), Error> {
+    fn gradients(&mut self) -> Result<Rows, Error> {
         for worker in &mut self.workers {
             worker.watch.reset(self.timings.as_ref());
         }
@@ -177,12 +294,12 @@ impl Trainer {
         };
         let gradients = sums.finish(&bound);
         timings::lap(&mut self.timings, Phase::Gradient);
-        Ok((rows, gradients))
+        Ok(Rows { all: rows, steps: self.recipe.task.steps(), gradients })
     }
 
-    fn outcome(&self, rows: &[RowOutcome], grad_norm: f64) -> Outcome {
+    fn outcome(&self, rows: &[RowOutcome], steps: usize, grad_norm: f64) -> Outcome {
         let count = rows.len() as f64;
-        let moments = count * self.recipe.task.steps() as f64;
+        let moments = count * steps as f64;
         let mean = |f: &dyn Fn(&RowOutcome) -> f64| rows.iter().map(f).sum::<f64>() / count;
         let scores: Vec<f64> =
             (0..self.recipe.task.scores().len()).map(|k| mean(&|r: &RowOutcome| r.scores[k])).collect();
@@ -232,7 +349,7 @@ impl Trainer {
 
     fn bad_gradient(&self, gradients: &[Vec<f32>]) -> Error {
         // A state may be infinite and every output finite; the gradient is not, then.
-        let mut rows = 0..self.recipe.schedule.batch;
+        let mut rows = 0..if self.language.is_some() { 0 } else { self.recipe.schedule.batch };
         if let Some((row, found)) = rows.find_map(|row| self.locate(row).map(|found| (row, found))) {
             return self.bad_number(row, found);
         }
@@ -267,7 +384,7 @@ struct Pass<'a> {
     sums: &'a Sums<'a>,
 }
 
-type Rows = Result<Vec<RowOutcome>, RowError>;
+type Outcomes = Result<Vec<RowOutcome>, RowError>;
 
 impl Pass<'_> {
     fn address(&self, row: usize) -> Address {
@@ -285,7 +402,7 @@ impl Pass<'_> {
     }
 
     /// The ordinary case: a row's loss needs only the row. One tape per thread.
-    fn row_by_row(&self, workers: &mut [Worker]) -> Rows {
+    fn row_by_row(&self, workers: &mut [Worker]) -> Outcomes {
         let work = |Worker { tape, watch }: &mut Worker, (number, rows): (usize, Range<usize>)| {
             watch.start();
             let tape = tape.get_or_insert_with(|| self.engine.tape(self.stage.task.steps(), Mode::Train));
@@ -311,7 +428,7 @@ impl Pass<'_> {
         learner: &ActorCritic,
         workers: &mut [Worker],
         tapes: &mut Vec<Tape>,
-    ) -> Rows {
+    ) -> Outcomes {
         while tapes.len() < self.batch {
             tapes.push(self.engine.tape(self.stage.task.steps(), Mode::Train));
         }
@@ -375,6 +492,7 @@ impl Pass<'_> {
                 row.loss = a.loss(&row.terms) / self.stage.task.steps() as f64;
             }
             Learner::SquaredError(s) => self.error_cotangents(*s, tape, record, &mut row),
+            Learner::NextWord(_) => {}
         }
         watch.lap(Phase::Losses);
         self.stage.bound.backward(tape, grads, self.share() as f32, None);
@@ -422,7 +540,7 @@ impl Pass<'_> {
     }
 }
 
-fn gather(chunks: Vec<Rows>) -> Rows {
+fn gather(chunks: Vec<Outcomes>) -> Outcomes {
     let mut rows = vec![];
     for chunk in chunks {
         rows.append(&mut chunk?);

@@ -29,9 +29,18 @@ pub struct Wiring {
 ///
 /// # Errors
 /// If an axis is bound twice in different ways, is unknown, or is bound by nobody.
-pub fn bind_sizes(model: &Model, task: &dyn Task, given: &BTreeMap<String, usize>) -> Result<Sizes, Error> {
+pub fn bind_sizes(
+    model: &Model,
+    task: &dyn Task,
+    learner: &Learner,
+    given: &BTreeMap<String, usize>,
+) -> Result<Sizes, Error> {
     let mut bound = given.clone();
-    for (name, size) in task.axes() {
+    let embedding = match learner {
+        Learner::NextWord(n) => Some(("I", n.embedding)),
+        _ => None,
+    };
+    for (name, size) in task.axes().into_iter().chain(embedding) {
         let Some(axis) = model.axes.named.iter().find(|a| a.name == name) else { continue };
         if let Some(other) = given.get(name).filter(|n| **n != size) {
             return Err(Error::usage(format!(
@@ -67,7 +76,7 @@ impl Wiring {
     /// If the model lacks an input or output that the task needs, or one has the wrong size.
     pub fn new(model: &Model, sizes: &Sizes, task: &dyn Task, learner: &Learner) -> Result<Self, Error> {
         let mut wiring = Wiring {
-            input: find_input(model, sizes, task)?,
+            input: find_input(model, sizes, task, learner)?,
             reward: None,
             noise: vec![],
             output: OutputId(0),
@@ -86,6 +95,7 @@ impl Wiring {
                 };
                 wiring.output = find_output(model, sizes, name, Some(n), "one number per unit")?;
             }
+            (Goal::Continue, _) => wiring.output = features(model)?,
         }
         Ok(wiring)
     }
@@ -130,8 +140,29 @@ impl Wiring {
     }
 }
 
-fn find_input(model: &Model, sizes: &Sizes, task: &dyn Task) -> Result<InputId, Error> {
-    let wanted = task.inputs();
+/// The output from which the next word is predicted: `y`, or the only vector.
+fn features(model: &Model) -> Result<OutputId, Error> {
+    let vectors = model.outputs.iter().enumerate().filter(|(_, o)| matches!(o.shape, Shape::Vector(_)));
+    let vectors: Vec<(usize, &str)> = vectors.map(|(k, o)| (k, o.name.as_str())).collect();
+    let found = vectors.iter().find(|(_, name)| *name == "y").or(match vectors.as_slice() {
+        [only] => Some(only),
+        _ => None,
+    });
+    found.map(|(k, _)| OutputId(*k as u32)).ok_or_else(|| {
+        let names: Vec<&str> = model.outputs.iter().map(|o| o.name.as_str()).collect();
+        Error::input(format!(
+            "spec `{}` has no output `y`: the features from which the next word is predicted",
+            model.name
+        ))
+        .help(format!("add `out y[N] = …`; the spec's outputs: {}", names.join(", ")))
+    })
+}
+
+fn find_input(model: &Model, sizes: &Sizes, task: &dyn Task, learner: &Learner) -> Result<InputId, Error> {
+    let wanted = match learner {
+        Learner::NextWord(n) => n.embedding,
+        _ => task.inputs(),
+    };
     let signals: Vec<usize> =
         (0..model.inputs.len()).filter(|&k| model.inputs[k].role == Role::Signal).collect();
     let named = signals.iter().find(|&&k| model.inputs[k].name == "u");

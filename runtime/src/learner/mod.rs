@@ -7,6 +7,7 @@
 mod actor_critic;
 mod squared_error;
 
+use crate::language::NextWord;
 use crate::options::Options;
 use crate::task::{Defaults, Goal};
 
@@ -15,7 +16,7 @@ pub use actor_critic::{ActorCritic, Baseline, Terms};
 pub use squared_error::SquaredError;
 
 /// The names of all learners.
-pub const NAMES: [&str; 2] = ["actor-critic", "squared-error"];
+pub const NAMES: [&str; 3] = ["actor-critic", "squared-error", "next-word"];
 
 /// A learner with its options.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,19 +25,22 @@ pub enum Learner {
     ActorCritic(ActorCritic),
     /// Squared error.
     SquaredError(SquaredError),
+    /// Cross-entropy of the next word.
+    NextWord(NextWord),
 }
 
 impl Learner {
     /// Reads the options, and refuses a learner that does not suit the task's goal.
     pub fn new(o: &mut Options, goal: Goal, defaults: &Defaults) -> Self {
         let index = o.choice("name", defaults.learner, &NAMES, "how outputs become a loss");
-        let suits = matches!((index, goal), (0, Goal::Act(_)) | (1, Goal::Match(_)));
+        let suits = matches!((index, goal), (0, Goal::Act(_)) | (1, Goal::Match(_)) | (2, Goal::Continue));
         if !suits {
             let message = format!("the learner {} does not suit this task", NAMES[index]);
             o.problem("name", message, Some(format!("use \"{}\"", NAMES[defaults.learner])));
         }
         match index {
             0 => Learner::ActorCritic(ActorCritic::new(o, defaults)),
+            2 => Learner::NextWord(NextWord::new(o)),
             _ => Learner::SquaredError(SquaredError),
         }
     }
@@ -45,7 +49,7 @@ impl Learner {
     pub fn burn_in(&self) -> u64 {
         match self {
             Learner::ActorCritic(a) => a.burn_in,
-            Learner::SquaredError(_) => 0,
+            Learner::SquaredError(_) | Learner::NextWord(_) => 0,
         }
     }
 }

@@ -8,6 +8,7 @@ mod cue_reward;
 mod maze;
 mod pattern_completion;
 
+use crate::language::Text;
 use crate::options::Options;
 use crate::rng::Address;
 
@@ -22,6 +23,8 @@ pub enum Goal {
     Act(usize),
     /// A vector of this many numbers, compared with a target where there is one.
     Match(usize),
+    /// Features, from which the next word of a text is predicted.
+    Continue,
 }
 
 /// A task with its options.
@@ -43,6 +46,11 @@ pub trait Task: Send + Sync {
 
     /// Starts an episode.
     fn episode(&self, address: Address) -> Box<dyn Episode + '_>;
+
+    /// The text, if it is one; a text is read in windows, not in episodes.
+    fn text(&self) -> Option<&Text> {
+        None
+    }
 }
 
 /// One row living through an episode.
@@ -86,16 +94,25 @@ pub struct Defaults {
     pub clip: f64,
     /// Rows per update.
     pub batch: usize,
+    /// Epochs of a run; 0 for tasks without epochs.
+    pub epochs: u32,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Defaults { learner: 0, entropy: 0.0, rate: 1e-3, epsilon: 1e-8, clip: 0.0, batch: 1, epochs: 0 }
+    }
 }
 
 /// The names of all tasks.
-pub const NAMES: [&str; 3] = ["cue-reward", "maze", "pattern-completion"];
+pub const NAMES: [&str; 4] = ["cue-reward", "maze", "pattern-completion", "language-model"];
 
 /// One line on each task.
-pub const SUMMARIES: [&str; 3] = [
+pub const SUMMARIES: [&str; 4] = [
     "associate cues with reward: which of the cues of this episode is the target?",
     "find the reward in a grid maze, again and again, from 3x3 views",
     "memorise patterns, then complete one of them from half of its bits",
+    "predict the next word of a text",
 ];
 
 /// Builds the task with this index in [`NAMES`] from its options.
@@ -104,19 +121,24 @@ pub fn build(index: usize, options: &mut Options) -> (Box<dyn Task>, Defaults) {
         "cue-reward" => {
             let task = Box::new(CueReward::new(options));
             let defaults =
-                Defaults { learner: 0, entropy: 0.1, rate: 1e-4, epsilon: 1e-6, clip: 2.0, batch: 30 };
+                Defaults { learner: 0, entropy: 0.1, rate: 1e-4, epsilon: 1e-6, clip: 2.0, batch: 30, epochs: 0 };
             (task, defaults)
         }
         "maze" => {
             let task = Box::new(Maze::new(options));
             let defaults =
-                Defaults { learner: 0, entropy: 0.03, rate: 1e-4, epsilon: 1e-4, clip: 4.0, batch: 30 };
+                Defaults { learner: 0, entropy: 0.03, rate: 1e-4, epsilon: 1e-4, clip: 4.0, batch: 30, epochs: 0 };
+            (task, defaults)
+        }
+        "language-model" => {
+            let task = Box::new(Text::new(options));
+            let defaults = Defaults { learner: 2, clip: 5.0, batch: 20, epochs: task.epochs, ..Defaults::default() };
             (task, defaults)
         }
         _ => {
             let task = Box::new(PatternCompletion::new(options));
             let defaults =
-                Defaults { learner: 1, entropy: 0.0, rate: 3e-4, epsilon: 1e-8, clip: 0.0, batch: 1 };
+                Defaults { learner: 1, entropy: 0.0, rate: 3e-4, epsilon: 1e-8, clip: 0.0, batch: 1, epochs: 0 };
             (task, defaults)
         }
     }

@@ -1,0 +1,292 @@
+//! One update of a language model: all rows forward through a window, the softmax, all rows back.
+
+use super::head::{Gradients, Head};
+use super::options::{NextWord, Text};
+use super::windows::{Window, Windows};
+use super::corpus::Split;
+use crate::engine::{Bound, Engine, Mode, RowState, Tape};
+use crate::parallel;
+use crate::params::ParamStore;
+use crate::rng::{Address, Domain};
+use crate::rollout::{NonFinite, Place};
+use crate::timings::{self, Phase, Timings};
+use crate::wiring::Wiring;
+use compiler::ir::InputId;
+
+/// What a trainer of language models keeps from update to update.
+pub struct Memory {
+    /// Where the updates read.
+    pub windows: Windows,
+    /// Validation losses by epoch, in nats per word.
+    pub history: Vec<f64>,
+    tapes: Vec<Tape>,
+    features: Vec<f32>,
+    features_bar: Vec<f32>,
+    inputs_bar: Vec<f32>,
+    slopes: Vec<f32>,
+    /// Gradients of the update before, to be written over.
+    spare: Vec<Vec<f32>>,
+}
+
+/// A validation pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Validation {
+    /// The epoch that ended, counted from one.
+    pub epoch: u32,
+    /// Nats per word.
+    pub loss: f64,
+    /// Whether it is the best so far.
+    pub best: bool,
+}
+
+impl Memory {
+    /// At the beginning of a run.
+    pub fn new(windows: Windows) -> Memory {
+        Memory {
+            windows,
+            history: vec![],
+            tapes: vec![],
+            features: vec![],
+            features_bar: vec![],
+            inputs_bar: vec![],
+            slopes: vec![],
+            spare: vec![],
+        }
+    }
+
+    /// Takes memory back.
+    pub fn give_back(&mut self, gradients: Vec<Vec<f32>>) {
+        self.spare = gradients;
+    }
+}
+
+/// Embedding and decoder among the parameters.
+#[derive(Clone, Copy)]
+pub(super) struct Tables<'a> {
+    pub(super) embedding: &'a [f32],
+    pub(super) head: Head<'a>,
+    /// Their first place among the parameters.
+    first: usize,
+    tied: bool,
+}
+
+impl<'a> Tables<'a> {
+    /// They follow the parameters of the spec, of which there are `first`.
+    pub(super) fn of(params: &'a ParamStore, first: usize) -> Tables<'a> {
+        let raw = &params.raw[first..];
+        let tied = raw.len() == 2;
+        let weight: &[f32] = if tied { &raw[0] } else { &raw[1] };
+        let bias = raw.last().map_or(&[][..], Vec::as_slice);
+        Tables { embedding: &raw[0], head: Head { weight, bias }, first, tied }
+    }
+}
+
+/// What an update is made of.
+pub(crate) struct Update<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) bound: &'a Bound<'a>,
+    pub(crate) wiring: &'a Wiring,
+    pub(crate) text: &'a Text,
+    pub(crate) learner: &'a NextWord,
+    pub(crate) params: &'a ParamStore,
+    pub(crate) carried: &'a [RowState],
+    pub(crate) window: Window,
+    pub(crate) seed: u64,
+    pub(crate) update: u64,
+    pub(crate) batch: usize,
+    pub(crate) threads: usize,
+}
+
+/// What an update found.
+pub(crate) struct Found {
+    /// Nats per word, by row.
+    pub(crate) losses: Vec<f64>,
+    /// Sums of penalties over the steps, by row.
+    pub(crate) penalties: Vec<f64>,
+    /// The states at the end, by row.
+    pub(crate) states: Vec<RowState>,
+    /// By parameter.
+    pub(crate) gradients: Vec<Vec<f32>>,
+}
+
+impl Update<'_> {
+    fn row_length(&self) -> usize {
+        self.text.corpus.split(Split::Train).len() / self.batch
+    }
+
+    /// The words of a row's window and the one behind it.
+    fn words(&self, row: usize) -> &[u32] {
+        let start = row * self.row_length() + self.window.start;
+        &self.text.corpus.split(Split::Train)[start..=start + self.window.steps]
+    }
+
+    /// Runs the update.
+    ///
+    /// # Errors
+    /// The first feature that is not finite.
+    pub(crate) fn run(
+        &self,
+        memory: &mut Memory,
+        timings: &mut Option<Timings>,
+    ) -> Result<Found, (usize, NonFinite)> {
+        let (steps, model) = (self.window.steps, self.engine.model());
+        let tables = Tables::of(self.params, model.params.len());
+        let features = self.engine.sizes().count(model.outputs[self.wiring.output.index()].shape);
+        let (tokens, width) = (self.batch * steps, self.learner.embedding);
+        while memory.tapes.len() < self.batch {
+            memory.tapes.push(self.engine.tape(memory.windows.longest(), Mode::Train));
+        }
+        memory.features.resize(tokens * features, 0.0);
+        memory.features_bar.resize(tokens * features, 0.0);
+        memory.inputs_bar.resize(tokens * width, 0.0);
+        let rows = self.forward(memory, &tables, features)?;
+        timings::lap(timings, Phase::Forward);
+
+        let targets: Vec<u32> = (0..self.batch).flat_map(|row| self.words(row)[1..].iter().copied()).collect();
+        let share = if self.learner.sum_steps { 1.0 / self.batch as f64 } else { 1.0 / tokens as f64 };
+        let mut spare = std::mem::take(&mut memory.spare);
+        let mut take = |len: usize| {
+            let found = spare.iter().position(|s| s.len() == len);
+            found.map_or_else(|| vec![0.0; len], |k| spare.swap_remove(k))
+        };
+        let mut weight = take(tables.head.weight.len());
+        let mut bias = take(tables.head.bias.len());
+        let mut embedding = if tables.tied { vec![] } else { take(tables.embedding.len()) };
+        let into =
+            Gradients { features: &mut memory.features_bar, weight: &mut weight, bias: &mut bias };
+        let given = (memory.features.as_slice(), targets.as_slice());
+        let losses = tables.head.gradients(self.threads, given, share as f32, &mut memory.slopes, into);
+        timings::lap(timings, Phase::Losses);
+
+        let mut gradients = self.backward(memory, features, share as f32);
+        timings::lap(timings, Phase::Backward);
+        embedding.fill(0.0);
+        let sums = if tables.tied { &mut weight } else { &mut embedding };
+        for row in 0..self.batch {
+            for (t, word) in self.words(row)[..steps].iter().enumerate() {
+                let keep = self.learner.keep(self.seed, self.update, *word);
+                let bar = &memory.inputs_bar[(row * steps + t) * width..][..width];
+                let sum = &mut sums[*word as usize * width..][..width];
+                sum.iter_mut().zip(bar).for_each(|(s, x)| *s += keep * x);
+            }
+        }
+        gradients.truncate(tables.first);
+        if !tables.tied {
+            gradients.push(embedding);
+        }
+        gradients.extend([weight, bias]);
+        timings::lap(timings, Phase::Gradient);
+        let losses = losses.chunks(steps).map(|l| l.iter().sum::<f64>() / steps as f64).collect();
+        let (penalties, states) = rows.into_iter().unzip();
+        Ok(Found { losses, penalties, states, gradients })
+    }
+
+    fn forward(
+        &self,
+        memory: &mut Memory,
+        tables: &Tables<'_>,
+        features: usize,
+    ) -> Result<Vec<(f64, RowState)>, (usize, NonFinite)> {
+        let steps = self.window.steps;
+        let outputs = memory.features.chunks_mut(steps * features);
+        let jobs: Vec<_> = memory.tapes.iter_mut().zip(outputs).take(self.batch).enumerate().collect();
+        let work = |_: &mut (), (row, (tape, outputs)): (usize, (&mut Tape, &mut [f32]))| {
+            let words = self.words(row);
+            let carried = if self.window.start == 0 { None } else { self.carried.get(row) };
+            let at = Address {
+                seed: self.seed,
+                domain: Domain::Train,
+                episode: self.update as u32,
+                row: row as u32,
+            };
+            self.bound.begin(tape, carried);
+            read(self.bound, self.wiring, tape, at, steps, &mut |t, x| {
+                let keep = self.learner.keep(self.seed, self.update, words[t]);
+                embed(tables, words[t], x);
+                if keep != 1.0 {
+                    x.iter_mut().for_each(|x| *x *= keep);
+                }
+            });
+            for (t, to) in outputs.chunks_mut(features).enumerate() {
+                to.copy_from_slice(self.bound.output(tape, t, self.wiring.output));
+                if to.iter().any(|x| !x.is_finite()) {
+                    return Err((row, NonFinite { step: t, at: Place::Output(self.wiring.output) }));
+                }
+            }
+            let state = self.bound.state(tape);
+            let penalty = (0..steps).map(|t| f64::from(self.bound.penalty(tape, t))).sum();
+            Ok((penalty, state))
+        };
+        parallel::run(&mut vec![(); self.threads], jobs, work).into_iter().collect()
+    }
+
+    /// The gradients of the spec's parameters; those of inputs are left in the memory.
+    fn backward(&self, memory: &mut Memory, features: usize, share: f32) -> Vec<Vec<f32>> {
+        let (steps, width) = (self.window.steps, self.learner.embedding);
+        let sums = self.engine.sums();
+        let mut tapes = memory.tapes.as_mut_slice();
+        let mut inputs = memory.inputs_bar.as_mut_slice();
+        let mut jobs = vec![];
+        for (number, rows) in parallel::chunks(self.batch).into_iter().enumerate() {
+            let (t, rest) = tapes.split_at_mut(rows.len());
+            tapes = rest;
+            let (x, rest) = inputs.split_at_mut(rows.len() * steps * width);
+            inputs = rest;
+            jobs.push((number, rows, t, x));
+        }
+        let bars: &[f32] = &memory.features_bar;
+        type Job<'j> = (usize, std::ops::Range<usize>, &'j mut [Tape], &'j mut [f32]);
+        let work = |_: &mut (), (number, rows, tapes, inputs): Job<'_>| {
+            let mut grads = sums.zeros();
+            let inputs = inputs.chunks_mut(steps * width);
+            for ((row, tape), inputs) in rows.zip(tapes).zip(inputs) {
+                for t in 0..steps {
+                    let bar = &bars[(row * steps + t) * features..][..features];
+                    self.bound.output_bar_mut(tape, t, self.wiring.output).copy_from_slice(bar);
+                }
+                self.bound.backward(tape, &mut grads, share, None);
+                for (t, to) in inputs.chunks_mut(width).enumerate() {
+                    match self.bound.input_bar(tape, t, self.wiring.input) {
+                        Some(bar) => to.copy_from_slice(bar),
+                        None => to.fill(0.0),
+                    }
+                }
+            }
+            sums.add(number, grads);
+        };
+        parallel::run(&mut vec![(); self.threads], jobs, work);
+        sums.finish(self.bound)
+    }
+}
+
+/// Copies a word's embedding.
+pub(super) fn embed(tables: &Tables<'_>, word: u32, x: &mut [f32]) {
+    x.copy_from_slice(&tables.embedding[word as usize * x.len()..][..x.len()]);
+}
+
+/// Runs the steps of a window; `input` fills the embedded word of a step.
+pub(super) fn read(
+    bound: &Bound<'_>,
+    wiring: &Wiring,
+    tape: &mut Tape,
+    at: Address,
+    steps: usize,
+    input: &mut dyn FnMut(usize, &mut [f32]),
+) {
+    let sizes = bound.engine().sizes();
+    let mut noise: Vec<(InputId, Vec<f64>)> = vec![];
+    let mut drawn = None;
+    bound.forward(tape, steps, &mut |t, id, x| {
+        if id == wiring.input {
+            return input(t, x);
+        }
+        if drawn != Some(t) {
+            drawn = Some(t);
+            noise.clear();
+            wiring.draw_noise(sizes, at, t, |id, x| noise.push((id, x)));
+        }
+        if let Some((_, from)) = noise.iter().find(|(known, _)| *known == id) {
+            x.iter_mut().zip(from).for_each(|(x, n)| *x = *n as f32);
+        }
+    });
+}
