@@ -154,7 +154,7 @@ pub struct Sample {
     #[arg(long, default_value = "", hide_default_value = true)]
     pub prompt: String,
     /// Logits are divided by it; at 0 the likeliest token is taken.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     pub temperature: f64,
     /// The seed.
     #[arg(long, default_value_t = 0)]

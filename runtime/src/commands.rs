@@ -292,7 +292,10 @@ pub fn sample(args: &Sample, voice: Voice) -> Result<(), Error> {
             .help("evaluate it: bpm eval RUN"));
     };
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
-        return Err(Error::usage(format!("--temperature must be a number from 0 on, but is {}", args.temperature)));
+        return Err(Error::usage(format!(
+            "--temperature must be a number from 0 on, but is {}",
+            args.temperature
+        )));
     }
     let how = language::report::Drawing {
         prompt: text.corpus.read(&args.prompt)?,

@@ -57,7 +57,12 @@ pub struct Epochs {
 impl Epochs {
     fn new(o: &mut Options) -> Self {
         Epochs {
-            decay: o.number("epoch_decay", 1.0, 0.0..=1.0, "factor of the rate per epoch, behind the next key"),
+            decay: o.number(
+                "epoch_decay",
+                1.0,
+                0.0..=1.0,
+                "factor of the rate per epoch, behind the next key",
+            ),
             decay_after: o.integer("decay_after", 0, 0..=1 << 20, "the last epoch with the full rate") as u32,
             average_from: o.integer(
                 "average_from",
@@ -287,7 +292,11 @@ pub fn norm(gradients: &[Vec<f32>], threads: usize) -> f64 {
 const BLOCK: usize = 1 << 17;
 
 /// Does something to every block; the results are in order.
-fn blocks<J: Send, T: Send>(threads: usize, all: impl Iterator<Item = J>, work: impl Fn(J) -> T + Sync) -> Vec<T> {
+fn blocks<J: Send, T: Send>(
+    threads: usize,
+    all: impl Iterator<Item = J>,
+    work: impl Fn(J) -> T + Sync,
+) -> Vec<T> {
     parallel::run(&mut vec![(); threads.max(1)], all.collect(), |(), block| work(block))
 }
 
@@ -335,7 +344,13 @@ mod tests {
 
     #[test]
     fn sgd_with_momentum() {
-        let settings = Settings { rule: Rule::Sgd { momentum: 0.5 }, rate: 0.1, decay: 0.0, clip: 0.0, epochs: Epochs::default() };
+        let settings = Settings {
+            rule: Rule::Sgd { momentum: 0.5 },
+            rate: 0.1,
+            decay: 0.0,
+            clip: 0.0,
+            epochs: Epochs::default(),
+        };
         let mut optimiser = Optimiser::new(settings, [1, 1], 1);
         let mut p = vec![vec![1.0f32], vec![1.0]];
         for _ in 0..2 {
@@ -362,7 +377,8 @@ mod tests {
     fn the_rate_falls_by_epochs() {
         let e = Epochs { decay: 0.5, decay_after: 4, ..Epochs::default() };
         assert_eq!([1, 4, 5, 7].map(|n| e.factor(n)), [1.0, 1.0, 0.5, 0.125]);
-        let settings = Settings { rule: Rule::Sgd { momentum: 0.0 }, rate: 0.1, decay: 0.5, clip: 0.0, epochs: e };
+        let settings =
+            Settings { rule: Rule::Sgd { momentum: 0.0 }, rate: 0.1, decay: 0.5, clip: 0.0, epochs: e };
         let mut p = vec![vec![1.0f32]];
         Optimiser::new(settings, [1], 1).step(&mut p, &[vec![1.0]], &[true], e.factor(5));
         assert!((p[0][0] - (1.0 - 0.05 * 1.5)).abs() < 1e-6);
@@ -380,7 +396,13 @@ mod tests {
 
     #[test]
     fn averages_are_means_of_the_steps() {
-        let settings = Settings { rule: Rule::Sgd { momentum: 0.0 }, rate: 1.0, decay: 0.0, clip: 0.0, epochs: Epochs::default() };
+        let settings = Settings {
+            rule: Rule::Sgd { momentum: 0.0 },
+            rate: 1.0,
+            decay: 0.0,
+            clip: 0.0,
+            epochs: Epochs::default(),
+        };
         let mut optimiser = Optimiser::new(settings, [1], 2);
         assert!(optimiser.average().is_none());
         let mut p = vec![vec![0.0f32]];

@@ -55,8 +55,7 @@ pub enum Source {
 impl Source {
     /// The names, in the order of the type.
     pub const NAMES: [&str; 4] = ["ptb", "words", "characters", "generated"];
-    const ALL: [Source; 4] =
-        [Source::PennTreebank, Source::Words, Source::Characters, Source::Generated];
+    const ALL: [Source; 4] = [Source::PennTreebank, Source::Words, Source::Characters, Source::Generated];
 
     /// The source of an index of [`Source::NAMES`].
     pub fn of(index: usize) -> Source {
@@ -156,7 +155,8 @@ impl Corpus {
             let number = self.vocabulary.find(word);
             all.push(number.ok_or_else(|| {
                 let error = Error::usage(format!("the prompt's word `{word}` is not in the vocabulary"));
-                let near = grammar::diag::did_you_mean(word, self.vocabulary.words.iter().map(String::as_str));
+                let near =
+                    grammar::diag::did_you_mean(word, self.vocabulary.words.iter().map(String::as_str));
                 match near {
                     Some(near) => error.help(format!("did you mean `{near}`?")),
                     None => error.help("the vocabulary is in the run's vocabulary.txt, one word per line"),
@@ -205,7 +205,9 @@ impl Corpus {
         }
         if folder.as_os_str().is_empty() {
             return Err(Error::usage("this task reads a text, but no folder is given").help(match source {
-                Source::PennTreebank => "bpm train RECIPE --data FOLDER, with ptb.train.txt, ptb.valid.txt and ptb.test.txt in it",
+                Source::PennTreebank => {
+                    "bpm train RECIPE --data FOLDER, with ptb.train.txt, ptb.valid.txt and ptb.test.txt in it"
+                }
                 _ => "bpm train RECIPE --data FOLDER, with train.txt, valid.txt and test.txt in it",
             }));
         }
@@ -305,7 +307,9 @@ fn unknown_word(reading: &Reading<'_>, split: usize, line: usize, word: &str) ->
     let what = if reading.characters { "character" } else { "word" };
     let place = reading.paths.get(split).map_or(String::new(), |p| format!("{}:{line}: ", p.display()));
     Error::usage(format!("{place}the {what} `{}` does not occur in the training split", word.escape_debug()))
-        .help(format!("replace it, or let one {what} stand for all unknown ones: --set task.unknown=\"<unk>\""))
+        .help(format!(
+            "replace it, or let one {what} stand for all unknown ones: --set task.unknown=\"<unk>\""
+        ))
 }
 
 /// Calls back for every token with its line.
@@ -367,10 +371,18 @@ mod tests {
     fn wrong_files_are_refused() {
         let f = folder(["a\n", "", "a\n"]);
         let error = Corpus::load(Source::Words, f.path(), "").expect_err("empty");
-        assert!(error.message.contains("valid.txt") && error.message.contains("is empty"), "{}", error.message);
+        assert!(
+            error.message.contains("valid.txt") && error.message.contains("is empty"),
+            "{}",
+            error.message
+        );
         std::fs::write(f.path().join("ptb.train.txt"), "a b c\n").expect("write");
         let error = Corpus::load(Source::PennTreebank, f.path(), "").expect_err("checksum");
-        assert!(error.message.contains("f26c4b92") && error.message.contains("ptb.train.txt"), "{}", error.message);
+        assert!(
+            error.message.contains("f26c4b92") && error.message.contains("ptb.train.txt"),
+            "{}",
+            error.message
+        );
         let error = Corpus::load(Source::Words, Path::new("nowhere"), "").expect_err("missing");
         assert!(error.message.contains("train.txt"), "{}", error.message);
         assert!(Corpus::load(Source::Words, Path::new(""), "").expect_err("none").help[0].contains("--data"));

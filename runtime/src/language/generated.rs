@@ -28,8 +28,11 @@ pub(super) fn texts() -> [String; 3] {
 /// A name of two syllables; different for every number of a kind.
 fn name(kind: usize, number: usize) -> String {
     const FIRST: [&str; 10] = ["ba", "do", "fe", "gu", "ki", "la", "mo", "ne", "ru", "si"];
-    const LAST: [[&str; 6]; 3] =
-        [["ra", "lin", "mon", "ta", "vi", "zo"], ["ck", "ft", "lk", "mp", "nd", "rt"], ["ham", "ton", "wick", "ford", "by", "ley"]];
+    const LAST: [[&str; 6]; 3] = [
+        ["ra", "lin", "mon", "ta", "vi", "zo"],
+        ["ck", "ft", "lk", "mp", "nd", "rt"],
+        ["ham", "ton", "wick", "ford", "by", "ley"],
+    ];
     let (a, b) = (number % FIRST.len(), number / FIRST.len());
     format!("{}{}", FIRST[a], LAST[kind][b])
 }

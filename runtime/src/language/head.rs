@@ -91,7 +91,14 @@ impl Head<'_> {
         z.chunks_mut(words).for_each(|z| z.copy_from_slice(self.bias));
         let y = MatRef::from_row_major_slice(features, count, width);
         let w = MatRef::from_row_major_slice(self.weight, words, width);
-        matmul(MatMut::from_row_major_slice_mut(z, count, words), Accum::Add, y, w.transpose(), 1.0, Par::Seq);
+        matmul(
+            MatMut::from_row_major_slice_mut(z, count, words),
+            Accum::Add,
+            y,
+            w.transpose(),
+            1.0,
+            Par::Seq,
+        );
     }
 
     /// −ln p of every target, in nats.
@@ -211,7 +218,13 @@ fn exp(x: f32) -> f32 {
     let m = p.mul_add(r * r, r + 1.0);
     let power = f32::from_bits(((shifted.to_bits() << 23) as i32 + 0x3f80_0000) as u32);
     let y = m * power;
-    if x < LOW { 0.0 } else if x.is_nan() { x } else { y }
+    if x < LOW {
+        0.0
+    } else if x.is_nan() {
+        x
+    } else {
+        y
+    }
 }
 
 #[cfg(test)]
@@ -269,7 +282,8 @@ mod tests {
         for (words, width, count) in [(1, 3, 2), (17, 5, 3), (1203, 4, 107)] {
             let c = case(words, width, count);
             let head = Head { weight: &c.weight, bias: &c.bias };
-            let (mut y, mut w, mut b) = (vec![9.0; count * width], vec![9.0; words * width], vec![9.0; words]);
+            let (mut y, mut w, mut b) =
+                (vec![9.0; count * width], vec![9.0; words * width], vec![9.0; words]);
             let into = Gradients { features: &mut y, weight: &mut w, bias: &mut b };
             let losses = head.gradients(2, (&c.features, &c.targets), 0.5, &mut vec![], into);
             assert!((losses.iter().sum::<f64>() - meant(&c)).abs() < 1e-4 * count as f64);

@@ -30,7 +30,8 @@ impl Text {
     pub fn new(o: &mut Options) -> Self {
         let source = o.choice("corpus", 3, &Source::NAMES, "which text; docs/language-models.md");
         let folder = o.folder("data", "its folder; also --data");
-        let unknown = o.text("unknown", "", "the word for words that the training split lacks; empty: they are errors");
+        let unknown =
+            o.text("unknown", "", "the word for words that the training split lacks; empty: they are errors");
         let corpus = Corpus::load(Source::of(source), &folder, &unknown).unwrap_or_else(|e| {
             o.problem("data", e.message, Some(e.help.join("; ")));
             Corpus::default()
@@ -102,9 +103,19 @@ impl NextWord {
         NextWord {
             embedding: o.size("embedding", 200, 1..=1 << 20, "numbers per embedded word"),
             tied: o.flag("tied", false, "use the embedding as the decoder's matrix"),
-            start: o.number("start", 0.1, 0.0..=1e3, "embedding and decoder start uniform in plus or minus this"),
+            start: o.number(
+                "start",
+                0.1,
+                0.0..=1e3,
+                "embedding and decoder start uniform in plus or minus this",
+            ),
             word_dropout: o.number("word_dropout", 0.0, 0.0..=0.99, "share of words left out of a window"),
-            sum_steps: o.choice("steps", 0, &["mean", "sum"], "losses over the steps of a window: their mean, or their sum") == 1,
+            sum_steps: o.choice(
+                "steps",
+                0,
+                &["mean", "sum"],
+                "losses over the steps of a window: their mean, or their sum",
+            ) == 1,
         }
     }
 

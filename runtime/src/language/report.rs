@@ -58,7 +58,13 @@ impl Fit {
 ///
 /// # Errors
 /// If the split is too short, or a loss is not finite.
-pub fn read_split(trainer: &Trainer, params: &ParamStore, text: &Text, how: Reading, threads: usize) -> Result<Fit, Error> {
+pub fn read_split(
+    trainer: &Trainer,
+    params: &ParamStore,
+    text: &Text,
+    how: Reading,
+    threads: usize,
+) -> Result<Fit, Error> {
     let model = trainer.engine.model();
     let tables = Tables::of(params, model.params.len());
     let bound = trainer.engine.bind(&params.values_of(model.params.len()))?;

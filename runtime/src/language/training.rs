@@ -1,9 +1,9 @@
 //! One update of a language model: all rows forward through a window, the softmax, all rows back.
 
+use super::corpus::Split;
 use super::head::{Gradients, Head};
 use super::options::{NextWord, Text};
 use super::windows::{Window, Windows};
-use super::corpus::Split;
 use crate::engine::{Bound, Engine, Mode, RowState, Tape};
 use crate::parallel;
 use crate::params::ParamStore;
@@ -142,7 +142,8 @@ impl Update<'_> {
         let rows = self.forward(memory, &tables, features)?;
         timings::lap(timings, Phase::Forward);
 
-        let targets: Vec<u32> = (0..self.batch).flat_map(|row| self.words(row)[1..].iter().copied()).collect();
+        let targets: Vec<u32> =
+            (0..self.batch).flat_map(|row| self.words(row)[1..].iter().copied()).collect();
         let share = if self.learner.sum_steps { 1.0 / self.batch as f64 } else { 1.0 / tokens as f64 };
         let mut spare = std::mem::take(&mut memory.spare);
         let mut take = |len: usize| {
@@ -152,8 +153,7 @@ impl Update<'_> {
         let mut weight = take(tables.head.weight.len());
         let mut bias = take(tables.head.bias.len());
         let mut embedding = if tables.tied { vec![] } else { take(tables.embedding.len()) };
-        let into =
-            Gradients { features: &mut memory.features_bar, weight: &mut weight, bias: &mut bias };
+        let into = Gradients { features: &mut memory.features_bar, weight: &mut weight, bias: &mut bias };
         let given = (memory.features.as_slice(), targets.as_slice());
         let losses = tables.head.gradients(self.threads, given, share as f32, &mut memory.slopes, into);
         timings::lap(timings, Phase::Losses);

@@ -120,25 +120,47 @@ pub fn build(index: usize, options: &mut Options) -> (Box<dyn Task>, Defaults) {
     match NAMES[index] {
         "cue-reward" => {
             let task = Box::new(CueReward::new(options));
-            let defaults =
-                Defaults { learner: 0, entropy: 0.1, rate: 1e-4, epsilon: 1e-6, clip: 2.0, batch: 30, epochs: 0 };
+            let defaults = Defaults {
+                learner: 0,
+                entropy: 0.1,
+                rate: 1e-4,
+                epsilon: 1e-6,
+                clip: 2.0,
+                batch: 30,
+                epochs: 0,
+            };
             (task, defaults)
         }
         "maze" => {
             let task = Box::new(Maze::new(options));
-            let defaults =
-                Defaults { learner: 0, entropy: 0.03, rate: 1e-4, epsilon: 1e-4, clip: 4.0, batch: 30, epochs: 0 };
+            let defaults = Defaults {
+                learner: 0,
+                entropy: 0.03,
+                rate: 1e-4,
+                epsilon: 1e-4,
+                clip: 4.0,
+                batch: 30,
+                epochs: 0,
+            };
             (task, defaults)
         }
         "language-model" => {
             let task = Box::new(Text::new(options));
-            let defaults = Defaults { learner: 2, clip: 5.0, batch: 20, epochs: task.epochs, ..Defaults::default() };
+            let defaults =
+                Defaults { learner: 2, clip: 5.0, batch: 20, epochs: task.epochs, ..Defaults::default() };
             (task, defaults)
         }
         _ => {
             let task = Box::new(PatternCompletion::new(options));
-            let defaults =
-                Defaults { learner: 1, entropy: 0.0, rate: 3e-4, epsilon: 1e-8, clip: 0.0, batch: 1, epochs: 0 };
+            let defaults = Defaults {
+                learner: 1,
+                entropy: 0.0,
+                rate: 3e-4,
+                epsilon: 1e-8,
+                clip: 0.0,
+                batch: 1,
+                epochs: 0,
+            };
             (task, defaults)
         }
     }
