@@ -272,7 +272,7 @@ fn evaluate_text(args: &Eval, trainer: &Trainer, text: &Text, threads: usize) ->
     }
     let (found, wanted) = (report.perplexity(), args.max_perplexity);
     match wanted {
-        Some(wanted) if !(found <= wanted) => {
+        Some(wanted) if found > wanted || found.is_nan() => {
             Err(Error::input(format!("the perplexity is {found:.2}, above {wanted}")))
         }
         _ => Ok(()),

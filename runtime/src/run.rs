@@ -206,6 +206,9 @@ impl Run {
     fn about_words(&self, line: &mut Map<String, Value>, epoch: Option<Validation>) {
         let Some(memory) = &self.trainer.language else { return };
         let number = |x: f64| serde_json::Number::from_f64(x).map_or(Value::Null, Value::Number);
+        for other in ["episodes", "value_loss", "entropy"] {
+            line.remove(other);
+        }
         line.insert("perplexity".into(), number(metrics::get(line, "cross_entropy").exp()));
         let last = memory.windows.at(self.trainer.update.saturating_sub(1));
         line.insert("epoch".into(), (last.epoch + 1).into());

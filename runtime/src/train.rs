@@ -647,7 +647,7 @@ mod tests {
     fn loss_and_gradient(t: &Trainer) -> (f64, Vec<Vec<f32>>) {
         let mut copy = cue(1, "[learner]\nvalue = 0.0\n", "");
         copy.params = t.params.clone();
-        let (rows, gradients) = copy.gradients().unwrap_or_else(|e| panic!("{e}"));
+        let Rows { all: rows, gradients, .. } = copy.gradients().unwrap_or_else(|e| panic!("{e}"));
         (rows.iter().map(|r| r.loss).sum::<f64>() / rows.len() as f64, gradients)
     }
 

@@ -235,7 +235,7 @@ fn runs_go_on_with_the_same_bits() -> Outcome {
     let p = Place::new()?;
     let sets = "--data . --set optimiser.average_from=2 --set optimiser.epoch_decay=0.5";
     p.ok(&format!("train r.toml {sets} --out whole"))?;
-    p.ok(&format!("train r.toml {sets} --out parts --updates 17"))?;
+    p.ok(&format!("train r.toml {sets} --out parts --updates 18"))?;
     // The data may have moved.
     std::fs::create_dir(p.path("moved"))?;
     for name in ["train.txt", "valid.txt", "test.txt"] {

@@ -67,7 +67,8 @@ impl Head<'_> {
             let y = &features[k * size * width..][..targets.len() * width];
             jobs.push((y, targets, z, bars.as_mut().and_then(Iterator::next)));
         }
-        let work = |_: &mut (), (y, targets, z, bar): (&[f32], &[u32], &mut [f32], Option<&mut [f32]>)| {
+        type Job<'j> = (&'j [f32], &'j [u32], &'j mut [f32], Option<&'j mut [f32]>);
+        let work = |_: &mut (), (y, targets, z, bar): Job<'_>| {
             self.logits(y, z);
             let losses: Vec<f64> =
                 z.chunks_mut(words).zip(targets).map(|(z, t)| slope(z, *t as usize, share)).collect();
@@ -209,7 +210,7 @@ fn exp(x: f32) -> f32 {
     let clipped = if x > LOW { x } else { LOW };
     let shifted = clipped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = n.mul_add(-0.693_359_375, clipped);
+    let r = n.mul_add(-0.693_359_4, clipped);
     let r = n.mul_add(2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
