@@ -8,7 +8,7 @@ use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{Model, Prefer, ResetPolicy, Role};
 use compiler::passes::events;
 use runtime::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape};
-use runtime::optim::{Optimiser, Rule, Settings};
+use runtime::optim::{Epochs, Optimiser, Rule, Settings};
 use runtime::params::ParamStore;
 use runtime::recipe::Recipe;
 use runtime::{parallel, setup};
@@ -95,7 +95,7 @@ impl Run<'_> {
         drop(waiting);
         let gradients = sums.finish(&bound);
         let learned: Vec<bool> = self.params.about.iter().map(|a| a.learned).collect();
-        self.optimiser.step(&mut self.params.raw, &gradients, &learned);
+        self.optimiser.step(&mut self.params.raw, &gradients, &learned, 1.0);
         self.carried = states;
     }
 }
@@ -121,12 +121,13 @@ fn measured(engine: &Engine, usage: Use) -> u64 {
         rate: 1e-4,
         decay: 0.0,
         clip: 0.0,
+        epochs: Epochs::default(),
     };
     // Drawing them may take more for a moment than training does: that is not what is measured.
     let drawn = ParamStore::new(engine.model(), engine.sizes(), 0, &BTreeMap::new()).expect("parameters");
     peak_of(|| {
         let params = drawn.clone();
-        let optimiser = Optimiser::new(settings, params.raw.iter().map(Vec::len));
+        let optimiser = Optimiser::new(settings, params.raw.iter().map(Vec::len), 1);
         let tapes = (0..usage.threads.min(usage.batch)).map(|_| None).collect();
         let mut run = Run { engine, usage, params, optimiser, tapes, carried: vec![] };
         (0..2).for_each(|_| run.update());
