@@ -33,7 +33,8 @@ pub fn trainer(
     let wiring = Wiring::new(&model, &sizes, &*recipe.task, &recipe.learner)?;
     // Only an embedding learns from the gradients of inputs.
     let input_bars = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
-    let options = EngineOptions { input_bars, ..EngineOptions::default() };
+    let teams = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
+    let options = EngineOptions { input_bars, teams, ..EngineOptions::default() };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
     let engine = Engine::new(kept, kept_sizes, backend, &options)?;
     need(&engine, &recipe, threads, mode).check(available())?;

@@ -216,21 +216,29 @@ fn closure(
 /// A routine for the step that it is called for and the next ones, [`TOGETHER`] in all. Their frames
 /// follow each other. Only for [`Steps::before`] and [`Steps::after`].
 pub fn together(routine: &Routine, program: &Program) -> Routine {
-    Routine { nests: routine.nests.iter().map(|nest| join(nest, program)).collect() }
+    let later = |step: usize, place: Place| {
+        let stride = match place.base {
+            Base::Frame(_) => program.frame_len,
+            Base::Adjoint(_) => program.adjoint_len,
+            _ => 0,
+        };
+        Place { offset: place.offset + step * stride, ..place }
+    };
+    let join = |nest: &Nest| join(nest, TOGETHER, format!("{}, {TOGETHER} steps", nest.label), later);
+    Routine { nests: routine.nests.iter().map(join).collect() }
 }
 
-fn join(nest: &Nest, program: &Program) -> Nest {
+/// A nest that does what several copies of it do, each with its places elsewhere.
+pub(super) fn join(
+    nest: &Nest,
+    copies: usize,
+    label: String,
+    place: impl Fn(usize, Place) -> Place,
+) -> Nest {
     let mut body = Body::default();
     let mut effects = vec![];
-    for step in 0..TOGETHER {
-        let shifted = |place: Place| {
-            let stride = match place.base {
-                Base::Frame(_) => program.frame_len,
-                Base::Adjoint(_) => program.adjoint_len,
-                _ => 0,
-            };
-            Place { offset: place.offset + step * stride, ..place }
-        };
+    for copy in 0..copies {
+        let shifted = |p: Place| place(copy, p);
         let mut ids: Vec<Id> = vec![];
         for op in &nest.body.ops {
             let op = match op.map(|id| ids[id.index()]) {
@@ -241,5 +249,5 @@ fn join(nest: &Nest, program: &Program) -> Nest {
         }
         effects.extend(nest.effects.iter().map(|e| e.map(shifted, |id| ids[id.index()])));
     }
-    Nest { extent: nest.extent, body, effects, label: format!("{}, {TOGETHER} steps", nest.label) }
+    Nest { extent: nest.extent, body, effects, label }
 }

@@ -63,6 +63,7 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
         adjoint_len: memory.adjoint.len + LANES,
         scratch_len: 0,
         widest: WIDEST,
+        rows: 1,
         penalty_bar: 0,
         matrices: memory.matrices,
         matrices_len: memory.matrices_len,
@@ -75,8 +76,13 @@ pub fn lower(model: &Model, sizes: &Sizes, adjoint: &Function, options: LowerOpt
         grads_len: memory.grads_len,
     };
     hoist::hoist(&mut program);
-    program.scratch_len = PARTIALS + row_sums(&program);
+    program.scratch_len = scratch_len(&program);
     program
+}
+
+/// Elements of the scratch region.
+pub(super) fn scratch_len(program: &Program) -> usize {
+    PARTIALS + row_sums(program)
 }
 
 /// The write of a log is a row, and the cotangent of that row is one of the log's cotangent: neither

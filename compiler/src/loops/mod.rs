@@ -57,6 +57,7 @@ mod math;
 mod parse;
 pub mod plan;
 mod print;
+mod rows;
 pub mod schedule;
 mod verify;
 
@@ -64,6 +65,7 @@ pub use hoist::{TOGETHER, together};
 pub use lower::{LowerOptions, lower};
 pub use parse::parse;
 pub use print::{NAMES, print, routines};
+pub use rows::{SIDE_BY_SIDE, gains, side_by_side};
 pub use verify::verify;
 
 use crate::ir::Value;
@@ -459,6 +461,8 @@ pub struct Program {
     pub penalties: Vec<usize>,
     /// The most registers in a tile of a packed matrix.
     pub widest: usize,
+    /// Rows of the batch that step together; their regions follow each other ([`side_by_side`]).
+    pub rows: usize,
     /// Whether the last sweep of a step joins the next call's first: forward, backward.
     pub merged: (bool, bool),
     /// Whether the backward pass carries the cotangents of the matrix states themselves, rather

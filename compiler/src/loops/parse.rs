@@ -36,6 +36,7 @@ fn blank() -> Program {
         scratch_len: 0,
         penalty_bar: 0,
         widest: 1,
+        rows: 1,
         matrices: vec![],
         matrices_len: 0,
         logs: vec![],

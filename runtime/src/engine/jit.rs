@@ -243,9 +243,13 @@ struct Stretch {
     own: Vec<bool>,
 }
 
-/// One row's memory.
+/// The memory of a row, or of a few rows that step together.
 pub(super) struct Tape {
     mode: Mode,
+    /// Rows that step together.
+    rows: usize,
+    /// The row that the host speaks of.
+    row: usize,
     frames: Buffer,
     frame_count: usize,
     adjoint: Buffer,
@@ -273,8 +277,8 @@ pub(super) struct Tape {
 }
 
 impl Tape {
-    pub(super) fn new(engine: &Engine, steps: usize, mode: Mode, interval: Option<usize>) -> Self {
-        let program = &engine.program;
+    pub(super) fn new(engine: &Engine, steps: usize, mode: Mode, interval: Option<usize>, rows: usize) -> Self {
+        let program = engine.program_of(rows);
         let frame_count = match mode {
             Mode::Infer => RING,
             Mode::Forward | Mode::Train => steps + 2,
@@ -283,6 +287,8 @@ impl Tape {
         let train = |len: usize| Buffer::new(if mode == Mode::Train { len } else { 0 });
         Tape {
             mode,
+            rows,
+            row: 0,
             frames: Buffer::new(frame_count * program.frame_len),
             frame_count,
             adjoint: train(sizes.adjoint),
@@ -305,6 +311,34 @@ impl Tape {
         }
     }
 
+    fn program<'e>(&self, bound: &Bound<'e>) -> &'e Program {
+        bound.engine.program_of(self.rows)
+    }
+
+    fn code<'b>(&self, bound: &'b Bound<'_>) -> &'b Code {
+        match &bound.engine.kind {
+            super::Kind::Jit(_) if self.rows > 1 => &bound.engine.teams[self.rows - 2].1,
+            super::Kind::Jit(code) => code,
+            super::Kind::Interp => unreachable!("this tape belongs to a compiled engine"),
+        }
+    }
+
+    /// Rows that step together.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// From now on the host speaks of this row.
+    pub(super) fn select(&mut self, row: usize) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        self.row = row;
+    }
+
+    /// Elements from the place of the first row to that of the selected one, in a region of all rows.
+    fn shift(&self, region: usize) -> usize {
+        region / self.rows * self.row
+    }
+
     // ------------------------------------------------------------------ frames
 
     /// The frame of a step.
@@ -325,12 +359,12 @@ impl Tape {
     }
 
     fn slot(&self, program: &Program, index: usize, offset: usize, len: usize) -> &[f32] {
-        let start = self.frame_start(program, index) + offset;
+        let start = self.frame_start(program, index) + self.shift(program.frame_len) + offset;
         &self.frames.as_slice()[start..start + len]
     }
 
     fn slot_mut(&mut self, program: &Program, index: usize, offset: usize, len: usize) -> &mut [f32] {
-        let start = self.frame_start(program, index) + offset;
+        let start = self.frame_start(program, index) + self.shift(program.frame_len) + offset;
         &mut self.frames.as_mut_slice()[start..start + len]
     }
 
@@ -339,7 +373,7 @@ impl Tape {
         if self.mode == Mode::Infer || index < self.frame_count {
             return;
         }
-        let program = &engine.program;
+        let program = engine.program_of(self.rows);
         self.frame_count = (index + 2).max(self.frame_count * 2);
         self.frames.grow(self.frame_count * program.frame_len);
         if self.mode == Mode::Train {
@@ -349,17 +383,25 @@ impl Tape {
 
     // ------------------------------------------------------------------ states
 
-    pub(super) fn begin(&mut self, bound: &Bound<'_>, start: &Start<'_>) {
+    /// One start for each row.
+    pub(super) fn begin(&mut self, bound: &Bound<'_>, starts: &[Start<'_>]) {
+        let own = starts.first().map_or(vec![], |s| s.own.clone());
+        assert!(starts.len() == self.rows && starts.iter().all(|s| s.own == own), "rows that start alike");
         self.steps = 0;
         self.pending = false;
         self.saved.clear();
-        self.stretches = vec![Stretch { boundary: 0, first: 0, own: start.own.clone() }];
+        self.stretches = vec![Stretch { boundary: 0, first: 0, own }];
         self.stretch = 0;
-        self.place_states(bound, 0, &start.states);
+        for (row, start) in starts.iter().enumerate() {
+            self.select(row);
+            self.place_states(bound, 0, &start.states);
+        }
+        self.select(0);
         self.clear_slots(bound, 1, true);
     }
 
     pub(super) fn reset(&mut self, bound: &Bound<'_>, start: &Start<'_>) {
+        assert!(self.rows == 1, "rows that step together are not reset in the middle");
         self.flush(bound);
         let old = self.next_frame();
         let own = start.own.clone();
@@ -369,7 +411,7 @@ impl Tape {
         }
         self.stretch = if self.mode == Mode::Infer { 0 } else { self.stretches.len() - 1 };
         if self.logs.len() <= self.stretch {
-            self.logs.push(Buffer::new(bound.engine.program.log_len));
+            self.logs.push(Buffer::new(self.program(bound).log_len));
         }
         let new = self.next_frame();
         if new != old {
@@ -381,7 +423,7 @@ impl Tape {
     /// The inputs of the coming step may have been written already: they move along.
     fn move_inputs(&mut self, bound: &Bound<'_>, from: usize, to: usize) {
         self.reserve(bound.engine, to);
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         for k in 0..program.inputs.len() {
             let (offset, len) = self.input_slot(bound, InputId(k as u32));
             let x = self.slot(program, from, offset, len).to_vec();
@@ -391,11 +433,12 @@ impl Tape {
     }
 
     fn place_states(&mut self, bound: &Bound<'_>, boundary: usize, states: &[&[f32]]) {
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         self.reserve(bound.engine, boundary + 1);
+        let shift = self.shift(program.matrices_len);
         for (k, x) in states.iter().enumerate() {
             match (&program.matrices[k], program.states[k]) {
-                (Some(m), _) => program.pack(m.post, m.pre, x, &mut self.carry.as_mut_slice()[m.offset..]),
+                (Some(m), _) => program.pack(m.post, m.pre, x, &mut self.carry.as_mut_slice()[shift + m.offset..]),
                 (None, Some(offset)) => {
                     self.slot_mut(program, boundary, offset, x.len()).copy_from_slice(x);
                 }
@@ -406,10 +449,11 @@ impl Tape {
 
     pub(super) fn state(&mut self, bound: &Bound<'_>) -> RowState {
         self.flush(bound);
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         let index = self.next_frame() - 1;
         let events = self.events();
         let mut states = zero_states(bound);
+        let shift = self.shift(program.matrices_len);
         for log in &program.logs {
             let rows = &self.logs[self.stretch].as_slice()[log.offset..];
             states[log.state] = vec![0.0; log.events * log.len];
@@ -419,7 +463,7 @@ impl Tape {
         }
         for (k, x) in states.iter_mut().enumerate() {
             match (&program.matrices[k], program.states[k]) {
-                (Some(m), _) => program.unpack(m.post, m.pre, &self.carry.as_slice()[m.offset..], x),
+                (Some(m), _) => program.unpack(m.post, m.pre, &self.carry.as_slice()[shift + m.offset..], x),
                 (None, Some(offset)) => {
                     let len = x.len();
                     x.copy_from_slice(self.slot(program, index, offset, len));
@@ -434,7 +478,7 @@ impl Tape {
 
     fn input_slot(&self, bound: &Bound<'_>, input: InputId) -> (usize, usize) {
         let len = bound.engine.sizes().count(bound.engine.model().inputs[input.index()].shape);
-        (bound.engine.program.inputs[input.index()], len)
+        (self.program(bound).inputs[input.index()], len)
     }
 
     fn output_len(bound: &Bound<'_>, output: OutputId) -> usize {
@@ -444,13 +488,22 @@ impl Tape {
     pub(super) fn input_mut(&mut self, bound: &Bound<'_>, input: InputId) -> &mut [f32] {
         let (offset, len) = self.input_slot(bound, input);
         let index = self.next_frame();
-        self.slot_mut(&bound.engine.program, index, offset, len)
+        self.slot_mut(self.program(bound), index, offset, len)
     }
 
     /// Zeroes what the host writes into a frame: cotangents of outputs, and inputs if wanted.
     fn clear_slots(&mut self, bound: &Bound<'_>, index: usize, inputs: bool) {
         self.reserve(bound.engine, index);
-        let program = &bound.engine.program;
+        let selected = self.row;
+        for row in 0..self.rows {
+            self.select(row);
+            self.clear_row(bound, index, inputs);
+        }
+        self.select(selected);
+    }
+
+    fn clear_row(&mut self, bound: &Bound<'_>, index: usize, inputs: bool) {
+        let program = self.program(bound);
         for k in 0..if inputs { program.inputs.len() } else { 0 } {
             let (offset, len) = self.input_slot(bound, InputId(k as u32));
             self.slot_mut(program, index, offset, len).fill(0.0);
@@ -469,22 +522,25 @@ impl Tape {
         self.clear_slots(bound, index + 1, true);
     }
 
-    /// Several steps whose inputs are known.
+    /// Several steps of all rows whose inputs are known.
     pub(super) fn forward(
         &mut self,
         bound: &Bound<'_>,
         steps: usize,
-        inputs: &mut dyn FnMut(usize, InputId, &mut [f32]),
+        inputs: &mut dyn FnMut(usize, usize, InputId, &mut [f32]),
     ) {
         let first = self.next_frame();
         for k in 0..steps {
             let index = if self.mode == Mode::Infer { self.next_frame() } else { first + k };
             self.clear_slots(bound, index, true);
-            for number in 0..bound.engine.program.inputs.len() {
+            let count = self.program(bound).inputs.len();
+            for (row, number) in (0..self.rows).flat_map(|r| (0..count).map(move |n| (r, n))) {
+                self.select(row);
                 let input = InputId(number as u32);
                 let (offset, len) = self.input_slot(bound, input);
-                inputs(k, input, self.slot_mut(&bound.engine.program, index, offset, len));
+                inputs(row, k, input, self.slot_mut(self.program(bound), index, offset, len));
             }
+            self.select(0);
             if self.mode == Mode::Infer {
                 self.step(bound);
             }
@@ -501,7 +557,7 @@ impl Tape {
     /// A step but for what stands apart from the loop over time.
     fn advance(&mut self, bound: &Bound<'_>) {
         let index = self.next_frame();
-        let joined = bound.engine.program.merged.0;
+        let joined = self.program(bound).merged.0;
         // A joined step first finishes the step before: only then are the states complete.
         if !joined {
             self.checkpoint(bound);
@@ -529,7 +585,7 @@ impl Tape {
 
     /// Clears the tile of the logs that the coming step begins.
     fn make_room(&mut self, bound: &Bound<'_>) {
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         let event = self.events();
         for log in &program.logs {
             assert!(
@@ -551,7 +607,7 @@ impl Tape {
 
     /// Moves the rows of the step that has run from its frame into the logs.
     fn append(&mut self, bound: &Bound<'_>, index: usize) {
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         let event = self.events();
         let frame = self.frame_start(program, index);
         for log in &program.logs {
@@ -564,7 +620,7 @@ impl Tape {
 
     /// Moves the cotangents of the rows that step `t` has appended into its adjoint frame.
     fn take_row_bars(&mut self, bound: &Bound<'_>, t: usize) {
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         let event = t - self.stretches[self.stretch].first;
         for log in &program.logs {
             let (start, stride) = (log.bar + log.at(program.widest, event, 0), tile_of(program, log));
@@ -592,7 +648,7 @@ impl Tape {
 
     /// Saves the matrix states before the step that is running, if one is due.
     fn checkpoint(&mut self, bound: &Bound<'_>) {
-        let matrices = bound.engine.program.matrices_len;
+        let matrices = self.program(bound).matrices_len;
         let first = self.stretches.last().map_or(0, |s| s.first);
         let due = (self.steps - first).is_multiple_of(self.interval);
         if self.mode != Mode::Train || matrices == 0 || !due {
@@ -619,7 +675,7 @@ impl Tape {
     }
 
     pub(super) fn output(&self, bound: &Bound<'_>, t: usize, output: OutputId) -> &[f32] {
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         let offset = program.outputs[output.index()];
         self.slot(program, self.frame_of(t), offset, Self::output_len(bound, output))
     }
@@ -628,13 +684,13 @@ impl Tape {
         if t + 1 == self.steps {
             self.flush(bound);
         }
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         let frame = self.frame_of(t);
         program.penalties.iter().map(|offset| self.slot(program, frame, *offset, 1)[0]).sum()
     }
 
     pub(super) fn output_bar_mut(&mut self, bound: &Bound<'_>, t: usize, output: OutputId) -> &mut [f32] {
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         let offset = program.output_bars[output.index()];
         let index = self.frame_of(t);
         self.slot_mut(program, index, offset, Self::output_len(bound, output))
@@ -650,7 +706,8 @@ impl Tape {
         last: Option<&RowState>,
     ) {
         self.flush(bound);
-        self.scratch.as_mut_slice()[bound.engine.program.penalty_bar] = penalty_bar;
+        let at = self.program(bound).penalty_bar;
+        self.scratch.as_mut_slice()[at] = penalty_bar;
         let zeros = zero_states(bound);
         self.init_bar = RowState { states: zeros.clone() };
         let mut end = self.steps;
@@ -691,8 +748,8 @@ impl Tape {
         bar: &[Vec<f32>],
     ) {
         self.place_bars(bound, end, bar);
-        self.place_log_bars(&bound.engine.program, end - first, bar);
-        let joined = bound.engine.program.merged.1;
+        self.place_log_bars(self.program(bound), end - first, bar);
+        let joined = self.program(bound).merged.1;
         self.apart_back(bound, BACK_BEFORE, first..end, grads);
         let mut segment_end = end;
         let starts: Vec<usize> = (first..end).step_by(self.interval).collect();
@@ -709,25 +766,34 @@ impl Tape {
             self.call_back(bound, BACK_FLUSH, first as isize - 1, first, grads);
         }
         self.apart_back(bound, BACK_AFTER, first..end, grads);
-        let bars = self.collect_bars(bound, first);
-        self.add_start(grads, first, &bars);
+        for row in 0..self.rows {
+            self.select(row);
+            let bars = self.collect_bars(bound, first);
+            self.add_start(grads, first, &bars);
+        }
+        self.select(0);
         self.hoisted(bound, grads, first, end);
     }
 
     fn place_bars(&mut self, bound: &Bound<'_>, end: usize, bar: &[Vec<f32>]) {
-        let program = &bound.engine.program;
-        let start = end * program.adjoint_len;
-        for (k, x) in bar.iter().enumerate() {
-            match (&program.matrices[k], program.state_bars[k]) {
-                (Some(m), _) => {
-                    program.pack(m.post, m.pre, x, &mut self.ends.as_mut_slice()[m.offset..]);
+        let program = self.program(bound);
+        for row in 0..self.rows {
+            self.select(row);
+            let start = end * program.adjoint_len + self.shift(program.adjoint_len);
+            let shift = self.shift(program.matrices_len);
+            for (k, x) in bar.iter().enumerate() {
+                match (&program.matrices[k], program.state_bars[k]) {
+                    (Some(m), _) => {
+                        program.pack(m.post, m.pre, x, &mut self.ends.as_mut_slice()[shift + m.offset..]);
+                    }
+                    (None, Some(offset)) => {
+                        self.adjoint.as_mut_slice()[start + offset..][..x.len()].copy_from_slice(x);
+                    }
+                    (None, None) => {}
                 }
-                (None, Some(offset)) => {
-                    self.adjoint.as_mut_slice()[start + offset..][..x.len()].copy_from_slice(x);
-                }
-                (None, None) => {}
             }
         }
+        self.select(0);
         if program.carries_states {
             let n = program.matrices_len;
             self.back_carry.as_mut_slice()[..n].copy_from_slice(&self.ends.as_slice()[..n]);
@@ -736,13 +802,14 @@ impl Tape {
 
     /// The cotangents of the states before step `first`.
     fn collect_bars(&self, bound: &Bound<'_>, first: usize) -> Vec<Vec<f32>> {
-        let program = &bound.engine.program;
-        let start = first * program.adjoint_len;
+        let program = self.program(bound);
+        let start = first * program.adjoint_len + self.shift(program.adjoint_len);
+        let shift = self.shift(if program.carries_states { program.carry_len } else { program.matrices_len });
         let from = if program.carries_states { &self.back_carry } else { &self.ends };
         let mut bars = zero_states(bound);
         for (k, x) in bars.iter_mut().enumerate() {
             match (&program.matrices[k], program.state_bars[k]) {
-                (Some(m), _) => program.unpack(m.post, m.pre, &from.as_slice()[m.offset..], x),
+                (Some(m), _) => program.unpack(m.post, m.pre, &from.as_slice()[shift + m.offset..], x),
                 (None, Some(offset)) => {
                     let len = x.len();
                     x.copy_from_slice(&self.adjoint.as_slice()[start + offset..][..len]);
@@ -757,11 +824,11 @@ impl Tape {
     /// later segment follows, the state after its first step is kept in the next snapshot, if the
     /// backward pass reads it.
     fn replay(&mut self, bound: &Bound<'_>, start: usize, end: usize, is_last: bool) {
-        let matrices = bound.engine.program.matrices_len;
+        let matrices = self.program(bound).matrices_len;
         if matrices == 0 {
             return;
         }
-        let code = code(bound);
+        let code = self.code(bound);
         if !is_last && code.reads_second {
             let keep = end - start;
             self.snapshots.as_mut_slice().copy_within(..matrices, keep * matrices);
@@ -787,19 +854,19 @@ impl Tape {
 
     fn hoisted(&mut self, bound: &Bound<'_>, grads: &mut Grads, first: usize, end: usize) {
         let _entered = Entered::new();
-        for rank1 in &bound.engine.program.rank1 {
+        for rank1 in &self.program(bound).rank1 {
             let a = self.series(bound, rank1.a, first);
             let b = self.series(bound, rank1.b, first);
             let sum = grads.plain.get_mut(&rank1.value).expect("one sum per hoisted gradient");
-            // SAFETY: both series hold `end - first` vectors in frames of this tape, which stay
+            // SAFETY: both series hold a vector of each row and step in frames of this tape, which stay
             // where they are; `sum` is a separate allocation of `post * pre` elements.
-            unsafe { accumulate(rank1, end - first, a, b, sum) };
+            unsafe { accumulate(rank1, (end - first) * self.rows, a, b, sum) };
         }
     }
 
-    /// The first vector of a series over time, and the distance between its vectors.
+    /// The first vector of a series over time and rows, and the distance between its vectors.
     fn series(&self, bound: &Bound<'_>, place: Place, first: usize) -> (*const f32, usize) {
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         let (buffer, index, stride) = match place.base {
             Base::Frame(k) => {
                 (&self.frames, self.frame_of(first) as isize + isize::from(k), program.frame_len)
@@ -808,13 +875,13 @@ impl Tape {
             _ => (&bound.packed, 0, 0),
         };
         let offset = index as usize * stride + place.offset;
-        (&raw const buffer.as_slice()[offset], stride)
+        (&raw const buffer.as_slice()[offset], stride / self.rows)
     }
 
     pub(super) fn input_bar(&self, bound: &Bound<'_>, t: usize, input: InputId) -> Option<&[f32]> {
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         let offset = program.input_bars[input.index()]?;
-        let start = t * program.adjoint_len + offset;
+        let start = t * program.adjoint_len + self.shift(program.adjoint_len) + offset;
         let (_, len) = self.input_slot(bound, input);
         Some(&self.adjoint.as_slice()[start..start + len])
     }
@@ -827,7 +894,7 @@ impl Tape {
 
     /// The pointers of a routine that is called for the step in frame `index`.
     fn pointers(&self, bound: &Bound<'_>, index: isize) -> Pointers {
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         Base::ALL.map(|base| match base {
             Base::Frame(k) => {
                 let at = index + isize::from(k);
@@ -846,7 +913,7 @@ impl Tape {
 
     /// The snapshot before a segment is its checkpoint; the others follow each other.
     fn point_at_snapshots(&self, bound: &Bound<'_>, pointers: &mut Pointers, at: isize) {
-        let matrices = bound.engine.program.matrices_len as isize;
+        let matrices = self.program(bound).matrices_len as isize;
         for k in 0..3i8 {
             let number = at + isize::from(k);
             pointers[Base::Snapshot(k).slot()] = match number {
@@ -858,12 +925,12 @@ impl Tape {
 
     fn call(&mut self, bound: &Bound<'_>, entry: usize, index: isize) {
         let pointers = self.pointers(bound, index);
-        self.enter(bound, code(bound).entries[entry], &pointers);
+        self.enter(bound, self.code(bound).entries[entry], &pointers);
     }
 
     /// Runs a routine for the steps in these frames.
     fn apart(&mut self, bound: &Bound<'_>, routine: Apart, frames: Range<usize>) {
-        for (entry, index) in calls(code(bound), routine, frames) {
+        for (entry, index) in calls(self.code(bound), routine, frames) {
             let pointers = self.pointers(bound, index as isize);
             self.enter(bound, entry, &pointers);
         }
@@ -872,7 +939,7 @@ impl Tape {
     /// Runs a routine of the backward pass for these steps.
     fn apart_back(&mut self, bound: &Bound<'_>, routine: Apart, steps: Range<usize>, grads: &mut Grads) {
         let start = steps.start;
-        for (entry, t) in calls(code(bound), routine, steps) {
+        for (entry, t) in calls(self.code(bound), routine, steps) {
             let pointers = self.back_pointers(bound, t as isize, start, grads);
             self.enter(bound, entry, &pointers);
         }
@@ -880,11 +947,11 @@ impl Tape {
 
     fn call_back(&mut self, bound: &Bound<'_>, entry: usize, t: isize, start: usize, grads: &mut Grads) {
         let pointers = self.back_pointers(bound, t, start, grads);
-        self.enter(bound, code(bound).entries[entry], &pointers);
+        self.enter(bound, self.code(bound).entries[entry], &pointers);
     }
 
     fn back_pointers(&self, bound: &Bound<'_>, t: isize, start: usize, grads: &mut Grads) -> Pointers {
-        let program = &bound.engine.program;
+        let program = self.program(bound);
         let frame = match usize::try_from(t).ok().filter(|t| *t >= start) {
             Some(t) => self.frame_of(t) as isize,
             None => self.frame_of(start) as isize - 1,
@@ -925,13 +992,6 @@ fn calls(code: &Code, routine: Apart, steps: Range<usize>) -> impl Iterator<Item
         next = at + count;
         (at < end).then_some((entry, at))
     })
-}
-
-fn code<'b>(bound: &'b Bound<'_>) -> &'b Code {
-    match &bound.engine.kind {
-        super::Kind::Jit(code) => code,
-        super::Kind::Interp => unreachable!("this tape belongs to a compiled engine"),
-    }
 }
 
 /// The state of the processor that kernels need, while this lives.

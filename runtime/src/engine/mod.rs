@@ -63,11 +63,14 @@ pub struct EngineOptions {
     /// Steps between checkpoints of the matrix states; `None` for the square root of the length,
     /// which makes checkpoints and replayed steps take equal memory.
     pub checkpoint_every: Option<usize>,
+    /// Whether rows whose inputs are known may step together, where that is faster. Outputs keep their
+    /// bits, sums of gradients over rows take another order.
+    pub teams: bool,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { input_bars: true, checkpoint_every: None }
+        EngineOptions { input_bars: true, checkpoint_every: None, teams: false }
     }
 }
 
@@ -151,6 +154,8 @@ pub struct Engine {
     pub(crate) interpreter: Interpreter,
     pub(crate) program: Program,
     kind: Kind,
+    /// The loops for two rows that step together, and for more; none if that does not help.
+    teams: Vec<(Program, jit::Code)>,
     backend: Backend,
     options: EngineOptions,
 }
@@ -213,7 +218,19 @@ impl Engine {
                 Kind::Jit(Box::new(jit::Code::new(target, &program)?))
             }
         };
-        Ok(Engine { interpreter, program, kind, backend, options: *options })
+        let mut teams = vec![];
+        if let Backend::Compiled(target) = backend
+            && options.teams
+            && compiler::loops::gains(&program)
+        {
+            for rows in 2..=compiler::loops::SIDE_BY_SIDE {
+                let program = compiler::loops::side_by_side(&program, rows);
+                check_addressable(&program)?;
+                let code = jit::Code::new(target, &program)?;
+                teams.push((program, code));
+            }
+        }
+        Ok(Engine { interpreter, program, kind, teams, backend, options: *options })
     }
 
     /// The model.
@@ -274,12 +291,41 @@ impl Engine {
         Ok(Bound { engine: self, params, packed, initial })
     }
 
+    pub(crate) fn program_of(&self, rows: usize) -> &Program {
+        match rows {
+            0 | 1 => &self.program,
+            _ => &self.teams[rows - 2].0,
+        }
+    }
+
+    /// How so many rows are best cut into teams that step together.
+    pub fn teams(&self, rows: usize) -> Vec<usize> {
+        let most = self.teams.len() + 1;
+        // An even number is easily shared by two threads or four.
+        let count = if most == 1 { rows } else { rows.div_ceil(most).next_multiple_of(2).min(rows) };
+        (0..count).map(|k| (k + 1) * rows / count - k * rows / count).collect()
+    }
+
+    /// The memory of a team of rows, for up to `steps` steps; see [`Engine::teams`].
+    pub fn team_tape(&self, steps: usize, mode: Mode, rows: usize) -> Tape {
+        match self.backend {
+            Backend::Interp => self.tape(steps, mode),
+            Backend::Compiled(_) => Tape(TapeKind::Jit(jit::Tape::new(
+                self,
+                steps,
+                mode,
+                self.options.checkpoint_every,
+                rows,
+            ))),
+        }
+    }
+
     /// One row's memory for up to `steps` steps (any number of them in [`Mode::Infer`]).
     pub fn tape(&self, steps: usize, mode: Mode) -> Tape {
         Tape(match self.backend {
             Backend::Interp => TapeKind::Interp(interp::Tape::new(self)),
             Backend::Compiled(_) => {
-                TapeKind::Jit(jit::Tape::new(self, steps, mode, self.options.checkpoint_every))
+                TapeKind::Jit(jit::Tape::new(self, steps, mode, self.options.checkpoint_every, 1))
             }
         })
     }
@@ -346,10 +392,22 @@ impl Bound<'_> {
 
     /// Starts a row: its states become `states`, or their initial values.
     pub fn begin(&self, tape: &mut Tape, states: Option<&RowState>) {
-        let start = self.start(states);
+        self.begin_team(tape, &[states]);
+    }
+
+    /// Starts the rows of a team. Either all or none of them have their own initial values.
+    pub fn begin_team(&self, tape: &mut Tape, states: &[Option<&RowState>]) {
+        let starts: Vec<Start<'_>> = states.iter().map(|s| self.start(*s)).collect();
         match &mut tape.0 {
-            TapeKind::Interp(t) => t.begin(&start),
-            TapeKind::Jit(t) => t.begin(self, &start),
+            TapeKind::Interp(t) => t.begin(&starts[0]),
+            TapeKind::Jit(t) => t.begin(self, &starts),
+        }
+    }
+
+    /// From now on inputs, outputs, states and their cotangents are those of this row of a team.
+    pub fn select(&self, tape: &mut Tape, row: usize) {
+        if let TapeKind::Jit(t) = &mut tape.0 {
+            t.select(row);
         }
     }
 
@@ -391,13 +449,23 @@ impl Bound<'_> {
     /// bit, and faster. `inputs(k, input, x)` fills `x`, which is zero, with an input of the `k`-th of
     /// these steps.
     pub fn forward(&self, tape: &mut Tape, steps: usize, inputs: &mut dyn FnMut(usize, InputId, &mut [f32])) {
+        self.forward_team(tape, steps, &mut |_, k, input, x| inputs(k, input, x));
+    }
+
+    /// The same for a team; the first argument of `inputs` is the row.
+    pub fn forward_team(
+        &self,
+        tape: &mut Tape,
+        steps: usize,
+        inputs: &mut dyn FnMut(usize, usize, InputId, &mut [f32]),
+    ) {
         match &mut tape.0 {
             TapeKind::Interp(t) => {
                 for k in 0..steps {
                     for input in (0..self.engine.model().inputs.len()).map(|n| InputId(n as u32)) {
                         let x = t.input_mut(input);
                         x.fill(0.0);
-                        inputs(k, input, x);
+                        inputs(0, k, input, x);
                     }
                     t.step(self);
                 }
@@ -423,6 +491,14 @@ impl Bound<'_> {
             }
         }
         self.backward(tape, grads, penalty_bar, None);
+    }
+
+    /// How many rows step together on a tape.
+    pub fn rows(&self, tape: &Tape) -> usize {
+        match &tape.0 {
+            TapeKind::Interp(_) => 1,
+            TapeKind::Jit(t) => t.rows(),
+        }
     }
 
     /// How many steps have run since [`Bound::begin`].

@@ -95,7 +95,7 @@ pub fn read_split(
             };
             bound.begin(tape, state.as_ref());
             let tokens = &all[row * length + start..][..steps];
-            read(&bound, &trainer.wiring, tape, at, steps, &mut |t, x| embed(&tables, tokens[t], x));
+            read(&bound, &trainer.wiring, tape, at, steps, &mut |_, t, x| embed(&tables, tokens[t], x));
             for (t, to) in to.chunks_mut(features).enumerate() {
                 to.copy_from_slice(bound.output(tape, t, output));
             }

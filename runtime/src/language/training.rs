@@ -133,8 +133,10 @@ impl Update<'_> {
         let tables = Tables::of(self.params, model.params.len());
         let features = self.engine.sizes().count(model.outputs[self.wiring.output.index()].shape);
         let (tokens, width) = (self.batch * steps, self.learner.embedding);
-        while memory.tapes.len() < self.batch {
-            memory.tapes.push(self.engine.tape(memory.windows.longest(), Mode::Train));
+        if memory.tapes.is_empty() {
+            let longest = memory.windows.longest();
+            let tape = |rows| self.engine.team_tape(longest, Mode::Train, rows);
+            memory.tapes = self.engine.teams(self.batch).into_iter().map(tape).collect();
         }
         memory.features.resize(tokens * features, 0.0);
         memory.features_bar.resize(tokens * features, 0.0);
@@ -188,75 +190,109 @@ impl Update<'_> {
         features: usize,
     ) -> Result<Vec<(f64, RowState)>, (usize, NonFinite)> {
         let steps = self.window.steps;
-        let outputs = memory.features.chunks_mut(steps * features);
-        let jobs: Vec<_> = memory.tapes.iter_mut().zip(outputs).take(self.batch).enumerate().collect();
-        let work = |_: &mut (), (row, (tape, outputs)): (usize, (&mut Tape, &mut [f32]))| {
-            let words = self.words(row);
-            let carried = if self.window.start == 0 { None } else { self.carried.get(row) };
+        let jobs = self.teams(&mut memory.tapes, &mut memory.features, steps * features);
+        let work = |_: &mut (), Team { first, tape, numbers: outputs }: Team<'_>| {
+            let rows = self.bound.rows(tape);
+            let carried = |row: usize| {
+                if self.window.start == 0 { None } else { self.carried.get(first + row) }
+            };
             let at = Address {
                 seed: self.seed,
                 domain: Domain::Train,
                 episode: self.update as u32,
-                row: row as u32,
+                row: first as u32,
             };
-            self.bound.begin(tape, carried);
-            read(self.bound, self.wiring, tape, at, steps, &mut |t, x| {
-                let keep = self.learner.keep(self.seed, self.update, words[t]);
-                embed(tables, words[t], x);
+            self.bound.begin_team(tape, &(0..rows).map(carried).collect::<Vec<_>>());
+            read(self.bound, self.wiring, tape, at, steps, &mut |row, t, x| {
+                let word = self.words(first + row)[t];
+                let keep = self.learner.keep(self.seed, self.update, word);
+                embed(tables, word, x);
                 if keep != 1.0 {
                     x.iter_mut().for_each(|x| *x *= keep);
                 }
             });
-            for (t, to) in outputs.chunks_mut(features).enumerate() {
-                to.copy_from_slice(self.bound.output(tape, t, self.wiring.output));
-                if to.iter().any(|x| !x.is_finite()) {
-                    return Err((row, NonFinite { step: t, at: Place::Output(self.wiring.output) }));
+            let mut found = vec![];
+            for (row, outputs) in outputs.chunks_mut(steps * features).enumerate() {
+                self.bound.select(tape, row);
+                for (t, to) in outputs.chunks_mut(features).enumerate() {
+                    to.copy_from_slice(self.bound.output(tape, t, self.wiring.output));
+                    if to.iter().any(|x| !x.is_finite()) {
+                        let at = Place::Output(self.wiring.output);
+                        return Err((first + row, NonFinite { step: t, at }));
+                    }
                 }
+                let state = self.bound.state(tape);
+                let penalty = (0..steps).map(|t| f64::from(self.bound.penalty(tape, t))).sum();
+                found.push((penalty, state));
             }
-            let state = self.bound.state(tape);
-            let penalty = (0..steps).map(|t| f64::from(self.bound.penalty(tape, t))).sum();
-            Ok((penalty, state))
+            Ok(found)
         };
-        parallel::run(&mut vec![(); self.threads], jobs, work).into_iter().collect()
+        let found: Result<Vec<_>, _> = parallel::run(&mut vec![(); self.threads], jobs, work).into_iter().collect();
+        Ok(found?.concat())
+    }
+
+    /// A job for each team, with its part of an array of so many numbers per row.
+    fn teams<'t>(&self, tapes: &'t mut [Tape], mut numbers: &'t mut [f32], each: usize) -> Vec<Team<'t>> {
+        let (mut jobs, mut first) = (vec![], 0);
+        for tape in tapes {
+            let rows = self.bound.rows(tape);
+            let (own, rest) = numbers.split_at_mut(rows * each);
+            numbers = rest;
+            jobs.push(Team { first, tape, numbers: own });
+            first += rows;
+        }
+        jobs
     }
 
     /// The gradients of the spec's parameters; those of inputs are left in the memory.
     fn backward(&self, memory: &mut Memory, features: usize, share: f32) -> Vec<Vec<f32>> {
         let (steps, width) = (self.window.steps, self.learner.embedding);
         let sums = self.engine.sums();
-        let mut tapes = memory.tapes.as_mut_slice();
-        let mut inputs = memory.inputs_bar.as_mut_slice();
-        let mut jobs = vec![];
-        for (number, rows) in parallel::chunks(self.batch).into_iter().enumerate() {
-            let (t, rest) = tapes.split_at_mut(rows.len());
-            tapes = rest;
-            let (x, rest) = inputs.split_at_mut(rows.len() * steps * width);
-            inputs = rest;
-            jobs.push((number, rows, t, x));
-        }
+        let jobs = self.teams(&mut memory.tapes, &mut memory.inputs_bar, steps * width);
         let bars: &[f32] = &memory.features_bar;
-        type Job<'j> = (usize, std::ops::Range<usize>, &'j mut [Tape], &'j mut [f32]);
-        let work = |_: &mut (), (number, rows, tapes, inputs): Job<'_>| {
+        let chunks = chunks(jobs);
+        let work = |_: &mut (), (number, teams): (usize, Vec<Team<'_>>)| {
             let mut grads = sums.zeros();
-            let inputs = inputs.chunks_mut(steps * width);
-            for ((row, tape), inputs) in rows.zip(tapes).zip(inputs) {
-                for t in 0..steps {
-                    let bar = &bars[(row * steps + t) * features..][..features];
-                    self.bound.output_bar_mut(tape, t, self.wiring.output).copy_from_slice(bar);
+            for Team { first, tape, numbers: inputs } in teams {
+                for row in 0..self.bound.rows(tape) {
+                    self.bound.select(tape, row);
+                    for t in 0..steps {
+                        let bar = &bars[((first + row) * steps + t) * features..][..features];
+                        self.bound.output_bar_mut(tape, t, self.wiring.output).copy_from_slice(bar);
+                    }
                 }
                 self.bound.backward(tape, &mut grads, share, None);
-                for (t, to) in inputs.chunks_mut(width).enumerate() {
-                    match self.bound.input_bar(tape, t, self.wiring.input) {
-                        Some(bar) => to.copy_from_slice(bar),
-                        None => to.fill(0.0),
+                for (row, inputs) in inputs.chunks_mut(steps * width).enumerate() {
+                    self.bound.select(tape, row);
+                    for (t, to) in inputs.chunks_mut(width).enumerate() {
+                        match self.bound.input_bar(tape, t, self.wiring.input) {
+                            Some(bar) => to.copy_from_slice(bar),
+                            None => to.fill(0.0),
+                        }
                     }
                 }
             }
             sums.add(number, grads);
         };
-        parallel::run(&mut vec![(); self.threads], jobs, work);
+        parallel::run(&mut vec![(); self.threads], chunks, work);
         sums.finish(self.bound)
     }
+}
+
+/// Rows that step together.
+struct Team<'t> {
+    /// The first of its rows.
+    first: usize,
+    tape: &'t mut Tape,
+    /// Its part of an array.
+    numbers: &'t mut [f32],
+}
+
+/// Teams whose gradients are summed together: at most 16 sums, by a rule that knows no threads.
+fn chunks(teams: Vec<Team<'_>>) -> Vec<(usize, Vec<Team<'_>>)> {
+    let sizes: Vec<usize> = parallel::chunks(teams.len()).iter().map(|r| r.len()).collect();
+    let mut teams = teams.into_iter();
+    sizes.into_iter().map(|n| teams.by_ref().take(n).collect()).enumerate().collect()
 }
 
 /// Copies a word's embedding.
@@ -264,25 +300,27 @@ pub(super) fn embed(tables: &Tables<'_>, word: u32, x: &mut [f32]) {
     x.copy_from_slice(&tables.embedding[word as usize * x.len()..][..x.len()]);
 }
 
-/// Runs the steps of a window; `input` fills the embedded word of a step.
+/// Runs the steps of a window of a team whose first row has this address; `input` fills the embedded word of a
+/// row and step.
 pub(super) fn read(
     bound: &Bound<'_>,
     wiring: &Wiring,
     tape: &mut Tape,
-    at: Address,
+    first: Address,
     steps: usize,
-    input: &mut dyn FnMut(usize, &mut [f32]),
+    input: &mut dyn FnMut(usize, usize, &mut [f32]),
 ) {
     let sizes = bound.engine().sizes();
     let mut noise: Vec<(InputId, Vec<f64>)> = vec![];
     let mut drawn = None;
-    bound.forward(tape, steps, &mut |t, id, x| {
+    bound.forward_team(tape, steps, &mut |row, t, id, x| {
         if id == wiring.input {
-            return input(t, x);
+            return input(row, t, x);
         }
-        if drawn != Some(t) {
-            drawn = Some(t);
+        if drawn != Some((row, t)) {
+            drawn = Some((row, t));
             noise.clear();
+            let at = Address { row: first.row + row as u32, ..first };
             wiring.draw_noise(sizes, at, t, |id, x| noise.push((id, x)));
         }
         if let Some((_, from)) = noise.iter().find(|(known, _)| *known == id) {
