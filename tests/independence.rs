@@ -6,7 +6,7 @@ mod support;
 
 use compiler::gradcheck::{Case, Options, random_case};
 use compiler::interp::{Cotangents, Sequence, Tensor};
-use compiler::ir::{InputId, Sizes};
+use compiler::ir::{InputId, OutputId, Sizes};
 use compiler::model::Model;
 use runtime::engine::{Backend, Engine, EngineOptions, KnownRow, Mode, RowState};
 use std::sync::Arc;
@@ -412,4 +412,88 @@ fn inputs_that_are_not_written_are_zero() {
             }
         }
     }
+}
+
+/// Outputs, penalties, states and cotangents of inputs: the same bits. Gradients of parameters are summed over
+/// rows in another order.
+#[test]
+fn rows_that_step_together_are_as_rows_alone() {
+    let mut count = 0;
+    for ((name, model, sizes), backend) in
+        models().into_iter().flat_map(|m| [(m.clone(), Backend::CRANELIFT), (m, Backend::fastest())])
+    {
+        let checkpoint_every = Some(1 + count % 4);
+        let options = EngineOptions { checkpoint_every, teams: true, ..EngineOptions::default() };
+        let engine = Engine::new(model.clone(), sizes.clone(), backend, &options).expect("it compiles");
+        for rows in (2..=3).filter(|_| engine.teams(4).len() < 4) {
+            count += 1;
+            let mut cases: Vec<Case> = (0..rows).map(|r| case(&model, &sizes, 20 + r, None)).collect();
+            for k in 0..cases.len() {
+                cases[k].params = cases[0].params.clone();
+                cases[k].bars.penalty = cases[0].bars.penalty;
+                cases[k].bars.last = zeros_of(&cases[k].bars.last);
+            }
+            let manner = Manner { ahead: true, ..Manner::default() };
+            let alone: Vec<RowResult> = cases.iter().map(|c| run_in_manner(&engine, c, manner)).collect();
+            let (found, gradients) = run_together(&engine, &cases);
+            for (row, (found, alone)) in found.iter().zip(&alone).enumerate() {
+                let without = RowResult { params: vec![], initial: vec![], ..alone.clone() };
+                assert_eq!(bits(found), bits(&without), "{name}: row {row} of {rows}, {}", backend.name());
+            }
+            for (k, sum) in gradients.iter().enumerate() {
+                let meant = |i: usize| alone.iter().map(|a| f64::from(a.params[k][i])).sum::<f64>();
+                let norm = (0..sum.len()).map(|i| meant(i).powi(2)).sum::<f64>().sqrt();
+                let error =
+                    (0..sum.len()).map(|i| (meant(i) - f64::from(sum[i])).powi(2)).sum::<f64>().sqrt();
+                assert!(error <= 3e-6 * norm + 1e-7, "{name}: gradient {k}: {error} of {norm}");
+            }
+        }
+    }
+    assert!(count > 60, "{count}");
+}
+
+fn zeros_of(tensors: &[Tensor]) -> Vec<Tensor> {
+    tensors.iter().map(|x| Arc::new(vec![0.0; x.len()])).collect()
+}
+
+/// Rows in step on one tape, used before; the gradients of the parameters are those of all rows.
+fn run_together(engine: &Engine, cases: &[Case]) -> (Vec<RowResult>, Vec<Vec<f32>>) {
+    let bound = engine.bind(&params(&cases[0])).expect("parameters fit");
+    let mut tape = engine.team_tape(STEPS, Mode::Train, cases.len());
+    let initial: Vec<RowState> = cases
+        .iter()
+        .map(|c| RowState { states: c.sequence.initial.iter().map(|s| narrow(s)).collect() })
+        .collect();
+    let initial: Vec<Option<&RowState>> = initial.iter().map(Some).collect();
+    let (mut rows, mut gradients) = (vec![], vec![]);
+    for _ in 0..2 {
+        rows.clear();
+        let mut grads = engine.grads();
+        bound.begin_team(&mut tape, &initial);
+        bound.forward_team(&mut tape, STEPS, &mut |row, t, input, x| {
+            x.copy_from_slice(&narrow(&cases[row].sequence.inputs[t][input.index()]));
+        });
+        for (row, case) in cases.iter().enumerate() {
+            bound.select(&mut tape, row);
+            let outputs = (0..STEPS).map(|t| outputs_at(&bound, &tape, t)).collect();
+            let penalties = (0..STEPS).map(|t| bound.penalty(&mut tape, t)).collect();
+            let states = bound.state(&mut tape).states;
+            for (t, bars) in case.bars.outputs.iter().enumerate() {
+                for (k, bar) in bars.iter().enumerate() {
+                    let to = bound.output_bar_mut(&mut tape, t, OutputId(k as u32));
+                    to.copy_from_slice(&narrow(bar));
+                }
+            }
+            rows.push(RowResult { outputs, penalties, states, ..RowResult::default() });
+        }
+        bound.backward(&mut tape, &mut grads, cases[0].bars.penalty as f32, None);
+        for (row, result) in rows.iter_mut().enumerate() {
+            bound.select(&mut tape, row);
+            let bar = |t, k| bound.input_bar(&tape, t, InputId(k as u32)).map(<[f32]>::to_vec);
+            let inputs = engine.model().inputs.len();
+            result.inputs = (0..STEPS).map(|t| (0..inputs).map(|k| bar(t, k)).collect()).collect();
+        }
+        gradients = engine.finish(&bound, vec![grads]);
+    }
+    (rows, gradients)
 }

@@ -129,6 +129,11 @@ impl ParamStore {
         self.about.iter().zip(&self.raw).take(count).map(one).collect()
     }
 
+    /// Whether [`ParamStore::chain`] changes the gradient of any learned parameter.
+    pub fn chains(&self) -> bool {
+        self.about.iter().any(|a| a.learned && (a.range != Range::Free || a.gradscale != 1.0))
+    }
+
     /// Turns gradients with respect to values into gradients with respect to raw numbers, scaled;
     /// zero for what is not learned.
     pub fn chain(&self, gradients: &mut [Vec<f32>]) {

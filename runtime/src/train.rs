@@ -145,7 +145,7 @@ impl Trainer {
             }
         };
         let threads = self.workers.len();
-        let before_chain = crate::optim::norm(&gradients, threads);
+        let before_chain = if self.params.chains() { crate::optim::norm(&gradients, threads) } else { 0.0 };
         self.params.chain(&mut gradients);
         let grad_norm = self.optimiser.clip(&mut gradients);
         if !(before_chain.is_finite() && grad_norm.is_finite()) {

@@ -99,7 +99,7 @@ impl Worst {
 }
 
 /// Everything that one row gives on an engine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RowResult {
     /// By step and output.
     pub outputs: Vec<Vec<Vec<f32>>>,

@@ -229,12 +229,7 @@ pub fn together(routine: &Routine, program: &Program) -> Routine {
 }
 
 /// A nest that does what several copies of it do, each with its places elsewhere.
-pub(super) fn join(
-    nest: &Nest,
-    copies: usize,
-    label: String,
-    place: impl Fn(usize, Place) -> Place,
-) -> Nest {
+pub(super) fn join(nest: &Nest, copies: usize, label: String, place: impl Fn(usize, Place) -> Place) -> Nest {
     let mut body = Body::default();
     let mut effects = vec![];
     for copy in 0..copies {

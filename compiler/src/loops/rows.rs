@@ -26,9 +26,8 @@ pub fn gains(program: &Program) -> bool {
 pub fn side_by_side(program: &Program, rows: usize) -> Program {
     assert!(program.logs.is_empty(), "logs grow with every step of a row");
     let slots = |all: &[Slot], stride: usize| -> Vec<Slot> {
-        let of_row = |row: usize| {
-            all.iter().map(move |s| Slot { offset: s.offset + row * stride, ..s.clone() })
-        };
+        let of_row =
+            |row: usize| all.iter().map(move |s| Slot { offset: s.offset + row * stride, ..s.clone() });
         (0..rows).flat_map(of_row).collect()
     };
     let forward = Side { program, rows, carry: program.matrices_len };

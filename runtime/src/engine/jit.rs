@@ -9,7 +9,7 @@
 //! replayed from the frames.
 
 use super::product::accumulate;
-use super::{Bound, Engine, FlushDenormals, Mode, RowState, Start};
+use super::{Bound, Engine, FlushDenormals, Mode, RowState, Start, TeamInputs};
 use compiler::back::{BackError, Kernels, Target};
 use compiler::interp::Tensor;
 use compiler::ir::{InputId, OutputId, StateId, Value};
@@ -208,9 +208,14 @@ impl Grads {
         boundary: &mut BTreeMap<Value, Vec<f64>>,
         initial: &mut [Vec<f64>],
     ) {
-        let mut add = |value: Value, x: &[f32]| {
-            let sum = boundary.entry(value).or_insert_with(|| vec![0.0; x.len()]);
-            sum.iter_mut().zip(x).for_each(|(s, x)| *s += f64::from(*x));
+        use std::collections::btree_map::Entry;
+        let mut add = |value: Value, x: &[f32]| match boundary.entry(value) {
+            Entry::Vacant(place) => {
+                place.insert(x.iter().map(|x| 0.0 + f64::from(*x)).collect());
+            }
+            Entry::Occupied(mut sum) => {
+                sum.get_mut().iter_mut().zip(x).for_each(|(s, x)| *s += f64::from(*x));
+            }
         };
         for slot in &engine.program.grads {
             let from = &self.packed.as_slice()[slot.offset..];
@@ -277,7 +282,13 @@ pub(super) struct Tape {
 }
 
 impl Tape {
-    pub(super) fn new(engine: &Engine, steps: usize, mode: Mode, interval: Option<usize>, rows: usize) -> Self {
+    pub(super) fn new(
+        engine: &Engine,
+        steps: usize,
+        mode: Mode,
+        interval: Option<usize>,
+        rows: usize,
+    ) -> Self {
         let program = engine.program_of(rows);
         let frame_count = match mode {
             Mode::Infer => RING,
@@ -438,7 +449,9 @@ impl Tape {
         let shift = self.shift(program.matrices_len);
         for (k, x) in states.iter().enumerate() {
             match (&program.matrices[k], program.states[k]) {
-                (Some(m), _) => program.pack(m.post, m.pre, x, &mut self.carry.as_mut_slice()[shift + m.offset..]),
+                (Some(m), _) => {
+                    program.pack(m.post, m.pre, x, &mut self.carry.as_mut_slice()[shift + m.offset..])
+                }
                 (None, Some(offset)) => {
                     self.slot_mut(program, boundary, offset, x.len()).copy_from_slice(x);
                 }
@@ -523,12 +536,7 @@ impl Tape {
     }
 
     /// Several steps of all rows whose inputs are known.
-    pub(super) fn forward(
-        &mut self,
-        bound: &Bound<'_>,
-        steps: usize,
-        inputs: &mut dyn FnMut(usize, usize, InputId, &mut [f32]),
-    ) {
+    pub(super) fn forward(&mut self, bound: &Bound<'_>, steps: usize, inputs: &mut TeamInputs<'_>) {
         let first = self.next_frame();
         for k in 0..steps {
             let index = if self.mode == Mode::Infer { self.next_frame() } else { first + k };

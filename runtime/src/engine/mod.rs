@@ -24,7 +24,7 @@ use compiler::ir::{InputId, OutputId, Sizes, StateId};
 use compiler::loops::Program;
 use compiler::loops::plan::{self, Plan, Use};
 use compiler::model::Model;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Which implementation runs the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +120,9 @@ pub enum Mode {
 /// Given an output of a step, fills its cotangent, which is zero.
 pub type Cotangents<'a> = dyn FnMut(usize, OutputId, &[f32], &mut [f32]) + 'a;
 
+/// Fills an input, which is zero, of a row of a team at a step.
+pub type TeamInputs<'a> = dyn FnMut(usize, usize, InputId, &mut [f32]) + 'a;
+
 /// A row for [`Bound::train_step`].
 pub struct KnownRow<'a> {
     /// The states at the start, if not their initial values.
@@ -158,6 +161,8 @@ pub struct Engine {
     teams: Vec<(Program, jit::Code)>,
     backend: Backend,
     options: EngineOptions,
+    /// Memory of gradient sums, to be used again.
+    spare: Mutex<Vec<Grads>>,
 }
 
 enum Kind {
@@ -230,7 +235,8 @@ impl Engine {
                 teams.push((program, code));
             }
         }
-        Ok(Engine { interpreter, program, kind, teams, backend, options: *options })
+        let spare = Mutex::new(vec![]);
+        Ok(Engine { interpreter, program, kind, teams, backend, options: *options, spare })
     }
 
     /// The model.
@@ -310,13 +316,9 @@ impl Engine {
     pub fn team_tape(&self, steps: usize, mode: Mode, rows: usize) -> Tape {
         match self.backend {
             Backend::Interp => self.tape(steps, mode),
-            Backend::Compiled(_) => Tape(TapeKind::Jit(jit::Tape::new(
-                self,
-                steps,
-                mode,
-                self.options.checkpoint_every,
-                rows,
-            ))),
+            Backend::Compiled(_) => {
+                Tape(TapeKind::Jit(jit::Tape::new(self, steps, mode, self.options.checkpoint_every, rows)))
+            }
         }
     }
 
@@ -336,6 +338,10 @@ impl Engine {
             Backend::Interp => GradsKind::Interp(interp::Grads::new(self)),
             Backend::Compiled(_) => GradsKind::Jit(jit::Grads::new(self)),
         })
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Grads>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sums of gradients over chunks of rows.
@@ -453,12 +459,7 @@ impl Bound<'_> {
     }
 
     /// The same for a team; the first argument of `inputs` is the row.
-    pub fn forward_team(
-        &self,
-        tape: &mut Tape,
-        steps: usize,
-        inputs: &mut dyn FnMut(usize, usize, InputId, &mut [f32]),
-    ) {
+    pub fn forward_team(&self, tape: &mut Tape, steps: usize, inputs: &mut TeamInputs<'_>) {
         match &mut tape.0 {
             TapeKind::Interp(t) => {
                 for k in 0..steps {

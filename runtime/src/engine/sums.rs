@@ -44,7 +44,7 @@ impl<'e> Sums<'e> {
     /// Zeros for a chunk of rows.
     pub fn zeros(&self) -> Grads {
         let free = self.state().free.pop();
-        match free {
+        match free.or_else(|| self.engine.spare().pop()) {
             Some(mut grads) => {
                 grads.clear();
                 grads
@@ -74,7 +74,7 @@ impl<'e> Sums<'e> {
         for chunk in std::mem::take(&mut state.waiting).into_values() {
             state.add(self.engine, &chunk);
         }
-        state.free.clear();
+        self.engine.spare().append(&mut state.free);
         let gradients = self.engine.interpreter.finish(&bound.params, &state.boundary, &state.initial);
         gradients.into_iter().map(|g| g.into_iter().map(|x| x as f32).collect()).collect()
     }

@@ -227,7 +227,8 @@ impl Update<'_> {
             }
             Ok(found)
         };
-        let found: Result<Vec<_>, _> = parallel::run(&mut vec![(); self.threads], jobs, work).into_iter().collect();
+        let found: Result<Vec<_>, _> =
+            parallel::run(&mut vec![(); self.threads], jobs, work).into_iter().collect();
         Ok(found?.concat())
     }
 
