@@ -136,7 +136,11 @@ fn measured(engine: &Engine, usage: Use) -> u64 {
 
 /// Sizes at which a plan is some megabytes, so that small things do not count.
 fn engine_of(model: &Arc<Model>, usage: &Use) -> Engine {
-    let options = EngineOptions { input_bars: false, checkpoint_every: usage.checkpoint_every };
+    let options = EngineOptions {
+        input_bars: false,
+        checkpoint_every: usage.checkpoint_every,
+        ..EngineOptions::default()
+    };
     let mut n = 24;
     loop {
         let sizes: Sizes = support::small_sizes(model, n);
