@@ -56,7 +56,7 @@ fn stages_are_as_they_were() {
         let model = support::spec(path);
         let source = std::fs::read_to_string(support::root().join("specs").join(path)).expect("a spec");
         let bound = sizes(&model);
-        let subject = Subject { source: &source, model: &model, bound: &bound, usage: &usage };
+        let subject = Subject { file: path, source: &source, model: &model, bound: &bound, usage: &usage };
         for stage in STAGES {
             let found = emit(stage, &subject).expect("it can be emitted");
             let folder = support::root().join("tests/golden").join(stage.word());

@@ -170,8 +170,7 @@ fn about(model: &Model) -> String {
 
 fn compile(args: &Compile, voice: Voice) -> Done {
     match args.target {
-        Target::Cpu => {}
-        Target::Cuda => return Err(Failure::machine("the CUDA back end is not built in this version")),
+        Target::Cpu | Target::Cuda => {}
         Target::Torch => {
             return Err(
                 Failure::usage("there is no PyTorch back end in this version").help("use --target cpu")
@@ -191,8 +190,12 @@ fn compile(args: &Compile, voice: Voice) -> Done {
     }
     let subject = loaded.subject(&usage);
     let mut wanted: Vec<Stage> = args.emit.iter().flat_map(|e| of_word(*e)).collect();
-    if args.emit.is_empty() && args.out.is_some() {
-        wanted = Stage::ALL.to_vec();
+    if args.emit.is_empty() {
+        wanted = match args.target {
+            Target::Cuda => vec![Stage::Cuda],
+            Target::Cpu | Target::Torch if args.out.is_some() => Stage::ALL.to_vec(),
+            Target::Cpu | Target::Torch => vec![],
+        };
     }
     wanted.sort_unstable();
     wanted.dedup();
@@ -215,13 +218,19 @@ fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, out: Option<&Path>) -> 
         match out {
             Some(folder) => {
                 std::fs::create_dir_all(folder).map_err(|e| Failure::file("create", folder, &e))?;
-                write(&folder.join(format!("{}.{}.txt", subject.model.name, stage.word())), &text)?;
+                write(&folder.join(file_name(*stage, subject)), &text)?;
             }
             None if wanted.len() > 1 => print(&format!("// stage {}\n{text}\n", stage.word()))?,
             None => print(&text)?,
         }
     }
     Ok(())
+}
+
+/// `NAME.step.txt`, `NAME.cu`
+fn file_name(stage: Stage, subject: &stages::Subject<'_>) -> String {
+    let (name, ending) = (&subject.model.name, stage.ending());
+    if stage.word() == "cuda" { format!("{name}.{ending}") } else { format!("{name}.{}.{ending}", stage.word()) }
 }
 
 fn of_word(emit: Emit) -> Vec<Stage> {
@@ -237,6 +246,7 @@ fn of_word(emit: Emit) -> Vec<Stage> {
         Emit::Plan => vec![Stage::Plan],
         Emit::Clif => vec![Stage::Clif],
         Emit::Asm => vec![Stage::Asm],
+        Emit::Cuda => vec![Stage::Cuda],
         Emit::All => Stage::ALL.to_vec(),
     }
 }
@@ -358,6 +368,7 @@ fn gradcheck(args: &Gradcheck, voice: Voice) -> Done {
 
 /// A checked spec.
 struct Loaded {
+    file: String,
     source: String,
     diagnostics: Vec<Diagnostic>,
     model: Arc<Model>,
@@ -366,7 +377,7 @@ struct Loaded {
 
 impl Loaded {
     fn subject<'a>(&'a self, usage: &'a Use) -> stages::Subject<'a> {
-        stages::Subject { source: &self.source, model: &self.model, bound: &self.bound, usage }
+        stages::Subject { file: &self.file, source: &self.source, model: &self.model, bound: &self.bound, usage }
     }
 }
 
@@ -382,7 +393,7 @@ fn load(subject: &cli::Subject, voice: Voice) -> Result<Loaded, Failure> {
     }
     let model = Arc::new(pick(models, subject.spec.as_deref(), path)?);
     let bound = subject.axes.iter().cloned().collect();
-    Ok(Loaded { source, diagnostics, model, bound })
+    Ok(Loaded { file: shown_name(path), source, diagnostics, model, bound })
 }
 
 /// The spec with a name, or the only one.

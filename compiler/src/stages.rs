@@ -34,11 +34,13 @@ pub enum Stage {
     Clif,
     /// The instructions of the x86-64 back end.
     Asm,
+    /// The source of the CUDA back end.
+    Cuda,
 }
 
 impl Stage {
     /// All stages, in their order.
-    pub const ALL: [Stage; 11] = [
+    pub const ALL: [Stage; 12] = [
         Stage::Ast,
         Stage::Model,
         Stage::Step,
@@ -50,6 +52,7 @@ impl Stage {
         Stage::Plan,
         Stage::Clif,
         Stage::Asm,
+        Stage::Cuda,
     ];
 
     /// Its word on the command line.
@@ -66,12 +69,18 @@ impl Stage {
             Stage::Plan => "plan",
             Stage::Clif => "clif",
             Stage::Asm => "asm",
+            Stage::Cuda => "cuda",
         }
+    }
+
+    /// The ending of a file that holds it.
+    pub fn ending(self) -> &'static str {
+        if self == Stage::Cuda { "cu" } else { "txt" }
     }
 
     /// Whether it depends on the sizes of axes.
     pub fn needs_sizes(self) -> bool {
-        matches!(self, Stage::Loops | Stage::Plan | Stage::Clif | Stage::Asm)
+        matches!(self, Stage::Loops | Stage::Plan | Stage::Clif | Stage::Asm | Stage::Cuda)
     }
 }
 
@@ -157,6 +166,8 @@ fn lowered(model: &Model, sizes: &Sizes, options: LowerOptions) -> Result<Progra
 /// A model, where it comes from, and how it is going to be used.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
+    /// The name of the file.
+    pub file: &'a str,
     /// The text of the file.
     pub source: &'a str,
     /// The model.
@@ -199,7 +210,22 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
         Stage::Plan => planned(subject)?.text(),
         Stage::Clif => back::cranelift::print(&with_sizes()?.1).map_err(BackError::from)?,
         Stage::Asm => back::x64::print(&with_sizes()?.1).map_err(BackError::from)?,
+        Stage::Cuda => cuda(subject)?.text,
     })
+}
+
+/// A model as CUDA C.
+///
+/// # Errors
+/// [`StageError`] if sizes are missing or too large.
+pub fn cuda(subject: &Subject<'_>) -> Result<back::cuda::Source, StageError> {
+    let Subject { file, source, model, bound, .. } = *subject;
+    let sizes = bind(model, bound)?;
+    let model = passes::optimise(model);
+    let program = lowered(&model, &sizes, LowerOptions { input_bars: true })?;
+    let adjoint = &autodiff::step(&model);
+    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
+    Ok(back::cuda::emit(&program, &spec))
 }
 
 /// The cost of training a model with its matrices.

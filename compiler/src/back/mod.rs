@@ -1,6 +1,7 @@
 //! Back ends: they spell the loop IR and decide nothing. All give the same bits.
 
 pub mod cranelift;
+pub mod cuda;
 mod level;
 pub mod x64;
 

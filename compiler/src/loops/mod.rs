@@ -48,6 +48,7 @@
 //! whoever knows a whole sequence need not take them step by step (`hoist`).
 
 pub mod body;
+mod columns;
 mod emit;
 pub mod eval;
 mod fuse;
@@ -61,6 +62,7 @@ mod rows;
 pub mod schedule;
 mod verify;
 
+pub use columns::{WHOLE, by_columns};
 pub use hoist::{TOGETHER, together};
 pub use lower::{LowerOptions, lower};
 pub use parse::parse;
@@ -70,6 +72,7 @@ pub use verify::verify;
 
 use crate::ir::Value;
 use body::Body;
+use print::routines_mut;
 use std::ops::Range;
 
 /// The number of lanes of a vector register in the loop IR.

@@ -61,6 +61,24 @@ pub fn routines(program: &Program) -> [&Routine; 11] {
     ]
 }
 
+/// The same routines, to be changed.
+pub(super) fn routines_mut(program: &mut Program) -> [&mut Routine; 11] {
+    let (forward, backward) = (&mut program.forward, &mut program.backward);
+    [
+        &mut forward.before,
+        &mut forward.first,
+        &mut forward.step,
+        &mut forward.flush,
+        &mut forward.after,
+        &mut program.replay,
+        &mut backward.before,
+        &mut backward.first,
+        &mut backward.step,
+        &mut backward.flush,
+        &mut backward.after,
+    ]
+}
+
 fn layout(p: &Program) -> String {
     let yes = |b: bool| if b { "yes" } else { "no" };
     let mut text = format!(

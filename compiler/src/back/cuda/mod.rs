@@ -1,0 +1,247 @@
+//! Loop IR → CUDA C, for people to read and for NVRTC to compile.
+//!
+//! # Mapping
+//!
+//! One kernel for each routine: it takes a step (backward: its adjoint) of the whole batch, so that a step is
+//! one launch. **A block is a row of the batch**; it runs the nests of the routine one after the other, with
+//! a barrier between them. **A thread is a column**: an element of a vector, or a post neuron with all its
+//! synapses, down which it runs from the first pre neuron to the last. Matrices lie as `[pre][post]`, so
+//! that neighbouring threads touch neighbouring numbers; a plastic matrix is read once and written once per
+//! sweep. Where there are more columns than threads, a thread takes every [`most_threads`](MOST_THREADS)-th.
+//! Rows of the batch share parameters alone: gradients are summed over steps for each row, then over rows by
+//! a kernel of its own.
+//!
+//! Routines that stand apart from the loop over time are launched once for many steps (`gridDim.y`).
+//!
+//! # Sums
+//!
+//! No sum depends on which thread comes first; there are no atomic additions.
+//!
+//! * Over pre: a thread adds down its column, one fused multiply-add after the other.
+//! * Over post: the threads put a stretch of rows into shared memory; then eight threads for each row, one
+//!   per lane, add the columns `l, l+8, l+16, …`; then neighbouring lanes, neighbouring pairs, the halves.
+//! * Over a vector: in the same way, as one row.
+//! * Over a whole matrix: the columns' sums, then these as a vector. [`crate::loops::by_columns`] has said so
+//!   in the loop IR.
+//! * Of gradients over rows of the batch: from the first row to the last, in double precision. Of products
+//!   that are hoisted out of the loop: step by step, row by row within a step, in stretches of 512 products.
+//!
+//! **Bits.** Every kernel gives the bits that [`crate::loops::eval`] gives for the program that
+//! [`emit`] returns. That program differs from the one for processors in sums over whole matrices: these
+//! are rounded otherwise, and so is all that follows from them. Beyond that the results differ from a
+//! processor's in the sums over rows and steps, which the engine takes in chunks of rows, in what a NaN has
+//! in its bits, and in the sign of a zero that is the largest value of a matrix. The compiler must be kept
+//! from changing operations: [`FLAGS`]. With them a device treats denormals as the engine lets a processor
+//! treat them; without `--ftz=true` it keeps them.
+//!
+//! # Source
+//!
+//! Names come from the spec (`names`), `#line` leads back to it (`text`, `origins`), expressions are those
+//! of the loop IR (`values`); every function stands as the polynomial of `loops/math.rs`, and `fmaf` where it
+//! says so and nowhere else. What does not depend on the spec is `prelude.cuh`.
+//! `emulator.h` runs the same source on a processor.
+
+mod names;
+mod nest;
+mod origins;
+mod text;
+mod values;
+
+use crate::ir::Function;
+use crate::loops::{Access, Base, Extent, NAMES, Nest, Place, Program, Rank1, Routine, by_columns, routines};
+use names::{Names, pointer, value_name};
+use nest::Kernel;
+use origins::Origins;
+use std::collections::BTreeSet;
+use text::Text;
+
+/// Most threads of a block: more would leave each too few registers.
+pub const MOST_THREADS: usize = 512;
+
+/// Threads of a block of the kernels `hoisted_…`: a tile of 16 by 16.
+pub const HOISTED_THREADS: usize = 256;
+
+/// What NVRTC must be told to keep to the operations that stand in the source.
+pub const FLAGS: [&str; 5] =
+    ["--fmad=false", "--ftz=true", "--prec-div=true", "--prec-sqrt=true", "--std=c++17"];
+
+/// What does not depend on the spec.
+const PRELUDE: &str = include_str!("prelude.cuh");
+
+/// What makes the source run on a processor: blocks one after the other, threads as fibers.
+pub const EMULATOR: &str = include_str!("emulator.h");
+
+/// Where a program comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec<'a> {
+    /// The file of the spec, for `#line`.
+    pub file: &'a str,
+    /// Its text.
+    pub source: &'a str,
+    /// The name of the spec.
+    pub name: &'a str,
+    /// The step that was lowered.
+    pub step: &'a Function,
+    /// Its adjoint.
+    pub adjoint: &'a Function,
+}
+
+/// A program as CUDA C.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The text.
+    pub text: String,
+    /// The program that it spells: matrices in one tile, sums over matrices by columns.
+    pub program: Program,
+    /// Threads of a block.
+    pub threads: usize,
+    /// The kernels, by [`NAMES`]; `None` where a routine does nothing.
+    pub kernels: [Option<String>; NAMES.len()],
+    /// The kernels of the gradients that are hoisted, by [`Program::rank1`].
+    pub hoisted: Vec<String>,
+}
+
+/// Spells a program for one row, whose grid then has a block for every row of the batch.
+///
+/// # Panics
+/// If the program is for several rows.
+pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
+    assert!(program.rows == 1, "the grid takes the rows of the batch");
+    let program = by_columns(program);
+    let names = Names::new(&program, spec);
+    let origins = Origins::new(&program, *spec);
+    let threads = threads(&program);
+    let mut text = Text::new(spec.file, &format!("{}.cu", spec.name));
+    head(&mut text, &program, spec, threads);
+    text.lines(&names.source(program.carries_states));
+    let mut kernels: [Option<String>; NAMES.len()] = [const { None }; NAMES.len()];
+    for (k, routine) in routines(&program).into_iter().enumerate().filter(|(_, r)| !r.nests.is_empty()) {
+        let name = NAMES[k].replace('.', "_");
+        let backward = k > 5;
+        let kernel = Kernel { names: &names, origins: &origins, backward, threads };
+        write_kernel(&mut text, &kernel, k, &name, routine);
+        kernels[k] = Some(name);
+    }
+    let hoisted = program.rank1.iter().enumerate();
+    let hoisted = hoisted.map(|(k, r)| write_hoisted(&mut text, &names, spec, k, r)).collect();
+    Source { text: text.finish(), program: program.clone(), threads, kernels, hoisted }
+}
+
+/// Threads of a block: a warp, and more for as long as there are columns.
+fn threads(program: &Program) -> usize {
+    let columns = |nest: &Nest| match nest.extent {
+        Extent::Scalar => 1,
+        Extent::Vector(n) => n,
+        Extent::Matrix { post, .. } | Extent::Log { post, .. } => post,
+    };
+    let widest = routines(program).into_iter().flat_map(|r| &r.nests).map(columns).max().unwrap_or(1);
+    widest.next_multiple_of(32).clamp(32, MOST_THREADS)
+}
+
+/// What the file is, the prelude, the sizes.
+fn head(text: &mut Text, program: &Program, spec: &Spec<'_>, threads: usize) {
+    text.line(&format!("// {}, a step and its adjoint: one kernel each, a block for every row of the batch.", spec.name));
+    text.line(&format!("// Made from {}. Compile it with {}.", spec.file, FLAGS.join(" ")));
+    text.line("");
+    text.lines(PRELUDE);
+    text.line("");
+    text.line("// Threads of a block, and the lengths of regions.");
+    let sizes = [
+        ("THREADS", threads),
+        ("FRAME", program.frame_len),
+        ("ADJOINT", program.adjoint_len),
+        ("MATRICES", program.matrices_len),
+        ("CARRY", program.carry_len),
+        ("PARAMS", program.params_len),
+        ("GRADS", program.grads_len),
+        ("SCRATCH", program.scratch_len),
+        ("LOGS", program.log_len),
+        ("LOG_BARS", program.log_bar_len),
+    ];
+    for (name, size) in sizes {
+        text.line(&format!("constexpr int {name} = {size};"));
+    }
+    text.line("");
+}
+
+/// What a routine does, in words, by [`NAMES`].
+const MEANINGS: [&str; NAMES.len()] = [
+    "Before the steps: what needs no state. For many steps at once.",
+    "The first step.",
+    "A later step, with what the step before left pending.",
+    "What the last step left pending.",
+    "After the steps: what feeds no state. For many steps at once.",
+    "Rebuilds the matrix states after a step from those before it.",
+    "Before the adjoints of the steps: what needs no carried cotangent. For many steps at once.",
+    "The adjoint of the last step.",
+    "The adjoint of an earlier step, with what the step after it left pending.",
+    "What the adjoint of the first step left pending.",
+    "After the adjoints of the steps: what feeds no state. For many steps at once.",
+];
+
+fn write_kernel(text: &mut Text, kernel: &Kernel<'_>, number: usize, name: &str, routine: &Routine) {
+    let measure = |nest: &Nest| nest::write(kernel, nest, &mut Text::new("", ""));
+    let shared = routine.nests.iter().map(measure).max().unwrap_or(0);
+    text.line(&format!("// {}", MEANINGS[number]));
+    text.open(&format!(
+        "extern \"C\" __global__ void __launch_bounds__(THREADS) {name}(const Tape tape, const At at) {{"
+    ));
+    for base in bases(routine, kernel.threads) {
+        let (word, value) = pointer(base, kernel.backward);
+        let kind = if base == Base::Params { "const float *__restrict__ const" } else { "float *const" };
+        text.line(&format!("{kind} {word} = {value};"));
+    }
+    if shared > 0 {
+        text.line(&format!("__shared__ float shared[{shared}];"));
+    }
+    for (k, nest) in routine.nests.iter().enumerate() {
+        if k > 0 {
+            text.line("__syncthreads();");
+        }
+        text.line("");
+        nest::write(kernel, nest, text);
+    }
+    text.close();
+    text.line("");
+}
+
+/// The regions that a routine touches.
+fn bases(routine: &Routine, threads: usize) -> BTreeSet<Base> {
+    let mut found = BTreeSet::new();
+    for nest in &routine.nests {
+        let is_number = |a: &Access| matches!(a, Access::Scalar(p) if p.base == Base::Scratch);
+        found.extend(nest.body.loads().filter(|a| !is_number(a)).map(|a| a.place().base));
+        found.extend(nest.effects.iter().map(|e| e.place().base));
+        if nest::keeps_partial_sums(nest, threads) {
+            found.insert(Base::Scratch);
+        }
+    }
+    found
+}
+
+/// The kernel of a hoisted gradient; returns its name.
+fn write_hoisted(text: &mut Text, names: &Names, spec: &Spec<'_>, number: usize, rank1: &Rank1) -> String {
+    let name = format!("hoisted_{number}");
+    let series = |place: Place| {
+        let offset = names.offset(place.base, place.offset, true);
+        let shifted = |what: &str, at: &str, shift: i8, len: &str| {
+            format!("{{tape.{what} + (long long)(at.{at} + {shift}) * rows * {len} + {offset}, {len}}}")
+        };
+        match place.base {
+            Base::Frame(k) => shifted("frames", "frame", k, "FRAME"),
+            Base::Adjoint(k) => shifted("adjoints", "adjoint", k, "ADJOINT"),
+            _ => format!("{{tape.params + {offset}, 0}}"),
+        }
+    };
+    let Rank1 { post, pre, .. } = *rank1;
+    text.line(&format!("// The gradient of {}, hoisted: a sum of products over steps and rows.", value_name(spec.step, rank1.value)));
+    text.line(&format!("// Launched with {} by {} blocks.", pre.div_ceil(16), post.div_ceil(16)));
+    text.open(&format!("extern \"C\" __global__ void __launch_bounds__({HOISTED_THREADS}) {name}("));
+    text.line("const Tape tape, const At at, const int steps, const int rows, double *const sum) {");
+    text.line(&format!("const Series a = {};", series(rank1.a)));
+    text.line(&format!("const Series b = {};", series(rank1.b)));
+    text.line(&format!("outer_products<{post}, {pre}>(a, b, steps * rows, sum);"));
+    text.close();
+    text.line("");
+    name
+}
