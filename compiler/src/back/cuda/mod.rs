@@ -113,7 +113,7 @@ pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
     let threads = threads(&program);
     let mut text = Text::new(spec.file, &format!("{}.cu", spec.name));
     head(&mut text, &program, spec, threads);
-    text.lines(&names.source(program.carries_states));
+    text.lines(&names.source());
     let mut kernels: [Option<String>; NAMES.len()] = [const { None }; NAMES.len()];
     for (k, routine) in routines(&program).into_iter().enumerate().filter(|(_, r)| !r.nests.is_empty()) {
         let name = NAMES[k].replace('.', "_");

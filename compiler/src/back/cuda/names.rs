@@ -31,7 +31,8 @@ pub(super) struct Names {
     frame: Table,
     adjoint: Table,
     matrices: Table,
-    carried: Table,
+    /// `None` if the cotangents of the matrix states are carried.
+    carried: Option<Table>,
     params: Table,
     grads: Table,
     logs: Table,
@@ -96,10 +97,10 @@ impl Names {
         let matrices: Vec<(usize, String, String)> = matrices
             .map(|m| (m.offset, m.name.clone(), format!("[{},{}] {}", m.post, m.pre, m.name)))
             .collect();
-        let carried = match program.carries_states {
-            true => matrices.clone(),
-            false => carried(program),
-        };
+        let carried = (!program.carries_states).then(|| {
+            let title = "What a step of the backward pass hands to the next.";
+            Table::new("carried", title, carried(program).into_iter())
+        });
         let log = |offset: usize, l: &crate::loops::LogSlot| {
             (offset, l.name.clone(), format!("[{},{}] {}", l.events, l.len, l.name))
         };
@@ -117,7 +118,7 @@ impl Names {
                 "The matrix states, [pre][post], the post axis padded to eight.",
                 matrices.into_iter(),
             ),
-            carried: Table::new("carried", "What a step of the backward pass hands to the next.", carried.into_iter()),
+            carried,
             params: Table::new("param", "What is the same for all rows of the batch.", params),
             grads: Table::new("grad", "Gradients.", grads),
             logs: Table::new("log", "Logs of events.", program.logs.iter().map(|l| log(l.offset, l))),
@@ -126,13 +127,10 @@ impl Names {
     }
 
     /// All namespaces as source.
-    pub(super) fn source(&self, carries_states: bool) -> String {
+    pub(super) fn source(&self) -> String {
         let Names { frame, adjoint, matrices, carried, params, grads, logs, log_bars } = self;
-        let mut all = vec![frame, adjoint, matrices, params, grads, logs, log_bars];
-        if !carries_states {
-            all.push(carried);
-        }
-        all.into_iter().map(Table::source).collect()
+        let all = [frame, adjoint, matrices, params, grads, logs, log_bars];
+        all.into_iter().chain(carried).map(Table::source).collect()
     }
 
     fn table(&self, base: Base, backward: bool) -> Option<&Table> {
@@ -140,7 +138,7 @@ impl Names {
             Base::Frame(_) => Some(&self.frame),
             Base::Adjoint(_) => Some(&self.adjoint),
             Base::Params => Some(&self.params),
-            Base::Carry if backward => Some(&self.carried),
+            Base::Carry if backward && self.carried.is_some() => self.carried.as_ref(),
             Base::Carry | Base::Ends | Base::Snapshot(_) => Some(&self.matrices),
             Base::Grads => Some(&self.grads),
             Base::Log => Some(&self.logs),

@@ -1,0 +1,273 @@
+//! Every kernel gives the bits that the loop IR means, on memory full of random numbers: what a nest
+//! writes agrees, and everything else stays as it was. In the same test: the order of threads, drawn from
+//! the seed, decides nothing.
+
+use crate::device::{At, Device, Tape, bind, has_compiler, models, sizes, source};
+use compiler::back::cuda::Source;
+use compiler::loops::eval::{self, Memory};
+use compiler::loops::{self, Access, Base, Effect, Extent, LIVE, NAMES, Nest, Program, Routine, padded, verify};
+use compiler::model::{Model, Prefer};
+use compiler::passes::events;
+
+/// Rows of the batch.
+const ROWS: usize = 2;
+/// Frames, adjoint frames and snapshots of the memory; a kernel is launched for the third frame, and for the
+/// one behind it if it takes several steps.
+const STEPS: usize = 6;
+const PENALTY_BAR: f32 = 0.7;
+
+/// The memory of a batch: one region behind the other.
+struct Layout<'p> {
+    program: &'p Program,
+    backward: bool,
+}
+
+impl Layout<'_> {
+    /// Elements of a row's region, and how many of them a row has.
+    fn region(&self, base: Base) -> (usize, usize) {
+        let p = self.program;
+        match base {
+            Base::Frame(_) => (p.frame_len, STEPS),
+            Base::Adjoint(_) => (p.adjoint_len, STEPS),
+            Base::Snapshot(_) => (p.matrices_len, STEPS),
+            Base::Carry if self.backward => (p.carry_len, 1),
+            Base::Carry | Base::Ends => (p.matrices_len, 1),
+            Base::Grads => (p.grads_len, 1),
+            Base::Log => (p.log_len, 1),
+            Base::LogBar => (p.log_bar_len, 1),
+            Base::Scratch => (p.scratch_len, 2),
+            Base::Params => (p.params_len, 1),
+        }
+    }
+
+    /// Where the regions of this kind begin, and the end of all.
+    fn start(&self, base: Base) -> (usize, usize) {
+        let kinds = [
+            Base::Frame(0),
+            Base::Adjoint(0),
+            Base::Snapshot(0),
+            Base::Carry,
+            Base::Ends,
+            Base::Grads,
+            Base::Log,
+            Base::LogBar,
+            Base::Scratch,
+            Base::Params,
+        ];
+        let mut end = 0;
+        let mut start = 0;
+        for kind in kinds {
+            if std::mem::discriminant(&kind) == std::mem::discriminant(&base) {
+                start = end;
+            }
+            let (len, count) = self.region(kind);
+            end += len * count * ROWS + 16;
+        }
+        (start, end)
+    }
+
+    /// Where the regions of a row begin, for a step of the launch.
+    fn starts(&self, row: usize, step: usize) -> [usize; Base::ALL.len()] {
+        Base::ALL.map(|base| {
+            let number = match base {
+                Base::Frame(k) => 2 + step as i64 + i64::from(k),
+                Base::Adjoint(k) => 1 + step as i64 + i64::from(k),
+                Base::Snapshot(k) => 1 + i64::from(k),
+                Base::Scratch => step as i64,
+                _ => 0,
+            };
+            let row = if base == Base::Params { 0 } else { row };
+            self.start(base).0 + (number as usize * ROWS + row) * self.region(base).0
+        })
+    }
+
+    fn tape(&self, memory: &mut [f32]) -> Tape {
+        let start = memory.as_mut_ptr();
+        let mut at = |base: Base| start.wrapping_add(self.start(base).0);
+        Tape {
+            frames: at(Base::Frame(0)),
+            adjoints: at(Base::Adjoint(0)),
+            snapshots: at(Base::Snapshot(0)),
+            carry: at(Base::Carry),
+            ends: at(Base::Ends),
+            grads: at(Base::Grads),
+            logs: at(Base::Log),
+            log_bars: at(Base::LogBar),
+            scratch: at(Base::Scratch),
+            params: at(Base::Params),
+            penalty_bar: PENALTY_BAR,
+        }
+    }
+}
+
+/// What a routine does to a cell.
+#[derive(Clone, Copy, PartialEq)]
+enum Cell {
+    Untouched,
+    /// What fills up registers: the loop IR writes it, a kernel need not.
+    Padding,
+    Written,
+}
+
+/// Marks what a nest writes.
+fn mark(nest: &Nest, starts: &[usize; Base::ALL.len()], cells: &mut [Cell]) {
+    for effect in &nest.effects {
+        let place = effect.place();
+        let at = starts[place.base.slot()] + place.offset;
+        let mut set = |from: usize, len: usize| {
+            cells[at + from..at + from + padded(len)][len..].fill(Cell::Padding);
+            cells[at + from..at + from + len].fill(Cell::Written);
+        };
+        match (effect, nest.extent) {
+            (Effect::SumAll(..) | Effect::MaxAll(..), _)
+            | (Effect::Store(Access::Scalar(_), _) | Effect::Add(Access::Scalar(_), ..), _) => {
+                cells[at] = Cell::Written;
+            }
+            (Effect::SumPost(..), Extent::Matrix { pre, .. } | Extent::Log { pre, .. }) => {
+                cells[at..at + pre].fill(Cell::Written);
+            }
+            (Effect::SumPre(..), Extent::Matrix { post, .. } | Extent::Log { post, .. }) => set(0, post),
+            (_, Extent::Matrix { post, pre } | Extent::Log { post, pre }) => {
+                (0..pre).for_each(|i| set(i * padded(post), post));
+            }
+            (_, Extent::Vector(n)) => set(0, n),
+            (_, Extent::Scalar) => cells[at] = Cell::Written,
+        }
+    }
+}
+
+/// Numbers in ±2, exact zeros and ones among them, from a seed.
+fn fill(len: usize, mut seed: u64) -> Vec<f32> {
+    let draw = |_| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let bits = seed >> 33;
+        match bits % 16 {
+            0 => 0.0,
+            1 => 1.0,
+            _ => (bits as f64 / f64::from(1u32 << 29) - 2.0) as f32,
+        }
+    };
+    (0..len).map(draw).collect()
+}
+
+/// Runs a routine both ways; the first cell that differs, in words, or how many numbers agree.
+pub(crate) fn compare(
+    source: &Source,
+    device: &Device,
+    number: usize,
+    seed: u64,
+) -> Result<usize, String> {
+    let (Some(name), routine) = (&source.kernels[number], loops::routines(&source.program)[number]) else {
+        return Ok(0);
+    };
+    let layout = Layout { program: &source.program, backward: number > 5 };
+    let (_, len) = layout.start(Base::Params);
+    let mut before = fill(len, (len + number) as u64);
+    let scratch = layout.start(Base::Scratch).0;
+    for k in 0..2 * ROWS {
+        before[scratch + k * source.program.scratch_len] = PENALTY_BAR;
+        before[scratch + k * source.program.scratch_len + LIVE] = f32::from_bits(1);
+    }
+    let steps = if [0, 4, 6, 10].contains(&number) { 2 } else { 1 };
+    let (mut meant, mut found) = (before.clone(), before.clone());
+    let mut cells = vec![Cell::Untouched; len];
+    for (row, step) in (0..ROWS).flat_map(|row| (0..steps).map(move |step| (row, step))) {
+        let starts = layout.starts(row, step);
+        let mut memory = Memory { cells: &mut meant, starts, widest: source.program.widest };
+        eval::run(routine, &mut memory);
+        routine.nests.iter().for_each(|nest| mark(nest, &starts, &mut cells));
+    }
+    let at = At { frame: 2, adjoint: 1, snapshot: 1 };
+    device.launch(name, ROWS, steps, seed, layout.tape(&mut found), at);
+    let scratch = scratch..scratch + 2 * ROWS * source.program.scratch_len;
+    let cells_in_question = (0..len).filter(|k| !scratch.contains(k) && cells[*k] != Cell::Padding);
+    let mut written = 0;
+    for k in cells_in_question {
+        let expected = if cells[k] == Cell::Written { meant[k] } else { before[k] };
+        written += usize::from(cells[k] == Cell::Written);
+        if expected.to_bits() != found[k].to_bits() && !(expected.is_nan() && found[k].is_nan()) {
+            let was = if cells[k] == Cell::Written { "written" } else { "not to be touched" };
+            return Err(format!("{name}: cell {k}, {was}, means {expected:e}, found {:e}", found[k]));
+        }
+    }
+    Ok(written)
+}
+
+/// All kernels of a model, with two orders of threads.
+fn compare_all(text: &str, model: &Model, n: usize) -> usize {
+    let bound = sizes(model, n);
+    let source = source(text, model, &bound);
+    assert_eq!(verify(&source.program), Ok(()), "{}", model.name);
+    let device = Device::new(&source);
+    let mut numbers = 0;
+    for (k, seed) in (0..NAMES.len()).flat_map(|k| [1, 2].map(|seed| (k, seed))) {
+        match compare(&source, &device, k, seed) {
+            Ok(count) => numbers += count,
+            Err(why) => panic!("{} {n}: {why}", model.name),
+        }
+    }
+    numbers
+}
+
+/// The whole library at 33; every third spec at each of the other sizes, all of them at all sizes with
+/// `BPM_CUDA=all`.
+#[test]
+fn kernels_give_the_bits_of_the_loop_ir() {
+    if !has_compiler() {
+        return;
+    }
+    let all = std::env::var_os("BPM_CUDA").is_some_and(|v| v == "all");
+    let mut numbers = 0;
+    for (k, (text, model)) in models().into_iter().enumerate() {
+        for (which, n) in [1, 31, 100].into_iter().enumerate() {
+            if all || k % 3 == which {
+                numbers += compare_all(&text, &model, n);
+            }
+        }
+        numbers += compare_all(&text, &model, 33);
+    }
+    assert!(numbers > 1_000_000, "only {numbers} numbers were compared");
+}
+
+/// Models of events, and a network with more columns than a block has threads.
+#[test]
+fn kernels_of_logs_and_of_wide_layers_give_these_bits_too() {
+    if !has_compiler() {
+        return;
+    }
+    let (mut logs, mut wide) = (0, 0);
+    for (k, (text, model)) in models().into_iter().enumerate() {
+        let states = events::legality(&model, Prefer::Events).states;
+        if let Some(model) = events::rewrite(&model, &states, 90)
+            && k % 4 == 0
+        {
+            assert!(!source(&text, &model, &sizes(&model, 6)).program.logs.is_empty());
+            logs += compare_all(&text, &model, 6);
+        }
+        if ["retroactive", "stpn"].contains(&model.name.as_str()) {
+            let source = source(&text, &model, &sizes(&model, 600));
+            assert!(source.threads < 600);
+            wide += compare_all(&text, &model, 600);
+        }
+    }
+    assert!(logs > 10_000 && wide > 1_000_000, "{logs} and {wide} numbers were compared");
+}
+
+/// Counts sums over whole matrices.
+fn whole_sums(routine: &Routine) -> usize {
+    let matrices = routine.nests.iter().filter(|n| matches!(n.extent, Extent::Matrix { .. } | Extent::Log { .. }));
+    matrices.flat_map(|n| &n.effects).filter(|e| matches!(e, Effect::SumAll(..))).count()
+}
+
+#[test]
+fn sums_over_matrices_are_taken_by_columns() {
+    let mut taken = 0;
+    for (text, model) in models() {
+        let bound = sizes(&model, 6);
+        let program = compiler::stages::program(&model, &bind(&model, &bound)).expect("a program");
+        taken += loops::routines(&program).into_iter().map(whole_sums).sum::<usize>();
+        let source = source(&text, &model, &bound);
+        assert_eq!(loops::routines(&source.program).into_iter().map(whole_sums).sum::<usize>(), 0);
+    }
+    assert!(taken > 10, "only {taken} sums over matrices in the library");
+}
