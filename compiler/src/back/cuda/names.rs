@@ -121,8 +121,8 @@ impl Names {
             carried,
             params: Table::new("param", "What is the same for all rows of the batch.", params),
             grads: Table::new("grad", "Gradients.", grads),
-            logs: Table::new("log", "Logs of events.", program.logs.iter().map(|l| log(l.offset, l))),
-            log_bars: Table::new("log_bar", "Their cotangents.", program.logs.iter().map(|l| log(l.bar, l))),
+            logs: Table::new("event", "Logs of events.", program.logs.iter().map(|l| log(l.offset, l))),
+            log_bars: Table::new("event_bar", "Their cotangents.", program.logs.iter().map(|l| log(l.bar, l))),
         }
     }
 
@@ -282,7 +282,7 @@ const FUNCTIONS: &[&str] = &[
 ];
 
 /// Namespaces of this source.
-const SPACES: &[&str] = &["slot", "bar", "matrix", "carried", "param", "grad", "log", "log_bar"];
+const SPACES: &[&str] = &["slot", "bar", "matrix", "carried", "param", "grad", "event", "event_bar"];
 
 /// A legal word: `y'` → `y`, `%14` → `v14`, `bar u` → `u`, `row K` → `row_K`.
 pub(super) fn legal(name: &str) -> String {
