@@ -83,7 +83,7 @@ impl Layout<'_> {
 
     fn tape(&self, memory: &mut [f32]) -> Tape {
         let start = memory.as_mut_ptr();
-        let mut at = |base: Base| start.wrapping_add(self.start(base).0);
+        let at = |base: Base| start.wrapping_add(self.start(base).0);
         Tape {
             frames: at(Base::Frame(0)),
             adjoints: at(Base::Adjoint(0)),

@@ -4,3 +4,4 @@
 
 mod bits;
 mod device;
+mod sequences;
