@@ -230,7 +230,11 @@ fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, out: Option<&Path>) -> 
 /// `NAME.step.txt`, `NAME.cu`
 fn file_name(stage: Stage, subject: &stages::Subject<'_>) -> String {
     let (name, ending) = (&subject.model.name, stage.ending());
-    if stage.word() == "cuda" { format!("{name}.{ending}") } else { format!("{name}.{}.{ending}", stage.word()) }
+    if stage.word() == "cuda" {
+        format!("{name}.{ending}")
+    } else {
+        format!("{name}.{}.{ending}", stage.word())
+    }
 }
 
 fn of_word(emit: Emit) -> Vec<Stage> {
@@ -377,7 +381,13 @@ struct Loaded {
 
 impl Loaded {
     fn subject<'a>(&'a self, usage: &'a Use) -> stages::Subject<'a> {
-        stages::Subject { file: &self.file, source: &self.source, model: &self.model, bound: &self.bound, usage }
+        stages::Subject {
+            file: &self.file,
+            source: &self.source,
+            model: &self.model,
+            bound: &self.bound,
+            usage,
+        }
     }
 }
 

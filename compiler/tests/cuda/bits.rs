@@ -5,7 +5,9 @@
 use crate::device::{At, Device, Tape, bind, has_compiler, models, sizes, source};
 use compiler::back::cuda::Source;
 use compiler::loops::eval::{self, Memory};
-use compiler::loops::{self, Access, Base, Effect, Extent, LIVE, NAMES, Nest, Program, Routine, padded, verify};
+use compiler::loops::{
+    self, Access, Base, Effect, Extent, LIVE, NAMES, Nest, Program, Routine, padded, verify,
+};
 use compiler::model::{Model, Prefer};
 use compiler::passes::events;
 
@@ -150,12 +152,21 @@ fn fill(len: usize, mut seed: u64) -> Vec<f32> {
     (0..len).map(draw).collect()
 }
 
+/// Numbers between a half and one: nothing overflows, saturates or cancels.
+pub(crate) fn fill_gently(len: usize, seed: u64) -> Vec<f32> {
+    fill(len, seed).into_iter().map(|x| 0.75 + x / 8.0).collect()
+}
+
+/// Numbers from a seed.
+type Fill = fn(usize, u64) -> Vec<f32>;
+
 /// Runs a routine both ways; the first cell that differs, in words, or how many numbers agree.
 pub(crate) fn compare(
     source: &Source,
     device: &Device,
     number: usize,
     seed: u64,
+    fill: Fill,
 ) -> Result<usize, String> {
     let (Some(name), routine) = (&source.kernels[number], loops::routines(&source.program)[number]) else {
         return Ok(0);
@@ -201,7 +212,7 @@ fn compare_all(text: &str, model: &Model, n: usize) -> usize {
     let device = Device::new(&source);
     let mut numbers = 0;
     for (k, seed) in (0..NAMES.len()).flat_map(|k| [1, 2].map(|seed| (k, seed))) {
-        match compare(&source, &device, k, seed) {
+        match compare(&source, &device, k, seed, fill) {
             Ok(count) => numbers += count,
             Err(why) => panic!("{} {n}: {why}", model.name),
         }
@@ -255,7 +266,8 @@ fn kernels_of_logs_and_of_wide_layers_give_these_bits_too() {
 
 /// Counts sums over whole matrices.
 fn whole_sums(routine: &Routine) -> usize {
-    let matrices = routine.nests.iter().filter(|n| matches!(n.extent, Extent::Matrix { .. } | Extent::Log { .. }));
+    let matrices =
+        routine.nests.iter().filter(|n| matches!(n.extent, Extent::Matrix { .. } | Extent::Log { .. }));
     matrices.flat_map(|n| &n.effects).filter(|e| matches!(e, Effect::SumAll(..))).count()
 }
 

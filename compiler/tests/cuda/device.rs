@@ -94,7 +94,8 @@ impl Drop for Device {
 pub(crate) fn compiler() -> Option<String> {
     let wanted = std::env::var("CXX").ok();
     let known = ["g++", "clang++", "c++"].map(str::to_owned);
-    let works = |name: &String| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+    let works =
+        |name: &String| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
     wanted.into_iter().chain(known).find(works)
 }
 
@@ -130,6 +131,16 @@ impl Device {
         Device { library, emulate, threads: u32::try_from(threads).expect("few threads") }
     }
 
+    /// Leaves out a barrier, by its number in the text, from now on; none if negative.
+    pub(crate) fn leave_out(&self, barrier: i32) {
+        // SAFETY: the emulator declares it so.
+        let f = unsafe {
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(find(self.library, "leave_out"))
+        };
+        // SAFETY: it sets a variable.
+        unsafe { f(barrier) };
+    }
+
     /// Launches a kernel for a batch, for one step or several.
     pub(crate) fn launch(&self, name: &str, rows: usize, steps: usize, seed: u64, tape: Tape, at: At) {
         // SAFETY: the kernels of routines have this type.
@@ -138,7 +149,14 @@ impl Device {
     }
 
     /// Launches the kernel of a hoisted gradient.
-    pub(crate) fn hoisted(&self, name: &str, grid: [usize; 2], batch: (Tape, At), count: [usize; 2], sum: &mut [f64]) {
+    pub(crate) fn hoisted(
+        &self,
+        name: &str,
+        grid: [usize; 2],
+        batch: (Tape, At),
+        count: [usize; 2],
+        sum: &mut [f64],
+    ) {
         // SAFETY: the kernels of hoisted gradients have this type.
         let kernel = unsafe { std::mem::transmute::<*mut c_void, Hoisted>(find(self.library, name)) };
         let count = count.map(|n| c_int::try_from(n).expect("a small number"));
@@ -162,7 +180,11 @@ impl Device {
         // SAFETY: `thread` takes the call, which outlives the launch.
         let wrong = unsafe { (self.emulate)(x, y, threads, seed, thread, call) };
         // SAFETY: what is not null is a string.
-        if wrong.is_null() { Ok(()) } else { Err(unsafe { CStr::from_ptr(wrong) }.to_string_lossy().into_owned()) }
+        if wrong.is_null() {
+            Ok(())
+        } else {
+            Err(unsafe { CStr::from_ptr(wrong) }.to_string_lossy().into_owned())
+        }
     }
 
     /// What goes wrong when a kernel without arguments that matter is launched once.

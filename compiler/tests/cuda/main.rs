@@ -4,4 +4,5 @@
 
 mod bits;
 mod device;
+mod mistakes;
 mod sequences;

@@ -235,10 +235,14 @@ impl<'s> Batch<'s> {
 
     fn states(&mut self, stretch: Stretch, results: &mut Results) {
         let p = self.program();
-        for (row, (k, s)) in (0..ROWS).flat_map(|row| self.model.states.iter().enumerate().map(move |s| (row, s))) {
+        for (row, (k, s)) in
+            (0..ROWS).flat_map(|row| self.model.states.iter().enumerate().map(move |s| (row, s)))
+        {
             let mut x = vec![0.0; self.count(s.shape)];
             match (&p.matrices[k], p.states[k]) {
-                (Some(m), _) => p.unpack(m.post, m.pre, &self.carry[row * p.matrices_len + m.offset..], &mut x),
+                (Some(m), _) => {
+                    p.unpack(m.post, m.pre, &self.carry[row * p.matrices_len + m.offset..], &mut x)
+                }
                 (None, Some(offset)) => {
                     let (frame, len) = (stretch.frame(stretch.end - 1), x.len());
                     x.copy_from_slice(self.slot(row, frame, offset, len));
@@ -515,7 +519,8 @@ fn agree(text: &str, model: &Arc<Model>, n: usize, steps: usize) -> usize {
     // As for machine code: gradients pass clips and long sums.
     assert!(error < 2e-3, "{}, size {n}, {steps} steps: {name} is off by {error:.1e}", model.name);
     let again = run(&source, &device, (model, &sizes), &cases, 77);
-    let bits = |all: &Results| -> Vec<u32> { all.iter().flat_map(|(_, _, x)| x).map(|v| v.to_bits()).collect() };
+    let bits =
+        |all: &Results| -> Vec<u32> { all.iter().flat_map(|(_, _, x)| x).map(|v| v.to_bits()).collect() };
     assert!(bits(&found) == bits(&again), "{}, size {n}: the order of threads decides", model.name);
     found.len()
 }

@@ -2,10 +2,10 @@
 // emulator.h NAME.cu`. For tests: slow, and strict.
 //
 // Blocks run one after the other, the threads of a block as fibers, each until it has to wait for others:
-// at a barrier or in a shuffle. Which thread runs first is drawn anew, from a seed, whenever all of them
-// have waited. So a result that depends on the order of threads differs from seed to seed; what a missing
-// barrier lets a thread read too early is, under some order, what was there before. Shared memory is full
-// of NaNs when a block begins.
+// at a barrier or in a shuffle. Which thread runs first is drawn anew, from a seed, after every barrier. So
+// a result that depends on the order of threads differs from seed to seed; what a missing barrier lets a
+// thread read too early is, under some order, what was there before. Shared memory is full of NaNs when a
+// block begins.
 //
 // Errors: a barrier that some threads do not reach, or threads that wait at different barriers; a shuffle
 // with a thread that its mask does not name, or that never comes; more threads than there may be.
@@ -14,15 +14,12 @@
 // warps that run in step, blocks side by side, the limits of a device.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <map>
 #include <string>
 #include <ucontext.h>
-#include <utility>
 #include <vector>
 
 #define __global__ __attribute__((visibility("default")))
@@ -83,7 +80,11 @@ static void wait(Wait what) {
   swapcontext(&self.context, &scheduler);
 }
 
+// The number of a barrier that is left out, to see whether tests notice; none if negative.
+static int left_out = -1;
+
 static void barrier(int number) {
+  if (number == left_out) return;
   threads[running].barrier = number;
   wait(Wait::barrier);
 }
@@ -105,25 +106,23 @@ static void enter() {
   swapcontext(&threads[running].context, &scheduler);
 }
 
-// Lets the threads of complete shuffles go on.
-static bool finish_shuffles() {
-  bool any = false;
-  for (std::size_t warp = 0; warp < threads.size(); warp += 32) {
-    std::map<unsigned, unsigned> present;
-    for (std::size_t t = warp; t < threads.size() && t < warp + 32; ++t)
-      if (threads[t].wait == Wait::shuffle) present[threads[t].mask] |= 1u << (t - warp);
-    for (auto [mask, lanes] : present) {
-      if (mask != lanes) continue;
-      for (unsigned lane = 0; lane < 32; ++lane) {
-        if (!(mask >> lane & 1)) continue;
-        Thread &t = threads[warp + lane];
-        t.taken = threads[warp + t.from].given;
-        t.wait = Wait::nothing;
-      }
-      any = true;
-    }
+// Lets the threads of a shuffle go on if all of them have come.
+static bool finish_shuffle(unsigned thread) {
+  const unsigned mask = threads[thread].mask, warp = thread / 32 * 32;
+  auto is_member = [&](unsigned lane) { return (mask >> lane & 1) != 0; };
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if (!is_member(lane)) continue;
+    if (warp + lane >= threads.size()) return false;
+    const Thread &t = threads[warp + lane];
+    if (t.wait != Wait::shuffle || t.mask != mask) return false;
   }
-  return any;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if (!is_member(lane)) continue;
+    Thread &t = threads[warp + lane];
+    t.taken = threads[warp + t.from].given;
+    t.wait = Wait::nothing;
+  }
+  return true;
 }
 
 // Lets all threads go on if they wait at one barrier.
@@ -145,28 +144,47 @@ static void begin(unsigned t) {
   makecontext(&thread.context, enter, 0);
 }
 
+// An order of threads: warp after warp, or without regard to warps.
+static void shuffle_order(std::vector<unsigned> &order) {
+  const unsigned count = (unsigned)order.size();
+  for (unsigned k = count; k > 1; --k) std::swap(order[k - 1], order[draw(k)]);
+  if (draw(2)) return;
+  const unsigned turn = draw(32), flip = draw(2) ? 0xffffffffu : 0;
+  auto place = [&](unsigned t) { return ((t / 32 + turn) % 32) ^ flip; };
+  std::stable_sort(order.begin(), order.end(), [&](unsigned a, unsigned b) { return place(a) < place(b); });
+}
+
+// Runs the first thread of the order that can, until none can; a shuffle that is complete lets its threads
+// go on at once, so that one warp can be far ahead of others.
+static void run_until_all_wait(const std::vector<unsigned> &order) {
+  for (std::size_t k = 0; k < order.size() && error.empty();) {
+    const unsigned t = order[k];
+    if (threads[t].wait != Wait::nothing) {
+      ++k;
+      continue;
+    }
+    running = t;
+    threadIdx.x = t;
+    swapcontext(&scheduler, &threads[t].context);
+    if (threads[t].wait == Wait::shuffle && finish_shuffle(t)) k = 0;
+  }
+}
+
 static void run_block() {
   std::memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
-  const unsigned count = (unsigned)threads.size();
-  std::vector<unsigned> order(count);
-  for (unsigned t = 0; t < count; ++t) {
+  std::vector<unsigned> order(threads.size());
+  for (unsigned t = 0; t < order.size(); ++t) {
     begin(t);
     order[t] = t;
   }
   for (;;) {
-    for (unsigned k = count; k > 1; --k) std::swap(order[k - 1], order[draw(k)]);
-    for (unsigned t : order) {
-      if (threads[t].wait != Wait::nothing) continue;
-      running = t;
-      threadIdx.x = t;
-      swapcontext(&scheduler, &threads[t].context);
-      if (!error.empty()) return;
-    }
+    shuffle_order(order);
+    run_until_all_wait(order);
+    if (!error.empty()) return;
     unsigned ended = 0;
     for (const Thread &t : threads) ended += t.wait == Wait::ended;
-    if (ended == count) return;
-    if (!finish_shuffles() && !finish_barrier())
-      return fail("a barrier or a shuffle that not all threads reach");
+    if (ended == threads.size()) return;
+    if (!finish_barrier()) return fail("a barrier or a shuffle that not all threads reach");
   }
 }
 
@@ -193,7 +211,10 @@ extern "C" __global__ const char *emulate(unsigned grid_x, unsigned grid_y, unsi
   return emulator::error.empty() ? nullptr : emulator::error.c_str();
 }
 
-// Every barrier in the text has a number of its own.
+// Leaves out a barrier from now on.
+extern "C" __global__ void leave_out(int number) { emulator::left_out = number; }
+
+// Every barrier in the text has a number of its own, from zero.
 #define __syncthreads() emulator::barrier(__COUNTER__)
 
 static inline float __shfl_sync(unsigned mask, float value, unsigned lane) {

@@ -4,7 +4,7 @@
 //!
 //! One kernel for each routine: it takes a step (backward: its adjoint) of the whole batch, so that a step is
 //! one launch. **A block is a row of the batch**; it runs the nests of the routine one after the other, with
-//! a barrier between them. **A thread is a column**: an element of a vector, or a post neuron with all its
+//! a barrier between them where one needs what other threads did (`barriers`). **A thread is a column**: an element of a vector, or a post neuron with all its
 //! synapses, down which it runs from the first pre neuron to the last. Matrices lie as `[pre][post]`, so
 //! that neighbouring threads touch neighbouring numbers; a plastic matrix is read once and written once per
 //! sweep. Where there are more columns than threads, a thread takes every [`most_threads`](MOST_THREADS)-th.
@@ -41,6 +41,7 @@
 //! says so and nowhere else. What does not depend on the spec is `prelude.cuh`.
 //! `emulator.h` runs the same source on a processor.
 
+mod barriers;
 mod names;
 mod nest;
 mod origins;
@@ -49,6 +50,7 @@ mod values;
 
 use crate::ir::Function;
 use crate::loops::{Access, Base, Extent, NAMES, Nest, Place, Program, Rank1, Routine, by_columns, routines};
+use barriers::Barriers;
 use names::{Names, pointer, value_name};
 use nest::Kernel;
 use origins::Origins;
@@ -140,7 +142,10 @@ fn threads(program: &Program) -> usize {
 
 /// What the file is, the prelude, the sizes.
 fn head(text: &mut Text, program: &Program, spec: &Spec<'_>, threads: usize) {
-    text.line(&format!("// {}, a step and its adjoint: one kernel each, a block for every row of the batch.", spec.name));
+    text.line(&format!(
+        "// {}, a step and its adjoint: one kernel each, a block for every row of the batch.",
+        spec.name
+    ));
     text.line(&format!("// Made from {}. Compile it with {}.", spec.file, FLAGS.join(" ")));
     text.line("");
     text.lines(PRELUDE);
@@ -194,11 +199,12 @@ fn write_kernel(text: &mut Text, kernel: &Kernel<'_>, number: usize, name: &str,
     if shared > 0 {
         text.line(&format!("__shared__ float shared[{shared}];"));
     }
-    for (k, nest) in routine.nests.iter().enumerate() {
-        if k > 0 {
+    let mut barriers = Barriers::default();
+    for nest in &routine.nests {
+        text.line("");
+        if barriers.before(nest, kernel.threads) {
             text.line("__syncthreads();");
         }
-        text.line("");
         nest::write(kernel, nest, text);
     }
     text.close();
@@ -212,7 +218,7 @@ fn bases(routine: &Routine, threads: usize) -> BTreeSet<Base> {
         let is_number = |a: &Access| matches!(a, Access::Scalar(p) if p.base == Base::Scratch);
         found.extend(nest.body.loads().filter(|a| !is_number(a)).map(|a| a.place().base));
         found.extend(nest.effects.iter().map(|e| e.place().base));
-        if nest::keeps_partial_sums(nest, threads) {
+        if nest::sums_rows(nest) && nest::is_in_stretches(nest, threads) {
             found.insert(Base::Scratch);
         }
     }
@@ -234,7 +240,10 @@ fn write_hoisted(text: &mut Text, names: &Names, spec: &Spec<'_>, number: usize,
         }
     };
     let Rank1 { post, pre, .. } = *rank1;
-    text.line(&format!("// The gradient of {}, hoisted: a sum of products over steps and rows.", value_name(spec.step, rank1.value)));
+    text.line(&format!(
+        "// The gradient of {}, hoisted: a sum of products over steps and rows.",
+        value_name(spec.step, rank1.value)
+    ));
     text.line(&format!("// Launched with {} by {} blocks.", pre.div_ceil(16), post.div_ceil(16)));
     text.open(&format!("extern \"C\" __global__ void __launch_bounds__({HOISTED_THREADS}) {name}("));
     text.line("const Tape tape, const At at, const int steps, const int rows, double *const sum) {");

@@ -144,9 +144,8 @@ impl Writer<'_> {
 
     fn matrix(&mut self, post: usize, pre: usize) {
         self.variables(Loop::Nest);
-        let row_sums = self.nest.effects.iter().any(|e| matches!(e, Effect::SumPost(..)));
         let best = self.best_columns();
-        match row_sums {
+        match sums_rows(self.nest) {
             true => self.matrix_with_row_sums(post, pre, &best),
             false => self.columns(post, pre, &best),
         }
@@ -227,11 +226,9 @@ impl Writer<'_> {
         });
         for (number, (k, place, v, w)) in sums.enumerate() {
             let sum = self.values.fresh("row_sum");
-            let partial = format!(
-                "scratch[{} + i * 8 + threadIdx.x % 8]",
-                PARTIALS + number * pre * LANES
-            );
-            let start = if several { format!("is_row && first > 0 ? {partial} : 0.0f") } else { "0.0f".into() };
+            let partial = format!("scratch[{} + i * 8 + threadIdx.x % 8]", PARTIALS + number * pre * LANES);
+            let start =
+                if several { format!("is_row && first > 0 ? {partial} : 0.0f") } else { "0.0f".into() };
             self.text.line(&format!("float {sum} = {start};"));
             let operands = self.operands(terms, (v, w), false, " + r * (THREADS + 8)");
             let line = self.lines[k];
@@ -240,7 +237,8 @@ impl Writer<'_> {
                 self.text.line(&format!("if (is_row) {partial} = {sum};"));
             }
             self.text.line(&format!("{sum} = sum_lanes({sum});"));
-            let target = element(Access::Pre(place), self.nest.extent, self.kernel.names, self.kernel.backward);
+            let target =
+                element(Access::Pre(place), self.nest.extent, self.kernel.names, self.kernel.backward);
             self.text.from(line, &format!("if (is_row && threadIdx.x % 8 == 0) {target} = {sum};"));
         }
     }
@@ -258,7 +256,8 @@ impl Writer<'_> {
     /// Variables for the sums of this thread's columns: the number of the effect, and the variable.
     fn column_sums(&mut self) -> Vec<(usize, String)> {
         let is_sum = |e: &Effect| matches!(e, Effect::SumPre(..));
-        let found: Vec<usize> = (0..self.nest.effects.len()).filter(|k| is_sum(&self.nest.effects[*k])).collect();
+        let found: Vec<usize> =
+            (0..self.nest.effects.len()).filter(|k| is_sum(&self.nest.effects[*k])).collect();
         let sums: Vec<(usize, String)> = found.into_iter().map(|k| (k, self.values.fresh("sum"))).collect();
         for (_, sum) in &sums {
             self.text.line(&format!("float {sum} = 0.0f;"));
@@ -269,7 +268,8 @@ impl Writer<'_> {
     /// Variables for the largest values of this thread's columns.
     fn best_columns(&mut self) -> Vec<(usize, String)> {
         let is_max = |e: &Effect| matches!(e, Effect::MaxAll(..));
-        let found: Vec<usize> = (0..self.nest.effects.len()).filter(|k| is_max(&self.nest.effects[*k])).collect();
+        let found: Vec<usize> =
+            (0..self.nest.effects.len()).filter(|k| is_max(&self.nest.effects[*k])).collect();
         let best: Vec<(usize, String)> = found.into_iter().map(|k| (k, self.values.fresh("best"))).collect();
         for (_, best) in &best {
             self.text.line(&format!("float {best} = -infinity();"));
@@ -334,7 +334,9 @@ impl Writer<'_> {
                         None => format!("{target} = {target} + {};", self.values.addend(*v)),
                     }
                 }
-                Effect::SumPre(..) | Effect::SumPost(..) | Effect::SumAll(..) | Effect::MaxAll(..) => continue,
+                Effect::SumPre(..) | Effect::SumPost(..) | Effect::SumAll(..) | Effect::MaxAll(..) => {
+                    continue;
+                }
             };
             self.text.from(self.lines[k], &statement);
         }
@@ -371,7 +373,8 @@ impl Writer<'_> {
     fn place_terms(&mut self, terms: &[Term], rows: usize) {
         for term in terms {
             let count = if term.by_row { rows } else { 1 };
-            let shape = if term.by_row { format!("[{rows}][THREADS + 8]") } else { "[THREADS + 8]".to_owned() };
+            let shape =
+                if term.by_row { format!("[{rows}][THREADS + 8]") } else { "[THREADS + 8]".to_owned() };
             let (name, at) = (&term.name, self.shared);
             self.text.line(&format!("float *const {name} = shared + {at};  // {shape}"));
             self.shared += count * (self.kernel.threads + 8);
@@ -450,17 +453,12 @@ impl Writer<'_> {
                 _ => continue,
             };
             let operands = self.operands(terms, (v, w), f == "chain_max", "");
-            let group = self.group(number);
+            let group = group(number, self.kernel.threads);
             self.text.from(
                 self.lines[*k],
                 &format!("if (threadIdx.x / 8 == {group}) {total} = {f}({total}, {operands}, {count});"),
             );
         }
-    }
-
-    /// Which eight threads take a sum.
-    fn group(&self, number: usize) -> usize {
-        number % (self.kernel.threads / LANES)
     }
 
     fn finish_totals(&mut self, totals: &[(usize, String)]) {
@@ -470,7 +468,7 @@ impl Writer<'_> {
                 _ => "sum_lanes",
             };
             let target = self.target(Access::Scalar(self.nest.effects[*k].place()));
-            let first = self.group(number) * LANES;
+            let first = group(number, self.kernel.threads) * LANES;
             self.text.line(&format!("{total} = {lanes}({total});"));
             self.text.from(self.lines[*k], &format!("if (threadIdx.x == {first}) {target} = {total};"));
         }
@@ -490,8 +488,28 @@ impl Writer<'_> {
     }
 }
 
-/// Whether sums over post go through scratch, since a block takes the columns in several stretches.
-pub(super) fn keeps_partial_sums(nest: &Nest, threads: usize) -> bool {
-    let (Extent::Matrix { post, .. } | Extent::Log { post, .. }) = nest.extent else { return false };
-    post > threads && nest.effects.iter().any(|e| matches!(e, Effect::SumPost(..)))
+/// Whether there are more columns than threads, so that threads take them in several stretches.
+pub(super) fn is_in_stretches(nest: &Nest, threads: usize) -> bool {
+    match nest.extent {
+        Extent::Scalar => false,
+        Extent::Vector(n) => n > threads,
+        Extent::Matrix { post, .. } | Extent::Log { post, .. } => post > threads,
+    }
+}
+
+/// Which eight threads take a sum over a vector, by its number in the nest.
+pub(super) fn group(number: usize, threads: usize) -> usize {
+    number % (threads / LANES)
+}
+
+/// Whether a nest has sums over post.
+pub(super) fn sums_rows(nest: &Nest) -> bool {
+    nest.effects.iter().any(|e| matches!(e, Effect::SumPost(..)))
+}
+
+/// Whether a nest puts terms of sums into shared memory.
+pub(super) fn has_terms(nest: &Nest) -> bool {
+    let is_vector = matches!(nest.extent, Extent::Vector(_));
+    let whole = |e: &Effect| matches!(e, Effect::SumAll(..) | Effect::MaxAll(..));
+    sums_rows(nest) || is_vector && nest.effects.iter().any(whole)
 }

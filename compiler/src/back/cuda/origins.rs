@@ -45,7 +45,8 @@ impl<'s> Origins<'s> {
             let log = self.program.logs.iter().filter(|l| l.bar <= place.offset).max_by_key(|l| l.bar)?;
             return Some(StateId(log.state as u32));
         }
-        let before = |m: &Option<crate::loops::MatrixSlot>| m.as_ref().is_some_and(|m| m.offset <= place.offset);
+        let before =
+            |m: &Option<crate::loops::MatrixSlot>| m.as_ref().is_some_and(|m| m.offset <= place.offset);
         self.program.matrices.iter().rposition(before).map(|k| StateId(k as u32))
     }
 
@@ -64,7 +65,8 @@ fn slot_value(f: &Function, slot: &Slot, is_adjoint: bool) -> Option<Value> {
     if let Some(number) = slot.name.strip_prefix('%') {
         return number.parse().ok().map(Value).filter(|v| v.index() < f.body.len());
     }
-    let named = |name: &str| f.values().filter(|(_, i)| i.name.as_deref() == Some(name)).last().map(|(v, _)| v);
+    let named =
+        |name: &str| f.values().filter(|(_, i)| i.name.as_deref() == Some(name)).last().map(|(v, _)| v);
     match is_adjoint {
         // The cotangent of what bears this name.
         true => named(slot.name.trim_start_matches("bar ")),

@@ -86,7 +86,8 @@ impl Values {
     pub(super) fn new(nest: &Nest, names: &Names, backward: bool) -> Values {
         let places = loops(nest);
         let uses = Uses::of(nest, &places);
-        let mut values = Values { expressions: vec![], places, variables: vec![], used: LOCAL.map(str::to_owned).into() };
+        let mut values =
+            Values { expressions: vec![], places, variables: vec![], used: LOCAL.map(str::to_owned).into() };
         for (k, op) in nest.body.ops.iter().enumerate() {
             let expression = values.expression(*op, nest, names, backward);
             let is_constant = matches!(op, BodyOp::Const(_));
@@ -174,9 +175,7 @@ impl Values {
             BodyOp::And(..) => infix("&&", Tie::And, Tie::Equal),
             BodyOp::Select(..) => choice(x(2, Tie::And)),
             BodyOp::Keep(..) => choice("0.0f".to_owned()),
-            BodyOp::Number(_) => {
-                Expr { text: format!("{} ? 1.0f : 0.0f", x(0, Tie::And)), tie: Tie::Choice }
-            }
+            BodyOp::Number(_) => Expr { text: format!("{} ? 1.0f : 0.0f", x(0, Tie::And)), tie: Tie::Choice },
         }
     }
 }

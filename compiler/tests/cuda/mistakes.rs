@@ -1,0 +1,121 @@
+//! The tests of kernels can fail: barriers that are left out are noticed, and so are other mistakes that
+//! the emulator knows.
+
+use crate::bits::{compare, fill_gently};
+use crate::device::{Device, has_compiler, models, sizes, source};
+use compiler::back::cuda::Source;
+use compiler::loops::NAMES;
+
+/// The kernel that every barrier of a source belongs to, in the order of the text.
+fn barriers(source: &Source) -> Vec<String> {
+    let mut kernel = String::new();
+    let mut found = vec![];
+    for line in source.text.lines() {
+        if line.starts_with("extern") || line.starts_with("__device__") {
+            kernel = line
+                .split('(')
+                .nth(usize::from(line.contains("__launch_bounds__(")))
+                .unwrap_or("")
+                .to_owned();
+            kernel = kernel.rsplit([' ', ')']).next().unwrap_or("").to_owned();
+        }
+        found.extend(line.matches("__syncthreads()").map(|_| kernel.clone()));
+    }
+    found
+}
+
+/// Whether a kernel with a barrier less gives other bits for some order of threads.
+fn is_noticed(source: &Source, device: &Device, routine: usize) -> bool {
+    (1..9).any(|seed| compare(source, device, routine, seed, fill_gently).is_err())
+}
+
+/// Of specs without vectors of fixed, small sizes: for a sum over at most eight numbers every thread reads
+/// what it has written itself.
+#[test]
+fn every_barrier_that_is_left_out_is_noticed() {
+    if !has_compiler() {
+        return;
+    }
+    let mut tried = 0;
+    let wanted = ["retroactive", "simple_fanout", "modulated", "stpn", "deltanet", "recurrent_delta"];
+    for (text, model) in models().into_iter().filter(|(_, m)| wanted.contains(&m.name.as_str())) {
+        let source = source(&text, &model, &sizes(&model, 41));
+        let device = Device::new(&source);
+        for (number, kernel) in barriers(&source).iter().enumerate() {
+            let routine = NAMES.iter().position(|n| n.replace('.', "_") == *kernel);
+            let Some(routine) = routine else { continue };
+            assert!(compare(&source, &device, routine, 1, fill_gently).is_ok_and(|n| n > 0));
+            device.leave_out(i32::try_from(number).expect("few barriers"));
+            assert!(
+                is_noticed(&source, &device, routine),
+                "{}: {kernel} gives the same bits without barrier {number}",
+                model.name
+            );
+            device.leave_out(-1);
+            tried += 1;
+        }
+    }
+    assert!(tried > 60, "only {tried} barriers were left out");
+}
+
+/// A barrier that is taken out of the text, as an author of the back end might forget it.
+#[test]
+fn a_barrier_that_is_missing_in_the_text_is_noticed() {
+    if !has_compiler() {
+        return;
+    }
+    let (text, model) = models().into_iter().find(|(_, m)| m.name == "retroactive").expect("it is there");
+    let whole = source(&text, &model, &sizes(&model, 33));
+    let kernel = whole.text.find("forward_step(").expect("a kernel");
+    let barrier = kernel + whole.text[kernel..].find("__syncthreads();").expect("a barrier");
+    let without = whole.text[..barrier].to_owned() + &whole.text[barrier + "__syncthreads();".len()..];
+    assert!(!is_noticed(&whole, &Device::new(&whole), 2));
+    assert!(is_noticed(&whole, &Device::of_text(&without, whole.threads), 2));
+}
+
+#[test]
+fn the_emulator_knows_mistakes() {
+    if !has_compiler() {
+        return;
+    }
+    let source = r#"
+        struct Tape { void *p[10]; float x; };
+        struct At { int x, y, z; };
+        extern "C" __global__ void fine(const Tape, const At) {
+            __shared__ float cells[64];
+            cells[threadIdx.x] = 1.0f;
+            __syncthreads();
+            if (cells[63 - threadIdx.x] != 1.0f) emulator::fail("not seen");
+            if (__shfl_xor_sync(0xffffffffu, (float)threadIdx.x, 3) != (float)(threadIdx.x ^ 3))
+                emulator::fail("a wrong shuffle");
+        }
+        extern "C" __global__ void some_threads(const Tape, const At) {
+            if (threadIdx.x < 5) __syncthreads();
+        }
+        extern "C" __global__ void two_barriers(const Tape, const At) {
+            if (threadIdx.x < 5) __syncthreads(); else __syncthreads();
+        }
+        extern "C" __global__ void foreign_lane(const Tape, const At) {
+            __shfl_sync(0x0000ffffu, 1.0f, 20);
+        }
+        extern "C" __global__ void too_early(const Tape, const At) {
+            __shared__ float cells[64];
+            cells[threadIdx.x] = 1.0f;
+            if (cells[63 - threadIdx.x] != 1.0f) emulator::fail("read too early");
+        }
+        extern "C" __global__ void early_end(const Tape, const At) {
+            if (threadIdx.x == 9) return;
+            __shfl_sync(0xffffffffu, 1.0f, 20);
+        }
+    "#;
+    let device = Device::of_text(source, 64);
+    let said = |name: &str| device.complaint(name).unwrap_or_default();
+    assert_eq!(said("fine"), "");
+    let lonely = "a barrier or a shuffle that not all threads reach";
+    assert_eq!(said("some_threads"), lonely);
+    assert_eq!(said("two_barriers"), lonely);
+    assert_eq!(said("early_end"), lonely);
+    assert_eq!(said("foreign_lane"), "a shuffle with a thread that is not in its mask");
+    assert_eq!(said("too_early"), "read too early");
+    assert_eq!(said("fine"), "");
+}
