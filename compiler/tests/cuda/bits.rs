@@ -173,7 +173,7 @@ pub(crate) fn compare(
     };
     let layout = Layout { program: &source.program, backward: number > 5 };
     let (_, len) = layout.start(Base::Params);
-    let mut before = fill(len, (len + number) as u64);
+    let mut before = fill(len, (len + number) as u64 + seed);
     let scratch = layout.start(Base::Scratch).0;
     for k in 0..2 * ROWS {
         before[scratch + k * source.program.scratch_len] = PENALTY_BAR;
