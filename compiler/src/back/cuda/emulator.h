@@ -24,7 +24,7 @@
 
 #define __global__ __attribute__((visibility("default")))
 #define __device__
-#define __launch_bounds__(n)
+#define __launch_bounds__(threads, blocks)
 // All shared memory lies in one section, so that it can be overwritten.
 #define __shared__ static __attribute__((section("emulated_shared")))
 

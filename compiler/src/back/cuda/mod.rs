@@ -189,7 +189,7 @@ fn write_kernel(text: &mut Text, kernel: &Kernel<'_>, number: usize, name: &str,
     let shared = routine.nests.iter().map(measure).max().unwrap_or(0);
     text.line(&format!("// {}", MEANINGS[number]));
     text.open(&format!(
-        "extern \"C\" __global__ void __launch_bounds__(THREADS) {name}(const Tape tape, const At at) {{"
+        "extern \"C\" __global__ void __launch_bounds__(THREADS, 1) {name}(const Tape tape, const At at) {{"
     ));
     for base in bases(routine, kernel.threads) {
         let (word, value) = pointer(base, kernel.backward);
@@ -245,7 +245,7 @@ fn write_hoisted(text: &mut Text, names: &Names, spec: &Spec<'_>, number: usize,
         value_name(spec.step, rank1.value)
     ));
     text.line(&format!("// Launched with {} by {} blocks.", pre.div_ceil(16), post.div_ceil(16)));
-    text.open(&format!("extern \"C\" __global__ void __launch_bounds__({HOISTED_THREADS}) {name}("));
+    text.open(&format!("extern \"C\" __global__ void __launch_bounds__({HOISTED_THREADS}, 1) {name}("));
     text.line("const Tape tape, const At at, const int steps, const int rows, double *const sum) {");
     text.line(&format!("const Series a = {};", series(rank1.a)));
     text.line(&format!("const Series b = {};", series(rank1.b)));

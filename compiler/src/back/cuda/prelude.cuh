@@ -1,3 +1,7 @@
+#ifdef __CUDACC__
+#pragma nv_diag_suppress 177  // no spec uses all of what follows
+#endif
+
 // Memory of a batch. Regions of one kind follow each other: those of a step for all rows of the batch, then
 // those of the next step. Lengths are in floats.
 struct Tape {

@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""Compiles the CUDA source of every spec of the library with NVRTC, which needs no GPU.
+
+    tests/nvrtc.py BPMC [--arch sm_80 --arch sm_90a] [--size 100] [SPEC...]
+
+BPMC is the binary. NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 of the Python that runs this
+(tests/nvrtc.sh installs it). Every kernel must compile for every architecture, with the flags that the
+source names, without registers spilled to memory. Prints one line per spec, and fails if one fails.
+"""
+
+import argparse
+import ctypes
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def library():
+    """NVRTC, from the wheel."""
+    try:
+        import nvidia.cuda_nvrtc as wheel
+    except ImportError:
+        sys.exit("NVRTC is missing: pip install nvidia-cuda-nvrtc-cu12")
+    folder = pathlib.Path(next(iter(wheel.__path__))) / "lib"
+    # NVRTC looks for its builtins by name.
+    for name in sorted(folder.glob("libnvrtc-builtins.so*")):
+        ctypes.CDLL(str(name), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(sorted(folder.glob("libnvrtc.so*"))[0]))
+
+
+class Program:
+    """A source in the hands of NVRTC."""
+
+    def __init__(self, nvrtc, text, name):
+        self.nvrtc = nvrtc
+        self.handle = ctypes.c_void_p()
+        self.call(
+            "nvrtcCreateProgram", ctypes.byref(self.handle), text.encode(), name.encode(), 0, None, None
+        )
+
+    def call(self, function, *arguments):
+        code = getattr(self.nvrtc, function)(*arguments)
+        if code != 0:
+            self.nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
+            raise RuntimeError(f"{function}: {self.nvrtc.nvrtcGetErrorString(code).decode()}")
+
+    def compile(self, flags):
+        """The log of a compilation; an error if it fails."""
+        array = (ctypes.c_char_p * len(flags))(*[f.encode() for f in flags])
+        code = self.nvrtc.nvrtcCompileProgram(self.handle, len(flags), array)
+        size = ctypes.c_size_t()
+        self.call("nvrtcGetProgramLogSize", self.handle, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        self.call("nvrtcGetProgramLog", self.handle, log)
+        if code != 0:
+            raise RuntimeError(log.value.decode())
+        return log.value.decode()
+
+    def machine_code_bytes(self):
+        size = ctypes.c_size_t()
+        self.call("nvrtcGetCUBINSize", self.handle, ctypes.byref(size))
+        return size.value
+
+    def close(self):
+        self.nvrtc.nvrtcDestroyProgram(ctypes.byref(self.handle))
+
+
+def specs(bpmc, files):
+    """Every spec: the file, its name, its open axes."""
+    for path in files:
+        said = subprocess.run([bpmc, "check", "-v", path], capture_output=True, text=True, check=True).stderr
+        for name in re.findall(r"^spec (\w+): ", said, re.M):
+            model = subprocess.run(
+                [bpmc, "compile", path, "--spec", name, "--emit", "model"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            axes = model.split("axes\n", 1)[1].split("parameters\n", 1)[0]
+            yield path, name, re.findall(r"^  (\w+) = (?:\?|\d+)$", axes, re.M)
+
+
+def emit(bpmc, path, name, axes, size):
+    """The CUDA source of a spec and the flags that it wants."""
+    sizes = [f"--axis={axis}={size + k % 3}" for k, axis in enumerate(axes)]
+    command = [bpmc, "compile", path, "--spec", name, "--target", "cuda", *sizes]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return text, re.search(r"Compile it with (.*)\.$", text, re.M).group(1).split()
+
+
+def judge(nvrtc, text, name, flags, arch):
+    """How many kernels there are, the most registers that one takes, and what is wrong."""
+    program = Program(nvrtc, text, f"{name}.cu")
+    try:
+        log = program.compile([*flags, f"--gpu-architecture={arch}", "--ptxas-options=--verbose"])
+        if program.machine_code_bytes() == 0:
+            return 0, 0, ["there is no machine code"]
+    except RuntimeError as error:
+        return 0, 0, ["\n".join(str(error).splitlines()[:12])]
+    finally:
+        program.close()
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    wrong = [] if len(registers) == text.count("__global__ void") else ["some kernels were not reported"]
+    wrong += [line for line in log.splitlines() if "warning" in line]
+    if any(int(n) > 0 for row in spills for n in row):
+        wrong.append("registers are spilled, or a stack is used")
+    return len(registers), max(registers, default=0), wrong
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("bpmc")
+    parser.add_argument("specs", nargs="*")
+    parser.add_argument("--arch", action="append")
+    parser.add_argument("--size", action="append", type=int)
+    arguments = parser.parse_args()
+    nvrtc = library()
+    files = arguments.specs or sorted(str(p) for p in (ROOT / "specs").rglob("*.bpm"))
+    failed, kernels = 0, 0
+    for path, name, axes in specs(arguments.bpmc, files):
+        for size in arguments.size or (100,):
+            text, flags = emit(arguments.bpmc, path, name, axes, size)
+            for arch in arguments.arch or ("sm_80", "sm_90a"):
+                count, registers, wrong = judge(nvrtc, text, name, flags, arch)
+                print(f"{name} {size} {arch}: {count} kernels, at most {registers} registers", flush=True)
+                for what in wrong:
+                    print(f"  FAILED: {what}", flush=True)
+                failed += bool(wrong)
+                kernels += count
+    if kernels == 0:
+        sys.exit("no kernel was compiled")
+    print(f"{kernels} kernels compiled; {failed} sources failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
