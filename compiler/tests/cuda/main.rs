@@ -4,5 +4,6 @@
 
 mod bits;
 mod device;
+mod library;
 mod mistakes;
 mod sequences;

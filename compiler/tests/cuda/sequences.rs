@@ -2,7 +2,7 @@
 //! their own, resets, checkpoints and replay. Outputs, states and every gradient agree with the interpreter
 //! in double precision, within what single precision allows; and two orders of threads give the same bits.
 
-use crate::device::{At, Device, Tape, bind, has_compiler, models, sizes, source};
+use crate::device::{At, Device, Tape, models, sizes, source};
 use compiler::back::cuda::Source;
 use compiler::gradcheck::{Case, Options, random_case};
 use compiler::interp::{Interpreter, Tensor};
@@ -504,46 +504,22 @@ fn worst(found: &Results, expected: &BTreeMap<(String, usize), Vec<f64>>) -> (St
     worst
 }
 
-/// Runs a model at a size; returns how many tensors agreed.
-fn agree(text: &str, model: &Arc<Model>, n: usize, steps: usize) -> usize {
-    let bound = sizes(model, n);
-    let source = source(text, model, &bound);
-    let device = Device::new(&source);
-    let sizes = bind(model, &bound);
+/// Runs a model; returns how many tensors agree.
+pub(crate) fn agree(source: &Source, device: &Device, of: (&Arc<Model>, &Sizes), steps: usize) -> usize {
+    let (model, sizes) = of;
     let reset_at = (steps > 5).then_some(4);
-    let cases = cases(model, &sizes, &Options { steps, state_scale: 0.3, reset_at, ..Options::default() });
-    let found = run(&source, &device, (model, &sizes), &cases, 1);
-    let expected = meant(model, &sizes, &cases);
+    let cases = cases(model, sizes, &Options { steps, state_scale: 0.3, reset_at, ..Options::default() });
+    let found = run(source, device, of, &cases, 1);
+    let expected = meant(model, sizes, &cases);
     assert_eq!(found.len(), expected.len(), "{}: every tensor is compared", model.name);
     let (name, error) = worst(&found, &expected);
     // As for machine code: gradients pass clips and long sums.
-    assert!(error < 2e-3, "{}, size {n}, {steps} steps: {name} is off by {error:.1e}", model.name);
-    let again = run(&source, &device, (model, &sizes), &cases, 77);
+    assert!(error < 2e-3, "{}, {steps} steps: {name} is off by {error:.1e}", model.name);
+    let again = run(source, device, of, &cases, 77);
     let bits =
         |all: &Results| -> Vec<u32> { all.iter().flat_map(|(_, _, x)| x).map(|v| v.to_bits()).collect() };
-    assert!(bits(&found) == bits(&again), "{}, size {n}: the order of threads decides", model.name);
+    assert!(bits(&found) == bits(&again), "{}: the order of threads decides", model.name);
     found.len()
-}
-
-/// The whole library at 33 with resets and several segments; every third spec at one of the other sizes, all
-/// at all with `BPM_CUDA=all`.
-#[test]
-fn sequences_agree_with_the_interpreter() {
-    if !has_compiler() {
-        return;
-    }
-    let all = std::env::var_os("BPM_CUDA").is_some_and(|v| v == "all");
-    let mut tensors = 0;
-    for (k, (text, model)) in models().into_iter().enumerate() {
-        let model = Arc::new(model);
-        for (which, (n, steps)) in [(1, 3), (31, 7), (100, 2)].into_iter().enumerate() {
-            if all || k % 3 == which {
-                tensors += agree(&text, &model, n, steps);
-            }
-        }
-        tensors += agree(&text, &model, 33, 9);
-    }
-    assert!(tensors > 3000, "only {tensors} tensors were compared");
 }
 
 /// The names of the routines are those that the driver above takes them for.

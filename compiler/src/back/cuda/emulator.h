@@ -14,22 +14,27 @@
 // warps that run in step, blocks side by side, the limits of a device.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <string>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
-#include <vector>
+
+// Headers of the C++ library would take most of the time of a compilation.
+extern "C" {
+float fabsf(float);
+float fmaf(float, float, float);
+float rintf(float);
+float sqrtf(float);
+}
 
 #define __global__ __attribute__((visibility("default")))
 #define __device__
-#define __launch_bounds__(threads, blocks)
+#define __launch_bounds__(...)
 // All shared memory lies in one section, so that it can be overwritten.
 #define __shared__ static __attribute__((section("emulated_shared")))
 
 struct Dimensions {
-  unsigned x = 1, y = 1, z = 1;
+  unsigned x, y, z;
 };
 static Dimensions threadIdx, blockIdx, blockDim, gridDim;
 
@@ -41,7 +46,7 @@ extern "C" char __stop_emulated_shared[] __attribute__((visibility("hidden")));
 namespace emulator {
 
 constexpr unsigned MOST_THREADS = 1024;
-constexpr std::size_t STACK = 64 * 1024;
+constexpr size_t STACK = 64 * 1024;
 
 // What a thread waits for.
 enum class Wait { nothing, barrier, shuffle, ended };
@@ -55,22 +60,23 @@ struct Thread {
   unsigned from;  // the lane that it takes from
 };
 
-static std::vector<Thread> threads;
-static std::vector<char> stacks;
+static Thread threads[MOST_THREADS];
+static unsigned count;
+static char *stacks;
 static ucontext_t scheduler;
 static unsigned running;
-static std::string error;
+static const char *error;
 static void (*body)(const void *);
 static const void *argument;
-static std::uint64_t state;
+static uint64_t state;
 
 static unsigned draw(unsigned below) {
   state = state * 6364136223846793005u + 1442695040888963407u;
   return (unsigned)((state >> 33) % below);
 }
 
-static void fail(const std::string &what) {
-  if (error.empty()) error = what;
+static void fail(const char *what) {
+  if (!error) error = what;
 }
 
 // Gives way until what this thread waits for has happened.
@@ -112,7 +118,7 @@ static bool finish_shuffle(unsigned thread) {
   auto is_member = [&](unsigned lane) { return (mask >> lane & 1) != 0; };
   for (unsigned lane = 0; lane < 32; ++lane) {
     if (!is_member(lane)) continue;
-    if (warp + lane >= threads.size()) return false;
+    if (warp + lane >= count) return false;
     const Thread &t = threads[warp + lane];
     if (t.wait != Wait::shuffle || t.mask != mask) return false;
   }
@@ -127,9 +133,9 @@ static bool finish_shuffle(unsigned thread) {
 
 // Lets all threads go on if they wait at one barrier.
 static bool finish_barrier() {
-  for (const Thread &t : threads)
-    if (t.wait != Wait::barrier || t.barrier != threads[0].barrier) return false;
-  for (Thread &t : threads) t.wait = Wait::nothing;
+  for (unsigned t = 0; t < count; ++t)
+    if (threads[t].wait != Wait::barrier || threads[t].barrier != threads[0].barrier) return false;
+  for (unsigned t = 0; t < count; ++t) threads[t].wait = Wait::nothing;
   return true;
 }
 
@@ -138,26 +144,38 @@ static void begin(unsigned t) {
   Thread &thread = threads[t];
   thread.wait = Wait::nothing;
   getcontext(&thread.context);
-  thread.context.uc_stack.ss_sp = stacks.data() + t * STACK;
+  thread.context.uc_stack.ss_sp = stacks + t * STACK;
   thread.context.uc_stack.ss_size = STACK;
   thread.context.uc_link = &scheduler;
   makecontext(&thread.context, enter, 0);
 }
 
-// An order of threads: warp after warp, or without regard to warps.
-static void shuffle_order(std::vector<unsigned> &order) {
-  const unsigned count = (unsigned)order.size();
-  for (unsigned k = count; k > 1; --k) std::swap(order[k - 1], order[draw(k)]);
-  if (draw(2)) return;
-  const unsigned turn = draw(32), flip = draw(2) ? 0xffffffffu : 0;
-  auto place = [&](unsigned t) { return ((t / 32 + turn) % 32) ^ flip; };
-  std::stable_sort(order.begin(), order.end(), [&](unsigned a, unsigned b) { return place(a) < place(b); });
+static unsigned order[MOST_THREADS];
+
+static void swap(unsigned a, unsigned b) {
+  const unsigned t = order[a];
+  order[a] = order[b];
+  order[b] = t;
+}
+
+// Draws an order of threads: warp after warp, or without regard to warps.
+static void draw_order() {
+  for (unsigned t = 0; t < count; ++t) order[t] = t;
+  if (draw(2)) {
+    for (unsigned k = count; k > 1; --k) swap(k - 1, draw(k));
+    return;
+  }
+  const unsigned warps = count / 32;
+  for (unsigned k = warps; k > 1; --k) {
+    const unsigned other = draw(k);
+    for (unsigned lane = 0; lane < 32; ++lane) swap((k - 1) * 32 + lane, other * 32 + lane);
+  }
 }
 
 // Runs the first thread of the order that can, until none can; a shuffle that is complete lets its threads
 // go on at once, so that one warp can be far ahead of others.
-static void run_until_all_wait(const std::vector<unsigned> &order) {
-  for (std::size_t k = 0; k < order.size() && error.empty();) {
+static void run_until_all_wait() {
+  for (unsigned k = 0; k < count && !error;) {
     const unsigned t = order[k];
     if (threads[t].wait != Wait::nothing) {
       ++k;
@@ -171,19 +189,15 @@ static void run_until_all_wait(const std::vector<unsigned> &order) {
 }
 
 static void run_block() {
-  std::memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
-  std::vector<unsigned> order(threads.size());
-  for (unsigned t = 0; t < order.size(); ++t) {
-    begin(t);
-    order[t] = t;
-  }
+  memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
+  for (unsigned t = 0; t < count; ++t) begin(t);
   for (;;) {
-    shuffle_order(order);
-    run_until_all_wait(order);
-    if (!error.empty()) return;
+    draw_order();
+    run_until_all_wait();
+    if (error) return;
     unsigned ended = 0;
-    for (const Thread &t : threads) ended += t.wait == Wait::ended;
-    if (ended == threads.size()) return;
+    for (unsigned t = 0; t < count; ++t) ended += threads[t].wait == Wait::ended;
+    if (ended == count) return;
     if (!finish_barrier()) return fail("a barrier or a shuffle that not all threads reach");
   }
 }
@@ -191,24 +205,24 @@ static void run_block() {
 }  // namespace emulator
 
 // Runs `thread` for every thread of a grid. Returns null, or what went wrong.
-extern "C" __global__ const char *emulate(unsigned grid_x, unsigned grid_y, unsigned threads, std::uint64_t seed,
+extern "C" __global__ const char *emulate(unsigned grid_x, unsigned grid_y, unsigned threads, uint64_t seed,
                                           void (*thread)(const void *), const void *argument) {
-  emulator::error.clear();
-  if (threads == 0 || threads > emulator::MOST_THREADS) return "no block has so many threads";
-  emulator::threads.resize(threads);
-  emulator::stacks.resize(threads * emulator::STACK);
-  emulator::body = thread;
+  using namespace emulator;
+  if (threads == 0 || threads > MOST_THREADS || threads % 32 != 0) return "no block has so many threads";
+  if (!stacks) stacks = (char *)malloc(MOST_THREADS * STACK);
+  if (!stacks) return "there is no memory for stacks";
+  error = nullptr;
+  count = threads;
+  body = thread;
   emulator::argument = argument;
-  emulator::state = seed;
+  state = seed;
   gridDim = {grid_x, grid_y, 1};
   blockDim = {threads, 1, 1};
-  for (unsigned y = 0; y < grid_y && emulator::error.empty(); ++y) {
-    for (unsigned x = 0; x < grid_x && emulator::error.empty(); ++x) {
-      blockIdx = {x, y, 0};
-      emulator::run_block();
-    }
+  for (unsigned block = 0; block < grid_x * grid_y && !error; ++block) {
+    blockIdx = {block % grid_x, block / grid_x, 0};
+    run_block();
   }
-  return emulator::error.empty() ? nullptr : emulator::error.c_str();
+  return error;
 }
 
 // Leaves out a barrier from now on.
@@ -226,17 +240,17 @@ static inline float __shfl_xor_sync(unsigned mask, float value, unsigned change)
 
 static inline float __int_as_float(int x) {
   float f;
-  std::memcpy(&f, &x, 4);
+  memcpy(&f, &x, 4);
   return f;
 }
 static inline int __float_as_int(float x) {
   int i;
-  std::memcpy(&i, &x, 4);
+  memcpy(&i, &x, 4);
   return i;
 }
 // Towards zero; what is too large becomes the largest integer, a NaN zero.
 static inline int __float2int_rz(float x) {
-  if (std::isnan(x)) return 0;
+  if (x != x) return 0;
   if (x >= 2147483648.0f) return 2147483647;
   if (x < -2147483648.0f) return -2147483647 - 1;
   return (int)x;

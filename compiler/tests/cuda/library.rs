@@ -1,0 +1,55 @@
+//! The whole library: every kernel against the loop IR, bit by bit, and whole sequences against the
+//! interpreter. Every spec at 33; one spec in three at 1, at 31 and at 100; all at all sizes with
+//! `BPM_CUDA=all`.
+
+use crate::bits::compare_all;
+use crate::device::{Device, bind, has_compiler, models, sizes, source};
+use crate::sequences::agree;
+use compiler::model::Model;
+use std::sync::Arc;
+
+/// Sizes and numbers of steps: with a reset and several segments, if there are enough.
+const SIZES: [(usize, usize); 4] = [(33, 9), (1, 3), (31, 7), (100, 2)];
+
+/// A model at a size; returns how many numbers and tensors agree.
+fn check(text: &str, model: &Arc<Model>, (n, steps): (usize, usize)) -> (usize, usize) {
+    let bound = sizes(model, n);
+    let source = source(text, model, &bound);
+    let device = Device::new(&source);
+    let numbers = compare_all(&source, &device, &format!("{} at {n}", model.name));
+    (numbers, agree(&source, &device, (model, &bind(model, &bound)), steps))
+}
+
+/// One spec in three.
+fn check_third(first: usize) {
+    if !has_compiler() {
+        return;
+    }
+    let all = std::env::var_os("BPM_CUDA").is_some_and(|v| v == "all");
+    let (mut numbers, mut tensors) = (0, 0);
+    for (k, (text, model)) in models().into_iter().enumerate().skip(first).step_by(3) {
+        let model = Arc::new(model);
+        for (which, size) in SIZES.into_iter().enumerate() {
+            if all || which == 0 || which == 1 + k / 3 % 3 {
+                let (n, t) = check(&text, &model, size);
+                (numbers, tensors) = (numbers + n, tensors + t);
+            }
+        }
+    }
+    assert!(numbers > 1_000_000 && tensors > 2000, "only {numbers} numbers, {tensors} tensors");
+}
+
+#[test]
+fn a_third_of_the_library() {
+    check_third(0);
+}
+
+#[test]
+fn another_third_of_the_library() {
+    check_third(1);
+}
+
+#[test]
+fn the_last_third_of_the_library() {
+    check_third(2);
+}
