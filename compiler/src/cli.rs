@@ -107,6 +107,9 @@ pub(crate) struct Compile {
     /// clif (what Cranelift gets), asm (the instructions for x86-64), cuda, or all.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "STAGE", hide_possible_values = true)]
     pub(crate) emit: Vec<Emit>,
+    /// Leave `#line` out of CUDA source, for reading.
+    #[arg(long)]
+    pub(crate) no_lines: bool,
     #[command(flatten)]
     pub(crate) load: Load,
 }

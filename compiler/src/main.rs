@@ -208,14 +208,17 @@ fn compile(args: &Compile, voice: Voice) -> Done {
         say(&format!("{name}: {bytes} bytes of machine code by the back end {}", target.name()));
         return Ok(());
     }
-    emit(&wanted, &subject, args.out.as_deref())
+    emit(&wanted, &subject, args)
 }
 
 /// Prints stages, or writes them into a folder.
-fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, out: Option<&Path>) -> Done {
+fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, args: &Compile) -> Done {
     for stage in wanted {
-        let text = stages::emit(*stage, subject)?;
-        match out {
+        let mut text = stages::emit(*stage, subject)?;
+        if args.no_lines {
+            text = compiler::back::cuda::without_lines(&text);
+        }
+        match &args.out {
             Some(folder) => {
                 std::fs::create_dir_all(folder).map_err(|e| Failure::file("create", folder, &e))?;
                 write(&folder.join(file_name(*stage, subject)), &text)?;

@@ -146,7 +146,9 @@ fn stages_go_to_standard_output_or_into_a_folder() {
     let ended = bpmc(&with_sizes(&["compile", RETROACTIVE, "-o", out.to_str().expect("a path")]));
     assert_eq!((ended.code, ended.out.as_str(), ended.err.as_str()), (0, "", ""));
     for stage in compiler::stages::Stage::ALL.map(|s| s.word()) {
-        let text = std::fs::read_to_string(out.join(format!("retroactive.{stage}.txt"))).expect(stage);
+        let name =
+            if stage == "cuda" { "retroactive.cu".to_owned() } else { format!("retroactive.{stage}.txt") };
+        let text = std::fs::read_to_string(out.join(name)).expect(stage);
         assert!(text.len() > 50, "{stage}");
     }
 }
@@ -172,12 +174,44 @@ fn the_listing_of_instructions_shows_the_frames() {
 }
 
 #[test]
-fn targets_that_do_not_exist_say_so() {
-    let ended = bpmc(&["compile", RETROACTIVE, "--target", "cuda"]);
-    assert_eq!(
-        (ended.code, ended.err.as_str()),
-        (3, "error: the CUDA back end is not built in this version\n")
+fn cuda_source_names_the_spec_and_leads_back_to_it() {
+    let ended = bpmc(&with_sizes(&["compile", RETROACTIVE, "--target", "cuda"]));
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""));
+    let line = format!("#line 44 \"{RETROACTIVE}\"\n");
+    assert!(
+        ended.out.contains(&line) && ended.out.contains("carry[matrix::H + i * 8 + j] ="),
+        "{}",
+        ended.out
     );
+    let source = std::fs::read_to_string(root().join(RETROACTIVE)).expect("a spec");
+    assert!(source.lines().nth(43).is_some_and(|l| l.trim_start().starts_with("H'[j,i] = ")));
+    let plain = bpmc(&with_sizes(&["compile", RETROACTIVE, "--target", "cuda", "--no-lines"])).out;
+    assert!(!plain.contains("#line") && plain.contains("carry[matrix::H + i * 8 + j] ="));
+    let stage = bpmc(&with_sizes(&["compile", RETROACTIVE, "--emit", "cuda"])).out;
+    assert_eq!(stage, ended.out);
+    let folder = folder("cuda");
+    let out = folder.to_str().expect("a path");
+    assert_eq!(bpmc(&with_sizes(&["compile", RETROACTIVE, "--target", "cuda", "-o", out])).code, 0);
+    assert_eq!(std::fs::read_to_string(folder.join("retroactive.cu")).expect("a file"), ended.out);
+    let open = bpmc(&["compile", RETROACTIVE, "--target", "cuda"]);
+    assert_eq!(open.code, 2);
+    assert_eq!(open.err, "error: axis I, A has no size; give it with --axis I=SIZE\n");
+}
+
+/// Whatever a spec calls its things, the source is legal.
+#[test]
+fn names_of_a_spec_need_not_be_legal_in_cuda() {
+    let spec = b"spec int {\n  axis N = 3\n  in float[N], double, slot\n  learn W[N,N] ~ normal(0, 1)\n\
+        \n  state now[N] = 0\n  now' = tanh(W @ now + float * double + slot)\n  out now'\n}\n";
+    let ended = bpmc_with(spec, &["compile", "-", "--target", "cuda", "--no-lines"]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    for legal in ["float_", "double_", "slot_", "now_"] {
+        assert!(ended.out.contains(&format!("constexpr int {legal} = ")), "{legal}: {}", ended.out);
+    }
+}
+
+#[test]
+fn targets_that_do_not_exist_say_so() {
     let ended = bpmc(&["compile", RETROACTIVE, "--target", "torch"]);
     assert_eq!(ended.code, 2);
     assert!(ended.err.starts_with("error: there is no PyTorch back end"));

@@ -53,3 +53,27 @@ fn another_third_of_the_library() {
 fn the_last_third_of_the_library() {
     check_third(2);
 }
+
+/// Words of C++, of CUDA, of the prelude and of other systems, as names of a spec.
+#[test]
+fn a_spec_may_call_things_as_it_likes() {
+    if !has_compiler() {
+        return;
+    }
+    let text = "spec int {
+  axis N = 3
+  in float[N], threadIdx, slot
+  learn W[N,N] ~ normal(0, 1)
+  learn shared, term, unix = 0.5
+  state now[N] = 0
+  plastic matrix[N,N] = 0
+  sum = W @ now
+  total[j] = shared * sum[j] + unix
+  now' = tanh(total + matrix @ now + float * threadIdx + slot)
+  matrix'[j,i] = clip(matrix + term * now'[j] * now[i], -1, 1)
+  out now', fmaf = float . now'
+}";
+    let model = Arc::new(compiler::check::check(text).models.swap_remove(0));
+    let (numbers, tensors) = check(text, &model, (3, 4));
+    assert!(numbers > 100 && tensors > 10);
+}

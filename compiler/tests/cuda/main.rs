@@ -4,6 +4,7 @@
 
 mod bits;
 mod device;
+mod goldens;
 mod library;
 mod mistakes;
 mod sequences;

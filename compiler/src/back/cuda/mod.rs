@@ -129,6 +129,11 @@ pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
     Source { text: text.finish(), program: program.clone(), threads, kernels, hoisted }
 }
 
+/// Source without `#line`, for reading.
+pub fn without_lines(text: &str) -> String {
+    text.lines().filter(|l| !l.starts_with("#line ")).map(|l| format!("{l}\n")).collect()
+}
+
 /// Threads of a block: a warp, and more for as long as there are columns.
 fn threads(program: &Program) -> usize {
     let columns = |nest: &Nest| match nest.extent {
