@@ -77,3 +77,25 @@ fn a_spec_may_call_things_as_it_likes() {
     let (numbers, tensors) = check(text, &model, (3, 4));
     assert!(numbers > 100 && tensors > 10);
 }
+
+/// More sums in one nest than fit into shared memory with as many threads as there are columns.
+#[test]
+fn many_sums_take_fewer_threads() {
+    if !has_compiler() {
+        return;
+    }
+    let lines = (0..40).map(|k| format!("  learn w{k}[N] ~ normal(0, 1)\n  out o{k} = w{k} . y'\n"));
+    let text = format!(
+        "spec sums {{\n  axis N = 600\n  in u[N]\n  state y[N] = 0\n  y' = tanh(u + y)\n{}}}",
+        lines.collect::<String>()
+    );
+    let model = compiler::check::check(&text).models.swap_remove(0);
+    let source = source(&text, &model, &sizes(&model, 600));
+    assert!(source.threads < compiler::back::cuda::MOST_THREADS);
+    let taken = source.text.split("__shared__ float shared[").skip(1);
+    let taken = taken.map(|rest| rest.split(']').next().and_then(|n| n.parse().ok()));
+    let taken: Vec<Option<usize>> = taken.collect();
+    assert!(taken.iter().any(|n| n.is_some_and(|n| n > 8 * 1024)), "{taken:?}");
+    assert!(taken.iter().all(|n| n.is_some_and(|n| n * 4 <= 48 * 1024)), "{taken:?}");
+    assert!(compare_all(&source, &Device::new(&source), "sums") > 1000);
+}

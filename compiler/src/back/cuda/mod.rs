@@ -60,6 +60,9 @@ use text::Text;
 /// Most threads of a block: more would leave each too few registers.
 pub const MOST_THREADS: usize = 512;
 
+/// Floats of shared memory that a block may take: 48 KiB, which every device has.
+const MOST_SHARED: usize = 12 * 1024;
+
 /// Threads of a block of the kernels `hoisted_…`: a tile of 16 by 16.
 pub const HOISTED_THREADS: usize = 256;
 
@@ -112,7 +115,7 @@ pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
     let program = by_columns(program);
     let names = Names::new(&program, spec);
     let origins = Origins::new(&program, *spec);
-    let threads = threads(&program);
+    let threads = threads(&program, &names, &origins);
     let mut text = Text::new(spec.file, &format!("{}.cu", spec.name));
     head(&mut text, &program, spec, threads);
     text.lines(&names.source());
@@ -134,15 +137,29 @@ pub fn without_lines(text: &str) -> String {
     text.lines().filter(|l| !l.starts_with("#line ")).map(|l| format!("{l}\n")).collect()
 }
 
-/// Threads of a block: a warp, and more for as long as there are columns.
-fn threads(program: &Program) -> usize {
+/// Threads of a block: a warp, and more for as long as there are columns and shared memory.
+fn threads(program: &Program, names: &Names, origins: &Origins<'_>) -> usize {
     let columns = |nest: &Nest| match nest.extent {
         Extent::Scalar => 1,
         Extent::Vector(n) => n,
         Extent::Matrix { post, .. } | Extent::Log { post, .. } => post,
     };
     let widest = routines(program).into_iter().flat_map(|r| &r.nests).map(columns).max().unwrap_or(1);
-    widest.next_multiple_of(32).clamp(32, MOST_THREADS)
+    let mut threads = widest.next_multiple_of(32).clamp(32, MOST_THREADS);
+    let shared = |threads: usize| {
+        let kernel = Kernel { names, origins, backward: true, threads };
+        routines(program).into_iter().map(|r| shared_memory(&kernel, r)).max().unwrap_or(0)
+    };
+    while threads > 32 && shared(threads) > MOST_SHARED {
+        threads = (threads / 2).next_multiple_of(32);
+    }
+    threads
+}
+
+/// Floats of shared memory that a routine takes.
+fn shared_memory(kernel: &Kernel<'_>, routine: &Routine) -> usize {
+    let of_nest = |nest: &Nest| nest::write(kernel, nest, &mut Text::new("", ""));
+    routine.nests.iter().map(of_nest).max().unwrap_or(0)
 }
 
 /// What the file is, the prelude, the sizes.
@@ -190,8 +207,7 @@ const MEANINGS: [&str; NAMES.len()] = [
 ];
 
 fn write_kernel(text: &mut Text, kernel: &Kernel<'_>, number: usize, name: &str, routine: &Routine) {
-    let measure = |nest: &Nest| nest::write(kernel, nest, &mut Text::new("", ""));
-    let shared = routine.nests.iter().map(measure).max().unwrap_or(0);
+    let shared = shared_memory(kernel, routine);
     text.line(&format!("// {}", MEANINGS[number]));
     text.open(&format!(
         "extern \"C\" __global__ void __launch_bounds__(THREADS, 1) {name}(const Tape tape, const At at) {{"

@@ -11,7 +11,7 @@ use super::values::{Loop, Values, element};
 use crate::loops::body::Id;
 use crate::loops::{Access, Effect, Extent, LANES, Nest, PARTIALS, padded};
 
-/// Floats of shared memory that a kernel may take: 40 KiB, so that every device has room for it.
+/// Floats of shared memory that stretches of rows may take, if they can do with so little: 40 KiB.
 const SHARED: usize = 10 * 1024;
 
 /// What all nests of a kernel share.
