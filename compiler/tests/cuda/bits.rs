@@ -242,8 +242,8 @@ fn kernels_of_wide_layers_give_the_bits_of_the_loop_ir() {
     let mut numbers = 0;
     let wanted = ["retroactive"];
     for (text, model) in models().into_iter().filter(|(_, m)| wanted.contains(&m.name.as_str())) {
-        let source = source(&text, &model, &sizes(&model, 600));
-        assert!(source.threads < 600);
+        let source = source(&text, &model, &sizes(&model, 520));
+        assert!(source.threads < 520);
         numbers += compare_all(&source, &Device::new(&source), &model.name);
     }
     assert!(numbers > 10_000_000, "only {numbers} numbers were compared");

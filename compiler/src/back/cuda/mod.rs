@@ -4,12 +4,17 @@
 //!
 //! One kernel for each routine: it takes a step (backward: its adjoint) of the whole batch, so that a step is
 //! one launch. **A block is a row of the batch**; it runs the nests of the routine one after the other, with
-//! a barrier between them where one needs what other threads did (`barriers`). **A thread is a column**: an element of a vector, or a post neuron with all its
-//! synapses, down which it runs from the first pre neuron to the last. Matrices lie as `[pre][post]`, so
-//! that neighbouring threads touch neighbouring numbers; a plastic matrix is read once and written once per
-//! sweep. Where there are more columns than threads, a thread takes every [`most_threads`](MOST_THREADS)-th.
-//! Rows of the batch share parameters alone: gradients are summed over steps for each row, then over rows by
-//! a kernel of its own.
+//! a barrier between them where one needs what other threads did (`barriers`). **A thread is a column**: an
+//! element of a vector, or a post neuron with all its synapses, down which it runs from the first pre neuron
+//! to the last. Matrices lie as `[pre][post]`, so that neighbouring threads touch neighbouring numbers; a
+//! plastic matrix is read once and written once per sweep. A block has at most [`MOST_THREADS`] threads; where
+//! there are more columns, a thread takes several. Rows of the batch share parameters alone: gradients are
+//! summed over steps for each row, then over rows by a kernel of its own. Nests over logs run over all events
+//! that there can be; the host clears those that there are not.
+//!
+//! What this mapping costs: a row keeps one multiprocessor busy with a thread per neuron, and every step
+//! reads the matrices from the device's memory. It is the one that runs every model; faster ones for models
+//! that allow them will keep states on the chip.
 //!
 //! Routines that stand apart from the loop over time are launched once for many steps (`gridDim.y`).
 //!
@@ -32,7 +37,8 @@
 //! processor's in the sums over rows and steps, which the engine takes in chunks of rows, in what a NaN has
 //! in its bits, and in the sign of a zero that is the largest value of a matrix. The compiler must be kept
 //! from changing operations: [`FLAGS`]. With them a device treats denormals as the engine lets a processor
-//! treat them; without `--ftz=true` it keeps them.
+//! treat them; without `--ftz=true` it keeps them. All this holds under the emulator, which keeps denormals as
+//! `eval` does; no device has run it yet.
 //!
 //! # Source
 //!
