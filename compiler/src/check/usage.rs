@@ -269,6 +269,7 @@ fn expressions(kind: &StatementKind, f: &mut impl FnMut(&Expr)) {
             }
         }
         StatementKind::Penalty(e) | StatementKind::Hold { condition: e, .. } => f(e),
+        StatementKind::Layer { arguments, .. } => arguments.iter().for_each(|a| f(&a.value)),
         StatementKind::Error => {}
     }
 }
