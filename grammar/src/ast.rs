@@ -91,12 +91,14 @@ pub enum StatementKind {
         /// The declared inputs.
         variables: Vec<Variable>,
     },
-    /// `noise xi[N] ~ normal(0, 1)`
+    /// `noise xi[N] ~ normal(0, 1)`, `noise d[N] ~ dropout(0.5) locked`
     Noise {
         /// The declared noise inputs.
         variables: Vec<Variable>,
         /// Where they are drawn from.
         initial: Option<Initial>,
+        /// Whether they are drawn once per episode: the word `locked`.
+        locked: bool,
     },
     /// `learn W[N,N], b[N] in (0,1) ~ linear gradscale 1/N`, `fixed …`
     ///

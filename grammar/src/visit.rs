@@ -1,6 +1,8 @@
 //! Walks over the expressions and names of a statement, for tools that rewrite trees.
 
-use crate::ast::{Attribute, Constraint, Expr, ExprKind, Ident, Initial, Reset, StatementKind, Target, Variable};
+use crate::ast::{
+    Attribute, Constraint, Expr, ExprKind, Ident, Initial, Reset, StatementKind, Target, Variable,
+};
 
 /// What a walk is told. Names of functions, distributions, attributes and roles are no names.
 pub trait Visitor {
@@ -30,7 +32,7 @@ pub fn statement(kind: &mut StatementKind, v: &mut impl Visitor) {
             }
         }
         StatementKind::Input { variables, .. } => variables.iter_mut().for_each(|x| variable(x, v)),
-        StatementKind::Noise { variables, initial: start } => {
+        StatementKind::Noise { variables, initial: start, .. } => {
             variables.iter_mut().for_each(|x| variable(x, v));
             start.iter_mut().for_each(|i| initial(i, v));
         }

@@ -26,8 +26,8 @@ mod unread;
 
 use super::codes;
 use grammar::ast::{
-    self, AxisDeclaration, Expr, ExprKind, Ident, LayerArgument, OutputDeclaration, Spec, Statement, StatementKind,
-    Target, Variable,
+    self, AxisDeclaration, Expr, ExprKind, Ident, LayerArgument, OutputDeclaration, Spec, Statement,
+    StatementKind, Target, Variable,
 };
 use grammar::diag::{Diagnostic, did_you_mean};
 use grammar::span::Span;
@@ -123,9 +123,12 @@ impl<'f> Layers<'f> {
         for (_, place) in rest {
             diagnostic = diagnostic.label(*place, "which has this layer");
         }
-        let diagnostic = diagnostic.help("a layer is a spec of its own; to feed a layer back, use `one.h` in its input");
+        let diagnostic =
+            diagnostic.help("a layer is a spec of its own; to feed a layer back, use `one.h` in its input");
         self.circular.entry(*first).or_insert(diagnostic);
-        rest.iter().for_each(|(k, _)| drop(self.circular.entry(*k).or_insert_with(|| silent(*place))));
+        for (k, _) in rest {
+            self.circular.entry(*k).or_insert_with(|| silent(*place));
+        }
     }
 
     /// Puts the layers of a spec into it. `flat` has what became of the specs before it in the order; `None` for
@@ -144,7 +147,11 @@ impl<'f> Layers<'f> {
             match found.map(|f| (f, flat.get(&f))) {
                 Some((_, Some(Some(part)))) => {
                     result.origins.extend(part.origins.iter().cloned());
-                    result.origins.push(Origin { text: part.spec.span, used: statement.span, name: name.name.clone() });
+                    result.origins.push(Origin {
+                        text: part.spec.span,
+                        used: statement.span,
+                        name: name.name.clone(),
+                    });
                     uses.push(Use::new(at, name, used, arguments, part));
                 }
                 // Errors of that spec have been reported.
@@ -254,7 +261,8 @@ impl<'f> Use<'f> {
         for o in part.spec.statements.iter().flat_map(|s| handed_out(s)) {
             let own = &o.target.name.name;
             let taken = o.value.is_some() && declared.iter().any(|d| d.name == *own);
-            let inner = if taken { format!("{}.out.{own}", name.name) } else { format!("{}.{own}", name.name) };
+            let inner =
+                if taken { format!("{}.out.{own}", name.name) } else { format!("{}.{own}", name.name) };
             let state = o.value.is_none() && states.contains(own.as_str());
             outputs.insert(format!("{}.{own}", name.name), Part { name: inner, state });
         }
@@ -303,13 +311,18 @@ fn declared(statement: &Statement) -> Vec<&Ident> {
         StatementKind::Input { variables, .. } | StatementKind::Noise { variables, .. } => {
             variables.iter().map(|v| &v.name).collect()
         }
-        StatementKind::Parameter { declarations, .. } => declarations.iter().map(|d| &d.variable.name).collect(),
+        StatementKind::Parameter { declarations, .. } => {
+            declarations.iter().map(|d| &d.variable.name).collect()
+        }
         StatementKind::State { declarations, .. } => declarations.iter().map(|d| &d.variable.name).collect(),
         StatementKind::Equation { targets, .. } => {
             targets.iter().filter(|t| !t.primed).map(|t| &t.name).collect()
         }
         StatementKind::Layer { name, .. } => vec![name],
-        StatementKind::Output(_) | StatementKind::Penalty(_) | StatementKind::Hold { .. } | StatementKind::Error => {
+        StatementKind::Output(_)
+        | StatementKind::Penalty(_)
+        | StatementKind::Hold { .. }
+        | StatementKind::Error => {
             vec![]
         }
     }
@@ -373,7 +386,9 @@ impl Outer<'_> {
         let mut found = vec![];
         for u in uses {
             let others = self.spec.statements.iter().flat_map(declared);
-            let twin = others.filter(|d| d.span != u.name.span && d.name == u.name.name).min_by_key(|d| d.span.start);
+            let twin = others
+                .filter(|d| d.span != u.name.span && d.name == u.name.name)
+                .min_by_key(|d| d.span.start);
             let Some(twin) = twin else { continue };
             let both = uses.iter().any(|v| v.name.span == twin.span);
             if both && twin.span.start > u.name.span.start {
@@ -385,7 +400,9 @@ impl Outer<'_> {
                 u.name.span,
                 "as a layer here",
             );
-            found.push(diagnostic.label(twin.span, "also defined here").help("rename or remove one of the two"));
+            found.push(
+                diagnostic.label(twin.span, "also defined here").help("rename or remove one of the two"),
+            );
         }
         self.diagnostics.extend(found);
     }
@@ -425,7 +442,9 @@ impl Outer<'_> {
         for (v, role) in u.variables() {
             match given.inputs.get(&v.name.name) {
                 None => self.missing(u, v),
-                Some(e) if role.is_some_and(|r| r.name == "reset") && !self.is_reset(e) => self.no_reset(u, v, e.span),
+                Some(e) if role.is_some_and(|r| r.name == "reset") && !self.is_reset(e) => {
+                    self.no_reset(u, v, e.span)
+                }
                 Some(_) => {}
             }
         }
@@ -620,7 +639,8 @@ struct Reader<'u, 'f> {
 impl Visitor for Reader<'_, '_> {
     fn expr(&mut self, e: &mut Expr) {
         let ExprKind::Name { name, primed } = &mut e.kind else { return };
-        let Some(u) = name.split_once('.').and_then(|(owner, _)| self.uses.iter().find(|u| u.name.name == owner))
+        let Some(u) =
+            name.split_once('.').and_then(|(owner, _)| self.uses.iter().find(|u| u.name.name == owner))
         else {
             if let Some(u) = self.uses.iter().find(|u| u.name.name == *name) {
                 self.diagnostics.push(whole(u, e.span));
@@ -657,9 +677,14 @@ fn whole(u: &Use<'_>, place: Span) -> Diagnostic {
 }
 
 fn primed_part(name: &str, place: Span) -> Diagnostic {
-    Diagnostic::error(codes::NO_PART, format!("`{name}` takes no prime"), place, "an output of this step, not a state")
-        .help(format!("write `{name}`"))
-        .fix(place, name)
+    Diagnostic::error(
+        codes::NO_PART,
+        format!("`{name}` takes no prime"),
+        place,
+        "an output of this step, not a state",
+    )
+    .help(format!("write `{name}`"))
+    .fix(place, name)
 }
 
 fn no_part(u: &Use<'_>, name: &str, place: Span) -> Diagnostic {

@@ -3,9 +3,9 @@
 use super::layout::{Layout, Token, TokenKind};
 use super::{Node, Rule, access, mistakes};
 use crate::ast::{
-    Attribute, AxisDeclaration, BinaryOp, Constraint, Expr, ExprKind, File, Ident, Initial, Item, LayerArgument,
-    OutputDeclaration, ParameterDeclaration, ParameterKind, Reset, RuleParameter, Spec, StateDeclaration,
-    StateKind, Statement, StatementKind, Target, Variable,
+    Attribute, AxisDeclaration, BinaryOp, Constraint, Expr, ExprKind, File, Ident, Initial, Item,
+    LayerArgument, OutputDeclaration, ParameterDeclaration, ParameterKind, Reset, RuleParameter, Spec,
+    StateDeclaration, StateKind, Statement, StatementKind, Target, Variable,
 };
 use crate::diag::Diagnostic;
 use crate::span::Span;
@@ -399,15 +399,16 @@ impl<'s, 'l> Builder<'s, 'l> {
     }
 
     fn noise(&mut self, node: Node<'s>) -> StatementKind {
-        let (mut initial, mut variables) = (None, vec![]);
+        let (mut initial, mut variables, mut locked) = (None, vec![], false);
         for child in node.into_inner() {
             match child.as_rule() {
                 Rule::initial => initial = self.initial(child),
+                Rule::locked_word => locked = true,
                 Rule::variable_list => variables = self.variables(child),
                 _ => {}
             }
         }
-        StatementKind::Noise { variables, initial }
+        StatementKind::Noise { variables, initial, locked }
     }
 
     fn variables(&mut self, node: Node<'s>) -> Vec<Variable> {
@@ -821,7 +822,11 @@ impl<'s, 'l> Builder<'s, 'l> {
                 }
                 Rule::unclosed | Rule::wrong_inside if !self.reported_in(span) => {
                     let help = "inputs and axes, separated by commas: `layer one = cell(u, N = 200)`";
-                    self.report(mistakes::clause(span, "the parentheses of a layer are not understood", help));
+                    self.report(mistakes::clause(
+                        span,
+                        "the parentheses of a layer are not understood",
+                        help,
+                    ));
                 }
                 _ => {}
             }

@@ -5,7 +5,9 @@
 
 use super::{Given, Outer, Use};
 use crate::check::codes;
-use grammar::ast::{AxisDeclaration, BinaryOp, Expr, ExprKind, Index, Statement, StatementKind, Target, Variable};
+use grammar::ast::{
+    AxisDeclaration, BinaryOp, Expr, ExprKind, Index, Statement, StatementKind, Target, Variable,
+};
 use grammar::diag::Diagnostic;
 use grammar::span::Span;
 use std::collections::BTreeMap;
@@ -22,7 +24,9 @@ impl Outer<'_> {
         for (u, g) in uses.iter().zip(given) {
             let mut sizes = g.axes.clone();
             for (v, _) in u.variables() {
-                let ([axis], Some(argument)) = (v.axes.as_slice(), g.inputs.get(&v.name.name)) else { continue };
+                let ([axis], Some(argument)) = (v.axes.as_slice(), g.inputs.get(&v.name.name)) else {
+                    continue;
+                };
                 let ExprKind::Name { name, primed: false } = &axis.kind else { continue };
                 if let Some(Extent::Vector(size)) = known.extent(argument, MAX_STEPS) {
                     sizes.entry(name.clone()).or_insert(Expr { span: argument.span, ..size });
@@ -41,9 +45,11 @@ impl Outer<'_> {
                 }
             }
             let open = |s: &Statement| match &s.kind {
-                StatementKind::Axis(all) => {
-                    all.iter().filter(|a: &&AxisDeclaration| a.size.is_none()).map(|a| a.name.clone()).collect()
-                }
+                StatementKind::Axis(all) => all
+                    .iter()
+                    .filter(|a: &&AxisDeclaration| a.size.is_none())
+                    .map(|a| a.name.clone())
+                    .collect(),
                 _ => vec![],
             };
             for axis in u.statements.iter().flat_map(open) {
