@@ -258,7 +258,7 @@ impl<'f> Use<'f> {
         let declared: Vec<&Ident> = part.spec.statements.iter().flat_map(declared).collect();
         let states: BTreeSet<&str> = part.spec.statements.iter().flat_map(states).collect();
         let mut outputs = BTreeMap::new();
-        for o in part.spec.statements.iter().flat_map(|s| handed_out(s)) {
+        for o in part.spec.statements.iter().flat_map(handed_out) {
             let own = &o.target.name.name;
             let taken = o.value.is_some() && declared.iter().any(|d| d.name == *own);
             let inner =
@@ -411,19 +411,14 @@ impl Outer<'_> {
     fn sort(&mut self, u: &Use<'_>) -> Given {
         let mut given = Given::default();
         let inputs: Vec<&str> = u.variables().map(|(v, _)| v.name.name.as_str()).collect();
-        let mut next = 0;
+        for (k, argument) in u.arguments.iter().filter(|a| a.name.is_none()).enumerate() {
+            match inputs.get(k) {
+                Some(input) => drop(given.inputs.insert((*input).to_owned(), argument.value.clone())),
+                None => self.too_many(u, argument.value.span, inputs.len()),
+            }
+        }
         for argument in u.arguments {
-            let Some(name) = &argument.name else {
-                match inputs.get(next) {
-                    Some(input) if !given.inputs.contains_key(*input) => {
-                        given.inputs.insert((*input).to_owned(), argument.value.clone());
-                    }
-                    Some(input) => self.twice(u, input, argument.value.span),
-                    None => self.too_many(u, argument.value.span, inputs.len()),
-                }
-                next += 1;
-                continue;
-            };
+            let Some(name) = &argument.name else { continue };
             let own = name.name.as_str();
             let place = if inputs.contains(&own) {
                 &mut given.inputs
