@@ -499,8 +499,8 @@ mod tests {
         assert!(message(&[d], &one).contains("not trained long enough"));
         assert!(message(&[n], &one).contains("not a finite number"));
         assert!(message(&[place.0.path().into()], &one).contains("no run.json"));
-        assert!(message(&[a.clone()], &options("retrun", 1)).contains("it has return"));
-        assert!(message(&[a.clone()], &options("", 3)).contains("has 2 lines with `return`"));
+        assert!(message(std::slice::from_ref(&a), &options("retrun", 1)).contains("it has return"));
+        assert!(message(std::slice::from_ref(&a), &options("", 3)).contains("has 2 lines with `return`"));
         std::fs::write(a.join("recipe.toml"), "[").expect("written");
         assert!(message(&[a], &one).contains("no TOML"));
     }
