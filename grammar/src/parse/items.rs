@@ -784,7 +784,7 @@ impl<'s, 'l> Builder<'s, 'l> {
                 Rule::missing_name => self.no_name(&child, "a layer"),
                 Rule::assign => self.assign(&child, None),
                 Rule::missing_assign if !self.reported_in(span) => {
-                    let place = self.layout.previous(child.as_span().start()).map_or(span, |t| t.span);
+                    let place = self.end_before(child.as_span().start());
                     self.report(mistakes::missing_assign(place, "the layer"));
                 }
                 Rule::layer_use => {
