@@ -42,7 +42,8 @@ struct Run {
 fn run_model(model: Arc<Model>, sizes: Sizes, given: &Given<'_>, steps: usize) -> Run {
     let value = |name: &str, count: usize, scale: f64| {
         let found = given.iter().find(|(n, _)| *n == name).map(|(_, x)| x.clone());
-        let x = found.unwrap_or_else(|| named(name, count, scale));
+        // A layer's name is a part of the name, in one spec as `one.W`, in another as `one_W`.
+        let x = found.unwrap_or_else(|| named(&name.replace('.', "_"), count, scale));
         assert_eq!(x.len(), count, "{name}");
         Arc::new(x)
     };
@@ -53,7 +54,7 @@ fn run_model(model: Arc<Model>, sizes: Sizes, given: &Given<'_>, steps: usize) -
         // Given inputs hold all steps, one after the other.
         match given.iter().find(|(n, _)| *n == i.name) {
             Some((_, x)) => Arc::new(x[t * count..(t + 1) * count].to_vec()),
-            None => Arc::new(named(&format!("{} {t}", i.name), count, 1.0)),
+            None => Arc::new(named(&format!("{} {t}", i.name.replace('.', "_")), count, 1.0)),
         }
     };
     let inputs = (0..steps).map(|t| model.inputs.iter().map(|i| input(t, i)).collect()).collect();
@@ -436,6 +437,107 @@ fn the_order_of_units_is_irrelevant() {
         }
     }
     assert!(tested >= 20, "only {tested} models could be tested");
+}
+
+/// A cell with everything that a layer may bring along.
+const CELL: &str = "
+/// Brings constants, noise, a tuple, a hold, a modulator without gradient, a penalty.
+spec cell {
+  axis I = ?, N = 3
+  const leak = 0.25
+  in u[I]
+  in mod r
+  in mask stay
+  noise xi[N] ~ normal(0, 0.1)
+  learn X[2*N,I], b[2*N] ~ uniform(-1, 1)
+  learn eta in (0, 1) = 0.3
+  learn unused_by_readers[N] = 0.1
+  state h[N] = 0
+  plastic P[N,N] = 0
+  (f, g) = split(sigmoid(X @ u + b), 2)
+  h' = (1 - leak) * f * h + leak * tanh(g + P @ h + xi)
+  modulator m = tanh(r + mean(h'))
+  P'[j,i] = clip(P + eta * m * h'[j] * h[i], -1, 1)
+  hold h when stay > 0.3
+  penalty 0.1 * mean(P' * P')
+  out h'
+  out z[N] = 2 * h' - g
+  out never = sum(unused_by_readers * h')
+}
+";
+
+/// The same twice, written out; `two` gets its size, its constant and its inputs by name.
+const FLAT: &str = "
+spec flat {
+  axis I = ?, N = ?, one_N = 3
+  in u[I], v[I]
+  in mod r
+  in mask stay
+  noise one_xi[one_N], two_xi[N] ~ normal(0, 0.1)
+  learn one_X[2*one_N,I+N], one_b[2*one_N] ~ uniform(-1, 1)
+  learn two_X[2*N,one_N], two_b[2*N] ~ uniform(-1, 1)
+  learn one_eta in (0, 1) = 0.3
+  learn two_eta in (0, 1) = 0.3
+  state one_h[one_N] = 0
+  state two_h[N] = 0
+  plastic one_P[one_N,one_N] = 0
+  plastic two_P[N,N] = 0
+  (one_f, one_g) = split(sigmoid(one_X @ concat(u + v, two_h) + one_b), 2)
+  one_h' = 0.75 * one_f * one_h + 0.25 * tanh(one_g + one_P @ one_h + one_xi)
+  modulator one_m = tanh(r + mean(one_h'))
+  one_P'[j,i] = clip(one_P + one_eta * one_m * one_h'[j] * one_h[i], -1, 1)
+  (two_f, two_g) = split(sigmoid(two_X @ (2 * one_h' - one_g) + two_b), 2)
+  two_h' = 0.5 * two_f * two_h + 0.5 * tanh(two_g + two_P @ two_h + two_xi)
+  modulator two_m = tanh(stopgrad(sum(one_h')) + mean(two_h'))
+  two_P'[j,i] = clip(two_P + two_eta * two_m * two_h'[j] * two_h[i], -1, 1)
+  hold one_h when stay > 0.3
+  hold two_h when stay > 0.3
+  penalty 0.1 * mean(one_P' * one_P') + 0.1 * mean(two_P' * two_P')
+  out y[N] = two_h' + two_h
+}
+";
+
+const NESTED: &str = "
+spec net {
+  axis I = ?, N = ?
+  in u[I], v[I]
+  in mod r
+  in mask stay
+  layer one = cell(concat(u + v, two.h), r, stay)
+  layer two = cell(one.z, stay = stay, r = sum(one.h'), N = N, leak = 0.5)
+  out y[N] = two.h' + two.h
+}
+";
+
+/// Layers are the same as everything written out, in values and in gradients.
+#[test]
+fn layers_are_what_is_written_out() {
+    let nested = run(&format!("{CELL}{NESTED}"), &[]);
+    let flat = run(FLAT, &[]);
+    let names = |r: &Run| -> Vec<String> {
+        let m = &r.interpreter.model;
+        let mut all: Vec<String> = m.params.iter().map(|p| p.name.replace('.', "_")).collect();
+        all.extend(m.states.iter().map(|s| s.name.replace('.', "_")));
+        all.sort();
+        all
+    };
+    assert_eq!(names(&nested), names(&flat));
+    close(&nested.behaviour(), &flat.behaviour(), EXACT, "y");
+    for t in 0..STEPS {
+        let penalty = |r: &Run| [r.interpreter.penalty(&r.trajectory, t)];
+        close(&penalty(&nested), &penalty(&flat), EXACT, "penalty");
+    }
+    let gradients = |r: &Run| {
+        let params = r.interpreter.model.params.iter();
+        params
+            .map(|p| (p.name.replace('.', "_"), r.gradient("y", STEPS - 1, &p.name)))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let (a, b) = (gradients(&nested), gradients(&flat));
+    for (name, x) in &a {
+        assert!(x.iter().any(|v| *v != 0.0), "{name} has no gradient");
+        close(x, &b[name], EXACT, name);
+    }
 }
 
 #[test]

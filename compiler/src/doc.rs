@@ -165,6 +165,7 @@ fn is_equation(statement: &Statement) -> bool {
             | StatementKind::Output(_)
             | StatementKind::Penalty(_)
             | StatementKind::Hold { .. }
+            | StatementKind::Layer { .. }
     )
 }
 

@@ -307,14 +307,14 @@ fn explain(args: &Explain) -> Done {
 
 fn document(args: &Doc, voice: Voice) -> Done {
     let source = read(&args.file)?;
-    let Checked { models, diagnostics } = check(&source);
-    voice.diagnostics(&shown_name(&args.file), &source, &diagnostics, false);
-    if diagnostics.iter().any(Diagnostic::is_error) {
+    let checked = check(&source);
+    voice.diagnostics(&shown_name(&args.file), &source, &checked.diagnostics, false);
+    if checked.diagnostics.iter().any(Diagnostic::is_error) {
         return Err(Failure::shown());
     }
     let models = match &args.spec {
-        Some(name) => vec![pick(models, Some(name), &args.file)?],
-        None => models,
+        Some(name) => vec![pick(checked, Some(name), &args.file)?],
+        None => checked.models,
     };
     let format = match args.format {
         DocFormat::Md => doc::Format::Markdown,
@@ -398,36 +398,36 @@ impl Loaded {
 fn load(subject: &cli::Subject, voice: Voice) -> Result<Loaded, Failure> {
     let path = &subject.file;
     let source = read(path)?;
-    let Checked { models, diagnostics } = check(&source);
-    let failed = diagnostics.iter().any(Diagnostic::is_error);
-    voice.diagnostics(&shown_name(path), &source, &diagnostics, false);
+    let checked = check(&source);
+    let failed = checked.diagnostics.iter().any(Diagnostic::is_error);
+    voice.diagnostics(&shown_name(path), &source, &checked.diagnostics, false);
     if failed {
         return Err(Failure::shown());
     }
-    let model = Arc::new(pick(models, subject.spec.as_deref(), path)?);
+    let diagnostics = checked.diagnostics.clone();
+    let model = Arc::new(pick(checked, subject.spec.as_deref(), path)?);
     let bound = subject.axes.iter().cloned().collect();
     Ok(Loaded { file: shown_name(path), source, diagnostics, model, bound })
 }
 
-/// The spec with a name, or the only one.
-fn pick(mut models: Vec<Model>, name: Option<&str>, path: &Path) -> Result<Model, Failure> {
-    let names: Vec<String> = models.iter().map(|m| m.name.clone()).collect();
+/// The spec with a name, or the only one that is no layer of another.
+fn pick(mut checked: Checked, name: Option<&str>, path: &Path) -> Result<Model, Failure> {
     let file = shown_name(path);
-    match name {
-        Some(name) => {
-            let at = names.iter().position(|n| n == name);
-            let near = did_you_mean(name, names.iter().map(String::as_str));
-            let advice =
-                near.map_or(format!("it has {}", names.join(", ")), |n| format!("did you mean {n}?"));
-            let missing = || Failure::usage(format!("{file} has no spec `{name}`")).help(advice);
-            at.map(|k| models.swap_remove(k)).ok_or_else(missing)
-        }
-        None if models.len() > 1 => {
-            Err(Failure::usage(format!("{file} has several specs: {}", names.join(", ")))
-                .help(format!("choose one: --spec {}", names[0])))
-        }
-        None => models.pop().ok_or_else(|| Failure::usage(format!("{file} has no spec, only rules"))),
-    }
+    let Some(name) = name else {
+        let names: Vec<String> = checked.outermost().iter().map(|m| m.name.clone()).collect();
+        return match names.as_slice() {
+            [] => Err(Failure::usage(format!("{file} has no spec, only rules"))),
+            [name] => pick(checked, Some(name), path),
+            [first, ..] => Err(Failure::usage(format!("{file} has several specs: {}", names.join(", ")))
+                .help(format!("choose one: --spec {first}"))),
+        };
+    };
+    let names: Vec<String> = checked.models.iter().map(|m| m.name.clone()).collect();
+    let at = names.iter().position(|n| n == name);
+    let near = did_you_mean(name, names.iter().map(String::as_str));
+    let advice = near.map_or(format!("it has {}", names.join(", ")), |n| format!("did you mean {n}?"));
+    let missing = || Failure::usage(format!("{file} has no spec `{name}`")).help(advice);
+    at.map(|k| checked.models.swap_remove(k)).ok_or_else(missing)
 }
 
 fn prefer(load: &Load, usual: Prefer) -> Prefer {

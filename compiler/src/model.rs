@@ -205,8 +205,26 @@ pub enum Role {
     Mask,
     /// Where not zero, the row's states return to their initial values before the step.
     Reset,
-    /// Drawn by the runtime at every step. No gradient.
-    Noise(Init),
+    /// Drawn by the runtime. No gradient.
+    Noise(Noise),
+}
+
+/// How a noise input is drawn, independently for every row and element.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Noise {
+    /// From what.
+    pub law: Law,
+    /// Whether it is drawn once per episode, or window of a text, and not at every step.
+    pub locked: bool,
+}
+
+/// What a noise input is drawn from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Law {
+    /// A distribution: [`Init::Uniform`] or [`Init::Normal`].
+    Drawn(Init),
+    /// A factor: 0 with this probability p, else 1/(1-p); always 1 outside of training.
+    Dropout(ConstExpr),
 }
 
 impl Role {

@@ -5,7 +5,7 @@ use crate::form::{self, Prefer};
 use crate::ir::{Shape, SizeError, Sizes};
 use crate::loops::plan::{self, Plan, Use, Write};
 use crate::loops::{LowerOptions, Program, lower};
-use crate::model::{ConstExpr, Constraint, Init, Model, Param, ResetPolicy, Role, State};
+use crate::model::{ConstExpr, Constraint, Init, Law, Model, Param, ResetPolicy, Role, State};
 use crate::{autodiff, back, check, ir, loops, passes};
 use std::collections::BTreeMap;
 
@@ -375,6 +375,12 @@ pub(crate) fn role_text(role: &Role, model: &Model) -> String {
         Role::Target => "in target".to_owned(),
         Role::Mask => "in mask".to_owned(),
         Role::Reset => "in reset".to_owned(),
-        Role::Noise(init) => format!("noise{}", init_text(init, model)),
+        Role::Noise(noise) => {
+            let law = match &noise.law {
+                Law::Drawn(init) => init_text(init, model),
+                Law::Dropout(p) => format!(" ~ dropout({})", p.text(&model.axes)),
+            };
+            format!("noise{law}{}", if noise.locked { " locked" } else { "" })
+        }
     }
 }

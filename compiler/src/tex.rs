@@ -32,6 +32,16 @@ pub(crate) fn equations(model: &Model, statements: &[grammar::ast::Statement]) -
                 let when = writer.write(condition, Mode::Whole).text;
                 found.push(format!("{} &\\text{{ held when }} {when}", names.join(", ")));
             }
+            StatementKind::Layer { name, spec, arguments } => {
+                let given = arguments.iter().map(|a| {
+                    let value = writer.write(&a.value, Mode::Whole).text;
+                    let own = a.name.as_ref().map(|n| format!("{} = ", symbol(&n.name)));
+                    own.unwrap_or_default() + &value
+                });
+                let given = given.collect::<Vec<_>>().join(", ");
+                let (name, spec) = (escape(&name.name), escape(&spec.name));
+                found.push(format!("\\text{{{name}}} &= \\text{{{spec}}}({given})"));
+            }
             _ => {}
         }
     }
@@ -268,6 +278,11 @@ const GREEK: [&str; 23] = [
 
 /// A name as a symbol: Greek letters as such, `Wx` as W with an index, longer words upright.
 fn symbol(name: &str) -> String {
+    if let Some((layer, part)) = name.split_once('.') {
+        let part = symbol(part);
+        let part = if part.contains('_') { format!("({part})") } else { part };
+        return with_index(&part, &format!("\\text{{{}}}", escape(layer)));
+    }
     let letters = name.trim_end_matches(|c: char| c.is_ascii_digit());
     let digits = &name[letters.len()..];
     if GREEK.contains(&letters) {

@@ -2,7 +2,7 @@
 
 use compiler::check::check;
 use compiler::ir::{Op, Shape, Sink, Source};
-use compiler::model::{ConstExpr, Constraint, Init, Model, ResetPolicy, Role};
+use compiler::model::{ConstExpr, Constraint, Init, Law, Model, Noise, ResetPolicy, Role};
 
 fn model(source: &str) -> Model {
     let checked = check(source);
@@ -223,7 +223,13 @@ fn declarations_become_the_typed_model() {
     let roles: Vec<&Role> = model.inputs.iter().map(|i| &i.role).collect();
     assert!(matches!(
         roles[..],
-        [Role::Signal, Role::Modulator, Role::Mask, Role::Reset, Role::Noise(Init::Uniform(..))]
+        [
+            Role::Signal,
+            Role::Modulator,
+            Role::Mask,
+            Role::Reset,
+            Role::Noise(Noise { law: Law::Drawn(Init::Uniform(..)), locked: false })
+        ]
     ));
     assert_eq!(model.inputs[0].doc, ["What comes in."]);
     assert_eq!(model.outputs.len(), 2);

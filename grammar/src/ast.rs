@@ -91,12 +91,14 @@ pub enum StatementKind {
         /// The declared inputs.
         variables: Vec<Variable>,
     },
-    /// `noise xi[N] ~ normal(0, 1)`
+    /// `noise xi[N] ~ normal(0, 1)`, `noise d[N] ~ dropout(0.5) locked`
     Noise {
         /// The declared noise inputs.
         variables: Vec<Variable>,
         /// Where they are drawn from.
         initial: Option<Initial>,
+        /// Whether they are drawn once per episode: the word `locked`.
+        locked: bool,
     },
     /// `learn W[N,N], b[N] in (0,1) ~ linear gradscale 1/N`, `fixed …`
     ///
@@ -139,9 +141,27 @@ pub enum StatementKind {
         /// While this is not zero.
         condition: Expr,
     },
+    /// `layer one = cell(u, N = 200)`
+    Layer {
+        /// The layer's name.
+        name: Ident,
+        /// The spec that it is.
+        spec: Ident,
+        /// What it gets.
+        arguments: Vec<LayerArgument>,
+    },
     /// A statement that could not be parsed. The parser has reported it; it silences errors that
     /// would follow from it.
     Error,
+}
+
+/// `u`, or `N = 200`, in a `layer` statement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerArgument {
+    /// The input or axis it is for; `None` if it is for the next input.
+    pub name: Option<Ident>,
+    /// What the input or axis is.
+    pub value: Expr,
 }
 
 /// `N = 200`, `I = ?`, `M = 2*N`

@@ -44,6 +44,23 @@ pub fn format(source: &str) -> Result<String, Vec<Diagnostic>> {
     Ok(printer.finish())
 }
 
+/// Where the dots of `one.h` stand, with a layer `one`.
+fn accesses(layout: &Layout<'_>) -> BTreeSet<u32> {
+    let text = |t: &Token| layout.text(*t);
+    let tokens = layout.tokens();
+    let named = tokens.windows(2).filter(|t| text(&t[0]) == "layer" && t[1].kind == TokenKind::Word);
+    let layers: BTreeSet<&str> = named.map(|t| text(&t[1])).collect();
+    let touches = |a: &Token, b: &Token| a.span.end == b.span.start;
+    let access = |t: &&[Token]| {
+        text(&t[1]) == "."
+            && layers.contains(text(&t[0]))
+            && t[2].kind == TokenKind::Word
+            && touches(&t[0], &t[1])
+            && touches(&t[1], &t[2])
+    };
+    tokens.windows(3).filter(access).map(|t| t[1].span.start).collect()
+}
+
 /// A line of the result.
 #[derive(Default)]
 struct Line {
@@ -83,7 +100,7 @@ impl<'s, 'l> Printer<'s, 'l> {
             source,
             layout,
             starts,
-            spacing: Spacing::new(signs),
+            spacing: Spacing::new(signs, accesses(layout)),
             in_spec: false,
             lines: vec![],
             line: Line::default(),

@@ -11,6 +11,7 @@ pub mod format;
 pub mod parse;
 pub mod render;
 pub mod span;
+pub mod visit;
 
 pub use format::{expr_text, format};
 pub use parse::{Comment, Parsed, parse};

@@ -5,6 +5,7 @@
 //! report; `mistakes` words the reports; `layout` knows where tokens and comments are. No meaning is
 //! attached to names here.
 
+mod access;
 mod expressions;
 mod items;
 mod judge;

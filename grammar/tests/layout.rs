@@ -36,6 +36,15 @@ fn clauses() {
 }
 
 #[test]
+fn parts_of_layers() {
+    check(
+        "spec s {\nlayer one=cell( u,N=2*M )\nnoise d[M]~dropout(.5)   locked\nz = W@one.h'*one.h . a.b\n}",
+        "spec s {\n  layer one = cell(u, N = 2 * M)\n  noise d[M] ~ dropout(.5) locked\n  \
+         z = W @ one.h' * one.h . a . b\n}\n",
+    );
+}
+
+#[test]
 fn a_text_with_errors_is_returned_unchanged_as_diagnostics() {
     let diagnostics = grammar::format("spec s { y' = }").expect_err("an operand is missing");
     assert_eq!(diagnostics.len(), 1);

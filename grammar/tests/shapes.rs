@@ -76,6 +76,30 @@ fn dots_and_numbers() {
     check("f(a, g())", "f(a, g())");
 }
 
+/// The dot behind a layer's name is no product, whatever stands before it.
+#[test]
+fn parts_of_layers() {
+    let value = |text: &str| {
+        let parsed = spec(&format!("layer one = cell(u, N = 2*M, r = -one.h)\nz = {text}"));
+        match &parsed.statements[1].kind {
+            StatementKind::Equation { value, .. } => tree(value),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(value("one.h'"), "one.h'");
+    assert_eq!(value("W @ one.h' + b"), "Add(Contract(W, one.h'), b)");
+    assert_eq!(value("a . one.h . one.h"), "Dot(Dot(a, one.h), one.h)");
+    assert_eq!(value("one.h'[j] * two.h[i]"), "Mul(Post<one.h'>, Dot(two, Pre<h>))");
+    assert_eq!(value("one . h"), "Dot(one, h)");
+    assert_eq!(value("f(one.h)^2"), "Pow(f(one.h), 2)");
+    let StatementKind::Layer { name, spec, arguments } = one("layer one = cell(u, N = 2*M)") else {
+        panic!("no layer")
+    };
+    assert_eq!((name.name.as_str(), spec.name.as_str()), ("one", "cell"));
+    assert_eq!(arguments[0].name, None);
+    assert_eq!(arguments[1].name.as_ref().map(|n| n.name.as_str()), Some("N"));
+}
+
 #[test]
 fn lines_go_on_at_operators_only() {
     check("a\n  + b // here\n  # and here\n  * c", "Add(a, Mul(b, c))");

@@ -10,6 +10,7 @@ const EXAMPLES: &str = "Examples:
   bpm train examples/cue-reward/small.toml
   bpm train specs/backpropamine/simple.bpm --task maze --set sizes.N=50
   bpm plot runs/*
+  bpm compare runs/*
 
 Exit codes: 0 done, 1 the input has errors or a check failed, 2 usage or file error, 3 device,
 4 training diverged, 101 a bug of bpm, 130 interrupted (a checkpoint is saved first).";
@@ -44,6 +45,8 @@ pub enum Command {
     Bench(Bench),
     /// Draw learning curves of runs.
     Plot(Plot),
+    /// Compare runs: means over seeds, and tests between conditions.
+    Compare(Compare),
     /// List the tasks and their options.
     Tasks,
 }
@@ -262,6 +265,28 @@ pub struct Plot {
     /// The title.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub title: String,
+}
+
+/// `bpm compare`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  bpm compare runs/*
+  bpm compare runs/maze-* --metric return --last 20
+  bpm compare runs/language-model-* --metric valid_ppl")]
+pub struct Compare {
+    /// Folders of runs; those that differ in nothing but the seed are one condition.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// What is compared: a name in metrics.jsonl, or in what `bpm eval` left in eval.json
+    /// [default: the task's first score; test_ppl for language models].
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+    pub metric: String,
+    /// Lines of metrics at the end of a run that are averaged.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), value_name = "LINES")]
+    pub last: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Where to train.

@@ -1,6 +1,6 @@
 //! The commands of `bpm`: from arguments to work.
 
-use crate::cli::{BackendName, Bench, Device, Eval, Plot, Run as RunArgs, Sample, Train};
+use crate::cli::{BackendName, Bench, Compare, Device, Eval, Plot, Run as RunArgs, Sample, Train};
 use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
 use crate::language::{self, Split, Text};
@@ -12,7 +12,7 @@ use crate::run::{self, Machine, Run};
 use crate::spec::{self, Spec};
 use crate::timings::Timings;
 use crate::train::Trainer;
-use crate::{Error, bench, eval, files, plot, report, setup, task, tensors};
+use crate::{Error, bench, compare, eval, files, plot, report, setup, task, tensors};
 use compiler::back::x64;
 use compiler::form::Prefer;
 use std::collections::BTreeMap;
@@ -361,6 +361,21 @@ pub fn plot(args: &Plot) -> Result<(), Error> {
         plot::Options { metric: args.metric.clone(), smooth: args.smooth, title: args.title.clone() };
     let paths = plot::plot(&args.runs, &args.out, &options)?;
     print(&paths.map(|p| format!("{}\n", p.display())).concat())
+}
+
+/// `bpm compare`
+///
+/// # Errors
+/// Whatever can go wrong.
+pub fn compare(args: &Compare, voice: Voice) -> Result<(), Error> {
+    let options = compare::Options { metric: args.metric.clone(), last: args.last as usize };
+    let report = compare::compare(&args.runs, &options)?;
+    match args.json {
+        true => print(&format!("{}\n", report.json()))?,
+        false => print(&report.text())?,
+    }
+    report.warnings.iter().for_each(|w| voice.warn(w));
+    Ok(())
 }
 
 /// `bpm tasks`

@@ -230,7 +230,7 @@ impl Options {
     /// All that was not read yet, as sizes by name: for tables whose keys are the user's.
     pub fn sizes(&mut self) -> std::collections::BTreeMap<String, usize> {
         let mut sizes = std::collections::BTreeMap::new();
-        for (key, value) in std::mem::take(&mut self.given) {
+        for (key, value) in flat(std::mem::take(&mut self.given)) {
             match &value {
                 Value::Integer(n) if (1..=1 << 30).contains(n) => {
                     sizes.insert(key.clone(), *n as usize);
@@ -245,7 +245,7 @@ impl Options {
     /// All that was not read yet, as numbers by name.
     pub fn numbers(&mut self) -> std::collections::BTreeMap<String, f64> {
         let mut numbers = std::collections::BTreeMap::new();
-        for (key, value) in std::mem::take(&mut self.given) {
+        for (key, value) in flat(std::mem::take(&mut self.given)) {
             let number = value.as_float().or(value.as_integer().map(|n| n as f64));
             match number.filter(|x| x.is_finite()) {
                 Some(x) => {
@@ -293,6 +293,20 @@ fn quoted<'a>(words: impl Iterator<Item = &'a str>) -> String {
         [most @ .., last] => format!("{} or {last}", most.join(", ")),
         [] => String::new(),
     }
+}
+
+/// `one = { N = 3 }` as `one.N = 3`: a name of a layer's part, which TOML reads as a table.
+fn flat(given: Table) -> Table {
+    let mut found = Table::new();
+    for (key, value) in given {
+        match value {
+            Value::Table(inner) if !inner.is_empty() => {
+                found.extend(flat(inner).into_iter().map(|(k, v)| (format!("{key}.{k}"), v)));
+            }
+            value => drop(found.insert(key, value)),
+        }
+    }
+    found
 }
 
 #[cfg(test)]

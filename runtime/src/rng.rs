@@ -19,6 +19,8 @@ pub enum Purpose {
     Action = 5,
     /// Words that are left out.
     Words = 6,
+    /// Noise inputs that are drawn once per episode.
+    Locked = 7,
 }
 
 /// Whether numbers are for training or for evaluation; the two never share a stream.

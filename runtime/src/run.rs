@@ -245,11 +245,21 @@ pub fn is_run(folder: &Path) -> bool {
     folder.join("run.json").is_file()
 }
 
-/// Reads a run's spec and recipe back.
+/// What `run.json` says, and the keys of the recipe: without the spec, the task and its data.
 ///
 /// # Errors
 /// If it is no run or a file is damaged.
-pub fn load(folder: &Path, overrides: &[Override]) -> Result<Stored, Error> {
+pub fn describe(folder: &Path) -> Result<(Value, toml::Table), Error> {
+    let about = about_run(folder)?;
+    let path = folder.join("recipe.toml");
+    let recipe = files::read_text(&path)?.parse::<toml::Table>().map_err(|e| {
+        Error::usage(format!("cannot use `{}`: it is no TOML ({})", path.display(), e.message()))
+    })?;
+    Ok((about, recipe))
+}
+
+/// Reads `run.json`.
+fn about_run(folder: &Path) -> Result<Value, Error> {
     if !is_run(folder) {
         let error = Error::usage(format!("`{}` is no run: it has no run.json", folder.display()));
         return Err(error.help("a run is a folder made by `bpm train`"));
@@ -263,6 +273,15 @@ pub fn load(folder: &Path, overrides: &[Override]) -> Result<Stored, Error> {
         Some(n) => return Err(broken(&format!("it has format {n}, but this version reads {FORMAT}"))),
         None => return Err(broken("it has no format number")),
     }
+    Ok(about)
+}
+
+/// Reads a run's spec and recipe back.
+///
+/// # Errors
+/// If it is no run or a file is damaged.
+pub fn load(folder: &Path, overrides: &[Override]) -> Result<Stored, Error> {
+    let about = about_run(folder)?;
     let place = folder.join("spec.bpm");
     let name = about["spec"]["name"].as_str();
     let spec = spec::compile(&place.display().to_string(), files::read_text(&place)?, name)?;

@@ -34,7 +34,8 @@ pub fn load(place: &str) -> Result<Spec, Error> {
     compile(path, source, name)
 }
 
-/// Compiles the text of a spec; `path` is for messages only.
+/// Compiles the text of a spec; `path` is for messages only. Without a name it is the one spec that no
+/// other uses as a layer.
 ///
 /// # Errors
 /// If the spec has errors, or the file has not exactly one spec (of that name).
@@ -48,13 +49,14 @@ pub fn compile(path: &str, source: String, name: Option<&str>) -> Result<Spec, E
         return Err(error);
     }
     let names: Vec<String> = checked.models.iter().map(|m| m.name.clone()).collect();
-    let index = match name {
-        Some(name) => names.iter().position(|n| n == name).ok_or_else(|| missing(path, name, &names))?,
-        None if names.len() == 1 => 0,
-        None => return Err(not_one(path, &names)),
+    let outermost: Vec<String> = checked.outermost().iter().map(|m| m.name.clone()).collect();
+    let name = match (name, outermost.as_slice()) {
+        (Some(name), _) => name,
+        (None, [name]) => name,
+        (None, all) => return Err(not_one(path, all)),
     };
-    let model = checked.models.into_iter().nth(index).map(Arc::new);
-    let model = model.ok_or_else(|| not_one(path, &[]))?;
+    let model = checked.models.into_iter().find(|m| m.name == name).map(Arc::new);
+    let model = model.ok_or_else(|| missing(path, name, &names))?;
     Ok(Spec { path: path.into(), source, model, warnings: checked.diagnostics })
 }
 
@@ -97,6 +99,14 @@ mod tests {
         let error = compile("f.bpm", text, None).expect_err("which");
         assert_eq!(error.message, "`f.bpm` has 2 specs: a, b");
         assert_eq!(error.help, ["choose one: `f.bpm#a`"]);
+    }
+
+    #[test]
+    fn layers_are_not_meant() {
+        let outer = "spec net {\n  axis I = ?\n  in u[I]\n  layer one = a(u, N = I)\n  out y = one.y'\n}\n";
+        let text = TWO.to_string() + outer;
+        assert_eq!(compile("f.bpm", text.clone(), None).expect("net").model.name, "net");
+        assert_eq!(compile("f.bpm", text, Some("a")).expect("a").model.name, "a");
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use crate::Error;
 use crate::learner::Learner;
 use crate::params::draw;
-use crate::rng::{Address, Purpose};
+use crate::rng::{Address, Domain, Purpose, Stream};
 use crate::task::{Goal, Task};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
-use compiler::model::{Init, Model, Role};
+use compiler::model::{Law, Model, Noise, Role};
 use grammar::diag::did_you_mean;
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub struct Wiring {
     /// The previous reward goes here, if the spec has `in mod reward`.
     pub reward: Option<InputId>,
     /// Noise inputs and how they are drawn.
-    pub noise: Vec<(InputId, Init, Vec<usize>)>,
+    pub noise: Vec<(InputId, Noise, Vec<usize>)>,
     /// Action logits, or the vector that is compared with the target.
     pub output: OutputId,
     /// The value of the state, for actor-critic learners.
@@ -106,7 +106,7 @@ impl Wiring {
             let acts = matches!(task.goal(), Goal::Act(_));
             match &input.role {
                 _ if id == self.input => {}
-                Role::Noise(init) => self.noise.push((id, init.clone(), sizes.dims(input.shape))),
+                Role::Noise(noise) => self.noise.push((id, noise.clone(), sizes.dims(input.shape))),
                 Role::Reset => {}
                 Role::Modulator if input.name == "reward" && input.shape == Shape::Scalar && acts => {
                     self.reward = Some(id);
@@ -133,10 +133,27 @@ impl Wiring {
         if self.noise.is_empty() {
             return;
         }
-        let mut stream = address.stream(Purpose::Noise, step as u32);
-        for (id, init, dims) in &self.noise {
-            put(*id, draw(init, dims, sizes, &mut stream));
+        let mut fresh = address.stream(Purpose::Noise, step as u32);
+        let mut locked = address.stream(Purpose::Locked, 0);
+        for (id, noise, dims) in &self.noise {
+            let stream = if noise.locked { &mut locked } else { &mut fresh };
+            put(
+                *id,
+                match &noise.law {
+                    Law::Drawn(init) => draw(init, dims, sizes, stream),
+                    Law::Dropout(p) => dropout(p.eval(sizes), dims, address.domain, stream),
+                },
+            );
         }
+    }
+}
+
+/// Zeros with probability `p`, else 1/(1-p); ones in evaluation.
+fn dropout(p: f64, dims: &[usize], domain: Domain, stream: &mut Stream) -> Vec<f64> {
+    let count = dims.iter().product();
+    match domain {
+        Domain::Eval => vec![1.0; count],
+        Domain::Train => (0..count).map(|_| if stream.chance(p) { 0.0 } else { 1.0 / (1.0 - p) }).collect(),
     }
 }
 

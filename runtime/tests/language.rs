@@ -4,6 +4,7 @@ use runtime::engine::{Backend, Mode};
 use runtime::language::Split;
 use runtime::language::report::{Carry, Reading, read_split};
 use runtime::recipe::{Override, Recipe};
+use runtime::rng::{Address, Domain};
 use runtime::train::Trainer;
 use runtime::{Error, setup, spec};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,32 @@ const SPEC: &str = "spec fast {
   P'[j,i] = clip(P + d[j] * h'[j] * h[i], -2, 2)
   penalty 0.1 * mean(h' * h')
   out y[N] = h'
+}
+";
+
+/// Two layers with dropout between them.
+const DEEP: &str = "spec deep {
+  axis I = ?, N = 6
+  in u[I]
+  noise keep[N] ~ dropout(0.5) locked
+  noise drop[N] ~ dropout(0.5)
+  layer one = cell(u, N = N)
+  layer two = cell(keep * one.h', N = 4)
+  layer three = cell(concat(drop * one.h', two.h'), N = N)
+  out y[N] = three.h'
+}
+
+spec cell {
+  axis I = ?, N = ?
+  in u[I]
+  learn X[N,I], b[N] ~ linear
+  learn W[N,N], alpha[N,N] ~ uniform(0.2, 0.5)
+  state h[N] = 0
+  plastic P[N,N] = 0
+  h' = tanh(X @ u + b + (W + alpha * P) @ h)
+  P'[j,i] = clip(P + 0.5 * h'[j] * h[i], -1, 1)
+  penalty 0.1 * mean(h' * h')
+  out h'
 }
 ";
 
@@ -68,6 +95,7 @@ impl Place {
     fn new() -> std::io::Result<Self> {
         let folder = tempfile::tempdir()?;
         std::fs::write(folder.path().join("fast.bpm"), SPEC)?;
+        std::fs::write(folder.path().join("deep.bpm"), DEEP)?;
         std::fs::write(folder.path().join("r.toml"), RECIPE)?;
         for (name, words) in [("train.txt", 120), ("valid.txt", 40), ("test.txt", 40)] {
             std::fs::write(folder.path().join(name), text(words))?;
@@ -85,8 +113,13 @@ impl Place {
             all.push(Override::parse(set)?);
         }
         let recipe = Recipe::load(&self.path("r.toml"), &all)?;
-        let spec = spec::load(&self.path("fast.bpm").display().to_string())?;
+        let spec = spec::load(&self.path(&recipe.spec).display().to_string())?;
         setup::trainer(spec, recipe, backend, threads, Mode::Train)
+    }
+
+    /// The deep network, with plain gradient descent of rate 1.
+    fn deep(&self, backend: Backend, threads: usize) -> Result<Trainer, Error> {
+        self.trainer(&["spec=deep.bpm", "optimiser.rate=1.0", "optimiser.clip=0"], backend, threads)
     }
 
     fn bpm(&self, args: &str) -> std::io::Result<Output> {
@@ -147,6 +180,68 @@ fn gradients_are_slopes_of_the_loss() -> Outcome {
             }
         }
     }
+    Ok(())
+}
+
+/// The same through layers and their dropout.
+#[test]
+fn gradients_flow_through_layers() -> Outcome {
+    let p = Place::new()?;
+    let loss = |name: &str, k: usize, change: f32| -> Result<(f64, f32), Error> {
+        let mut trainer = p.deep(Backend::Interp, 1)?;
+        trainer.step()?;
+        let found = trainer.params.about.iter().position(|a| a.name == name).expect("parameter");
+        trainer.params.raw[found][k] += change;
+        let before = trainer.params.raw[found][k];
+        let loss = trainer.step()?.loss;
+        Ok((loss, before - trainer.params.raw[found][k]))
+    };
+    let h = 1.0 / 64.0;
+    for name in ["one.X", "one.W", "two.X", "two.alpha", "three.X", "three.alpha", "embedding"] {
+        let (_, gradient) = loss(name, 4, 0.0)?;
+        let slope = (loss(name, 4, h)?.0 - loss(name, 4, -h)?.0) / (2.0 * f64::from(h));
+        let error = (slope - f64::from(gradient)).abs();
+        assert!(error < 2e-3 * slope.abs() + 2e-4, "{name}: {slope} {gradient}");
+    }
+    let trained = |backend, threads| -> Result<Vec<Vec<f32>>, Error> {
+        let mut trainer = p.deep(backend, threads)?;
+        for _ in 0..6 {
+            trainer.step()?;
+        }
+        Ok(trainer.params.raw.clone())
+    };
+    let bits = |all: Vec<Vec<f32>>| all.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let first = bits(trained(Backend::CRANELIFT, 1)?);
+    assert_eq!(first, bits(trained(Backend::CRANELIFT, 2)?));
+    assert_eq!(first, bits(trained(Backend::fastest(), 3)?));
+    Ok(())
+}
+
+/// Locked noise is drawn once per window and row, other noise at every step; dropout is for training.
+#[test]
+fn masks_are_locked_for_a_window() -> Outcome {
+    let p = Place::new()?;
+    let trainer = p.deep(Backend::Interp, 1)?;
+    let model = trainer.engine.model().clone();
+    let draw = |domain: Domain, episode: u32, row: u32, step: usize| {
+        let mut found = std::collections::BTreeMap::new();
+        let address = Address { seed: 3, domain, episode, row };
+        trainer.wiring.draw_noise(trainer.engine.sizes(), address, step, |id, x| {
+            found.insert(model.inputs[id.index()].name.clone(), x);
+        });
+        found
+    };
+    let first = draw(Domain::Train, 0, 0, 0);
+    let later = draw(Domain::Train, 0, 0, 1);
+    assert_eq!(first["keep"], later["keep"]);
+    assert_ne!(first["drop"], later["drop"]);
+    let masks: Vec<Vec<f64>> =
+        (0..200).map(|k| draw(Domain::Train, k / 20, k % 20, 0)["keep"].clone()).collect();
+    let zeros = masks.concat().iter().filter(|x| **x == 0.0).count();
+    assert!(masks.concat().iter().all(|x| *x == 0.0 || *x == 2.0));
+    // 1200 draws with probability one half: a standard deviation of 17.
+    assert!((510..690).contains(&zeros), "{zeros}");
+    assert!(draw(Domain::Eval, 0, 0, 0).values().flatten().all(|x| *x == 1.0));
     Ok(())
 }
 

@@ -49,7 +49,7 @@ fn every_recipe_fits_its_spec() -> Result<(), Box<dyn std::error::Error>> {
         for file in std::fs::read_dir(folder)? {
             let path = file?.path();
             if path.extension().is_some_and(|x| x == "toml") {
-                trainer(&path, &[], Backend::Interp).map_err(|e| format!("{}: {e}", path.display()))?;
+                trainer(&path, &[], Backend::CRANELIFT).map_err(|e| format!("{}: {e}", path.display()))?;
                 count += 1;
             }
         }
@@ -77,8 +77,11 @@ fn learned_parameters_are_counted_as_published() -> Result<(), Error> {
         ("language-model/basic-plastic", 4_812_800),
         ("language-model/basic-simple", 4_813_202),
         ("language-model/basic-retroactive", 4_813_204),
+        ("language-model/large-lstm", 24_221_600),
+        ("language-model/large-plastic", 24_190_799),
+        ("language-model/large-modulated", 24_198_893),
     ] {
-        let trainer = trainer(&examples().join(format!("{name}.toml")), &[], Backend::Interp)?;
+        let trainer = trainer(&examples().join(format!("{name}.toml")), &[], Backend::CRANELIFT)?;
         assert_eq!(trainer.params.count(), count, "{name}");
     }
     Ok(())

@@ -138,6 +138,11 @@ impl<'a> Checker<'a> {
             (Shape::Matrix { post, pre }, Kind::Matrix { post: p, pre: q }) if (p, q) == (pre, post) => {
                 "rows are post, columns are pre: exchange `[j]` and `[i]`".to_owned()
             }
+            _ if goal.target.name.name.contains('.') => {
+                "an input of a layer has the axes that its spec declares: hand over another value, or give the \
+                 layer other sizes"
+                    .to_owned()
+            }
             _ => format!(
                 "both sides need the same axes: declare `{}{}`, or change the right side",
                 goal.target.name.name,

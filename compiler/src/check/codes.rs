@@ -43,6 +43,14 @@ codes! {
     UNUSED = "BPM0114";
     /// Something that the language has reserved for later.
     NOT_AVAILABLE = "BPM0115";
+    /// A layer of a spec that the file does not have.
+    UNKNOWN_LAYER = "BPM0116";
+    /// Arguments that do not fit the spec of a layer.
+    BAD_LAYER = "BPM0117";
+    /// A spec that would contain itself.
+    LAYER_CYCLE = "BPM0118";
+    /// Something of a layer that cannot be read.
+    NO_PART = "BPM0119";
 
     /// Elementwise operands with different axes.
     AXES_DIFFER = "BPM0201";

@@ -101,6 +101,9 @@ impl Checker<'_> {
             "not a distribution",
         );
         diagnostic = match near {
+            _ if name.name == "dropout" => {
+                diagnostic.help("dropout is noise, a factor drawn in training: `noise d[N] ~ dropout(0.5)`")
+            }
             Some(near) => diagnostic.help(format!("did you mean `{near}`?")).fix(name.span, near),
             None => {
                 let first = known.next().unwrap_or_default();

@@ -1,6 +1,7 @@
 //! From the syntax tree to the typed model: what the text means, or why it means nothing.
 //!
-//! One judgement per file. Declarations come first (`names`, `axes`, `constants`, `parameters`,
+//! One judgement per file. `layers` puts specs into those that use them, so that a spec is judged as a
+//! whole. Declarations come first (`names`, `axes`, `constants`, `parameters`,
 //! `states`), then equations are sorted (`order`) and built into the step IR (`equations`,
 //! `assignment`, `hold`, `expressions`, `synapses`, `contraction`, `builtins`, `rules`), then outputs.
 //! `usage` and `lints` judge the whole.
@@ -20,6 +21,7 @@ mod equations;
 mod expressions;
 mod hold;
 mod initial;
+mod layers;
 mod lints;
 mod names;
 mod order;
@@ -38,7 +40,9 @@ use equations::{Equation, Meaning};
 use grammar::ast::{self, Item};
 use grammar::diag::Diagnostic;
 use grammar::span::Span;
+use layers::{Flat, Layers};
 use rules::Rules;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the checker makes of a file.
 #[derive(Clone, Debug)]
@@ -47,6 +51,16 @@ pub struct Checked {
     pub models: Vec<Model>,
     /// Everything there is to say, by place.
     pub diagnostics: Vec<Diagnostic>,
+    /// The names of specs that others use as layers.
+    pub layers: BTreeSet<String>,
+}
+
+impl Checked {
+    /// The models that no other spec uses as a layer; all, if there are no others.
+    pub fn outermost(&self) -> Vec<&Model> {
+        let found: Vec<&Model> = self.models.iter().filter(|m| !self.layers.contains(&m.name)).collect();
+        if found.is_empty() { self.models.iter().collect() } else { found }
+    }
 }
 
 /// Parses and checks a file.
@@ -92,27 +106,29 @@ pub fn check_file(source: &str, file: &ast::File) -> Checked {
     let mut diagnostics = vec![];
     let rules = Rules::collect(file, &mut diagnostics);
     let rules_are_sound = !diagnostics.iter().any(Diagnostic::is_error);
-    let mut models = vec![];
-    for item in &file.items {
-        if let Item::Spec(spec) = item {
-            let (model, found) = check_spec(source, spec, &rules);
-            for d in found {
-                if !diagnostics.contains(&d) {
-                    diagnostics.push(d);
-                }
+    let all = Layers::collect(file);
+    let mut models = BTreeMap::new();
+    let mut flat: BTreeMap<usize, Option<Flat>> = BTreeMap::new();
+    for (k, _) in all.order() {
+        let spec = all.flatten(k, &flat);
+        let (model, found) = check_spec(source, &spec, &rules);
+        let sound = !spec.torn && !found.iter().any(Diagnostic::is_error);
+        for d in found {
+            let said = |e: &Diagnostic| e.code == d.code && e.span() == d.span() && spec.borrows(d.span());
+            if !diagnostics.contains(&d) && !diagnostics.iter().any(said) {
+                diagnostics.push(spec.trace(d));
             }
-            models.extend(model.filter(|_| rules_are_sound));
         }
+        models.extend(model.filter(|_| rules_are_sound && sound).map(|m| (k, m)));
+        flat.insert(k, Some(spec).filter(|_| sound));
     }
-    Checked { models, diagnostics }
+    Checked { models: models.into_values().collect(), diagnostics, layers: all.used() }
 }
 
-fn check_spec<'a>(
-    source: &'a str,
-    spec: &'a ast::Spec,
-    rules: &'a Rules<'a>,
-) -> (Option<Model>, Vec<Diagnostic>) {
-    let mut checker = Checker::new(source, spec, rules);
+fn check_spec(source: &str, flat: &Flat, rules: &Rules<'_>) -> (Option<Model>, Vec<Diagnostic>) {
+    let mut checker = Checker::new(source, &flat.spec, rules);
+    checker.torn |= flat.torn;
+    checker.diagnostics.extend(flat.diagnostics.iter().cloned());
     checker.declare_axes();
     checker.declare_constants();
     checker.declare_parameters();
@@ -123,7 +139,7 @@ fn check_spec<'a>(
     checker.build_step(&equations);
     checker.build_outputs();
     checker.check_usage(&equations);
-    if checker.failed() {
+    if checker.failed() || flat.torn {
         return (None, checker.diagnostics);
     }
     let (model, facts, mut diagnostics) = checker.into_model(&equations);

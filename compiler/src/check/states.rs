@@ -3,12 +3,12 @@
 use super::checker::Checker;
 use super::codes;
 use super::constants::number;
-use super::initial::Place;
+use super::initial::{Place, count};
 use super::names::Symbol;
 use super::parameters::learned_start;
 use crate::ir::{InputId, Shape, StateId};
-use crate::model::{ConstExpr, Init, Input, Prefer, ResetPolicy, Role, State};
-use grammar::ast::{Ident, Initial, Reset, StateDeclaration, StateKind, StatementKind, Variable};
+use crate::model::{ConstExpr, Init, Input, Law, Noise, Prefer, ResetPolicy, Role, State};
+use grammar::ast::{Expr, Ident, Initial, Reset, StateDeclaration, StateKind, StatementKind, Variable};
 use grammar::diag::{Diagnostic, did_you_mean};
 
 /// The words between `in` and the first name.
@@ -26,9 +26,9 @@ impl<'a> Checker<'a> {
                         self.declare_input(v, role.clone(), &statement.doc);
                     }
                 }
-                StatementKind::Noise { variables, initial } => {
+                StatementKind::Noise { variables, initial, locked } => {
                     for v in variables {
-                        let role = self.noise(v, initial.as_ref());
+                        let role = self.noise(v, initial.as_ref(), *locked);
                         self.declare_input(v, role, &statement.doc);
                     }
                 }
@@ -65,7 +65,13 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn noise(&mut self, v: &Variable, initial: Option<&Initial>) -> Option<Role> {
+    fn noise(&mut self, v: &Variable, initial: Option<&Initial>, locked: bool) -> Option<Role> {
+        if let Some(Initial::Distribution { name, arguments }) = initial
+            && name.name == "dropout"
+        {
+            let law = Law::Dropout(self.dropout(name, arguments)?);
+            return Some(Role::Noise(Noise { law, locked }));
+        }
         let standard = Init::Normal(ConstExpr::Number(0.0), ConstExpr::Number(1.0));
         let init = match initial {
             None => standard,
@@ -74,11 +80,41 @@ impl<'a> Checker<'a> {
             }
         };
         if matches!(init, Init::Normal(..) | Init::Uniform(..)) {
-            return Some(Role::Noise(init));
+            return Some(Role::Noise(Noise { law: Law::Drawn(init), locked }));
         }
         self.report(
             Diagnostic::error(codes::BAD_DECLARATION, "this is no noise", v.span, "not drawn at every step")
-                .help(format!("write `noise {} ~ normal(0, 1)` or `~ uniform(-1, 1)`", self.text(v.span))),
+                .help(format!(
+                    "write `noise {} ~ normal(0, 1)`, `~ uniform(-1, 1)` or `~ dropout(0.5)`",
+                    self.text(v.span)
+                )),
+        );
+        None
+    }
+
+    /// The probability of `dropout(p)`.
+    fn dropout(&mut self, name: &Ident, arguments: &[Expr]) -> Option<ConstExpr> {
+        let [p] = arguments else {
+            self.report(
+                Diagnostic::error(
+                    codes::ARGUMENT_COUNT,
+                    "`dropout` takes one argument",
+                    name.span,
+                    format!("{} given", count(arguments.len())),
+                )
+                .help("write `~ dropout(0.5)`, with the probability of zero"),
+            );
+            return None;
+        };
+        let probability = self.constant(p, "the probability of dropout")?;
+        let number = self.declared_number(&probability);
+        if number.is_none_or(|p| (0.0..1.0).contains(&p)) {
+            return Some(probability);
+        }
+        let label = number.map_or(String::new(), |p| format!("it is {p}"));
+        self.report(
+            Diagnostic::error(codes::BAD_RANGE, "the probability of `dropout` lies in [0, 1)", p.span, label)
+                .help("a kept value is divided by 1-p"),
         );
         None
     }

@@ -242,7 +242,7 @@ fn expressions(kind: &StatementKind, f: &mut impl FnMut(&Expr)) {
         StatementKind::Axis(list) => list.iter().filter_map(|d| d.size.as_ref()).for_each(f),
         StatementKind::Const(list) => list.iter().for_each(|(_, e)| f(e)),
         StatementKind::Input { variables, .. } => axes_of(variables, f),
-        StatementKind::Noise { variables, initial } => {
+        StatementKind::Noise { variables, initial, .. } => {
             axes_of(variables, f);
             initial_expressions(initial.as_ref(), f);
         }
@@ -269,6 +269,7 @@ fn expressions(kind: &StatementKind, f: &mut impl FnMut(&Expr)) {
             }
         }
         StatementKind::Penalty(e) | StatementKind::Hold { condition: e, .. } => f(e),
+        StatementKind::Layer { arguments, .. } => arguments.iter().for_each(|a| f(&a.value)),
         StatementKind::Error => {}
     }
 }

@@ -13,6 +13,8 @@ const EITHER_WORDS: &[&str] = &["when", "rank", "gradscale", "every", "tied"];
 pub(super) struct Spacing {
     /// Where signs stand.
     signs: BTreeSet<u32>,
+    /// Where the dots of `one.h` stand.
+    accesses: BTreeSet<u32>,
     /// The token before, and its text.
     before: Option<(Token, String)>,
     /// The brackets that are open.
@@ -20,8 +22,8 @@ pub(super) struct Spacing {
 }
 
 impl Spacing {
-    pub(super) fn new(signs: BTreeSet<u32>) -> Self {
-        Spacing { signs, before: None, open: vec![] }
+    pub(super) fn new(signs: BTreeSet<u32>, accesses: BTreeSet<u32>) -> Self {
+        Spacing { signs, accesses, before: None, open: vec![] }
     }
 
     /// Forgets everything: a statement begins.
@@ -50,7 +52,7 @@ impl Spacing {
         match text {
             "(" | "[" | "^" => true,
             _ if token.kind != TokenKind::Symbol => false,
-            _ => self.signs.contains(&token.span.start),
+            _ => self.signs.contains(&token.span.start) || self.accesses.contains(&token.span.start),
         }
     }
 
@@ -61,6 +63,7 @@ impl Spacing {
             "(" if previous.kind == TokenKind::Word => {
                 !OPENING_WORDS.contains(&before) && (adjacent || !EITHER_WORDS.contains(&before))
             }
+            _ if self.accesses.contains(&token.span.start) => true,
             _ if token.kind != TokenKind::Symbol && previous.kind != TokenKind::Symbol => adjacent,
             _ => in_brackets,
         }

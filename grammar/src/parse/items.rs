@@ -1,11 +1,11 @@
 //! Items and statements of the parse to items and statements of the tree.
 
 use super::layout::{Layout, Token, TokenKind};
-use super::{Node, Rule, mistakes};
+use super::{Node, Rule, access, mistakes};
 use crate::ast::{
     Attribute, AxisDeclaration, BinaryOp, Constraint, Expr, ExprKind, File, Ident, Initial, Item,
-    OutputDeclaration, ParameterDeclaration, ParameterKind, Reset, RuleParameter, Spec, StateDeclaration,
-    StateKind, Statement, StatementKind, Target, Variable,
+    LayerArgument, OutputDeclaration, ParameterDeclaration, ParameterKind, Reset, RuleParameter, Spec,
+    StateDeclaration, StateKind, Statement, StatementKind, Target, Variable,
 };
 use crate::diag::Diagnostic;
 use crate::span::Span;
@@ -127,7 +127,9 @@ impl<'s, 'l> Builder<'s, 'l> {
                 _ => {}
             }
         }
-        file.items.push(Item::Spec(Spec { doc, name, statements, span }));
+        let mut spec = Spec { doc, name, statements, span };
+        access::resolve(&mut spec);
+        file.items.push(Item::Spec(spec));
         file.items.extend(rules.into_iter().map(Item::Rule));
     }
 
@@ -311,6 +313,7 @@ impl<'s, 'l> Builder<'s, 'l> {
             Rule::penalty_statement => self.penalty(child),
             Rule::hold_statement => self.hold(child),
             Rule::modulator_statement => self.equation(child, true),
+            Rule::layer_statement => self.layer(child),
             Rule::equation => self.equation(child, false),
             _ => {
                 let word = self.span(&child);
@@ -396,15 +399,16 @@ impl<'s, 'l> Builder<'s, 'l> {
     }
 
     fn noise(&mut self, node: Node<'s>) -> StatementKind {
-        let (mut initial, mut variables) = (None, vec![]);
+        let (mut initial, mut variables, mut locked) = (None, vec![], false);
         for child in node.into_inner() {
             match child.as_rule() {
                 Rule::initial => initial = self.initial(child),
+                Rule::locked_word => locked = true,
                 Rule::variable_list => variables = self.variables(child),
                 _ => {}
             }
         }
-        StatementKind::Noise { variables, initial }
+        StatementKind::Noise { variables, initial, locked }
     }
 
     fn variables(&mut self, node: Node<'s>) -> Vec<Variable> {
@@ -768,6 +772,66 @@ impl<'s, 'l> Builder<'s, 'l> {
             }
         }
         StatementKind::Hold { states, condition }
+    }
+
+    fn layer(&mut self, node: Node<'s>) -> StatementKind {
+        let span = self.span(&node);
+        let mut found: Option<Ident> = None;
+        let (mut used, mut arguments) = (None, vec![]);
+        for child in node.into_inner() {
+            match child.as_rule() {
+                Rule::declared_name => found = child.into_inner().next().map(|n| self.ident(&n)),
+                Rule::missing_name => self.no_name(&child, "a layer"),
+                Rule::assign => self.assign(&child, None),
+                Rule::missing_assign if !self.reported_in(span) => {
+                    let place = self.end_before(child.as_span().start());
+                    self.report(mistakes::missing_assign(place, "the layer"));
+                }
+                Rule::layer_use => {
+                    let mut inner = child.into_inner();
+                    used = inner.next().map(|n| Ident { name: n.as_str().to_owned(), span: self.span(&n) });
+                    arguments = inner.next().map_or(vec![], |n| self.layer_arguments(n));
+                }
+                Rule::missing if !self.reported_in(span) => {
+                    let help = "say of which spec: `layer one = cell(u, N = 200)`";
+                    self.report(mistakes::clause(span, "a layer without a spec", help));
+                }
+                _ => {}
+            }
+        }
+        match (found, used) {
+            (Some(name), Some(spec)) => StatementKind::Layer { name, spec, arguments },
+            _ => StatementKind::Error,
+        }
+    }
+
+    fn layer_arguments(&mut self, node: Node<'s>) -> Vec<LayerArgument> {
+        let span = self.span(&node);
+        let mut arguments = vec![];
+        for child in node.into_inner() {
+            match child.as_rule() {
+                Rule::layer_argument => {
+                    let (mut name, mut value) = (None, Expr { kind: ExprKind::Error, span });
+                    for part in child.into_inner() {
+                        match part.as_rule() {
+                            Rule::name => name = Some(self.ident(&part)),
+                            _ => value = self.expr(part),
+                        }
+                    }
+                    arguments.push(LayerArgument { name, value });
+                }
+                Rule::unclosed | Rule::wrong_inside if !self.reported_in(span) => {
+                    let help = "inputs and axes, separated by commas: `layer one = cell(u, N = 200)`";
+                    self.report(mistakes::clause(
+                        span,
+                        "the parentheses of a layer are not understood",
+                        help,
+                    ));
+                }
+                _ => {}
+            }
+        }
+        arguments
     }
 
     fn equation(&mut self, node: Node<'s>, modulator: bool) -> StatementKind {

@@ -20,6 +20,7 @@ pub(super) const KEYWORDS: &[&str] = &[
     "out",
     "penalty",
     "hold",
+    "layer",
     "spec",
     "rule",
 ];
@@ -55,6 +56,9 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("loss", "penalty"),
     ("random", "noise"),
     ("freeze", "hold"),
+    ("module", "layer"),
+    ("block", "layer"),
+    ("use", "layer"),
     ("def", "rule"),
     ("fn", "rule"),
 ];
@@ -192,7 +196,7 @@ pub(super) fn unknown_keyword(at: Span, word: &str, next: &str, meant: Option<&s
 }
 
 fn statement_words() -> String {
-    let words: Vec<String> = KEYWORDS[..13].iter().map(|k| format!("`{k}`")).collect();
+    let words: Vec<String> = KEYWORDS[..14].iter().map(|k| format!("`{k}`")).collect();
     format!("a statement is an equation or begins with {}", words.join(", "))
 }
 

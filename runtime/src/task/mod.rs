@@ -115,6 +115,16 @@ pub const SUMMARIES: [&str; 4] = [
     "predict the next word of a text",
 ];
 
+/// The metric by which runs of a task are compared, unless another is asked for: its first score, or what
+/// is published of it.
+pub fn compared_by(name: &str) -> &'static str {
+    match name {
+        "cue-reward" | "maze" => "return",
+        "language-model" => "test_ppl",
+        _ => "accuracy",
+    }
+}
+
 /// Builds the task with this index in [`NAMES`] from its options.
 pub fn build(index: usize, options: &mut Options) -> (Box<dyn Task>, Defaults) {
     match NAMES[index] {
@@ -190,5 +200,17 @@ mod testing {
     /// The address of a training episode.
     pub(super) fn address(seed: u64, row: u32) -> Address {
         Address { seed, domain: Domain::Train, episode: 0, row }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_are_compared_by_their_first_score() {
+        for name in NAMES.into_iter().filter(|n| *n != "language-model") {
+            assert_eq!(compared_by(name), testing::task(name, "").scores()[0], "{name}");
+        }
     }
 }

@@ -7,7 +7,7 @@
 use super::flow::Flow;
 use super::intervals::Interval;
 use crate::ir::{Axis, Binary, Op, Shape, Source, StateId, Unary, Value};
-use crate::model::{ConstExpr, Constraint, Init, Model, Role};
+use crate::model::{ConstExpr, Constraint, Init, Law, Model, Role};
 
 /// Rounds before bounds are taken to infinity.
 const PATIENCE: usize = 6;
@@ -128,7 +128,13 @@ impl Ranges<'_> {
             Source::State(s) => states[s.index()],
             Source::Input(u) => match &self.model.inputs[u.index()].role {
                 Role::Mask | Role::Reset => Interval::new(0.0, 1.0),
-                Role::Noise(init) => self.init(init),
+                Role::Noise(noise) => match &noise.law {
+                    Law::Drawn(init) => self.init(init),
+                    Law::Dropout(p) => {
+                        let p = self.number(p).magnitude();
+                        Interval::new(0.0, if p < 1.0 { 1.0 / (1.0 - p) } else { f64::INFINITY })
+                    }
+                },
                 Role::Signal | Role::Modulator | Role::Target => Interval::ALL,
             },
             _ => Interval::ALL,
