@@ -227,7 +227,7 @@ fn kernels_of_logs_give_the_bits_of_the_loop_ir() {
         let states = events::legality(&model, Prefer::Events).states;
         events::rewrite(&model, &states, 90).map(|model| (text, model))
     });
-    for (text, model) in logs.step_by(3) {
+    for (text, model) in logs.step_by(2) {
         let source = source(&text, &model, &sizes(&model, 6));
         assert!(!source.program.logs.is_empty());
         numbers += compare_all(&source, &Device::new(&source), &model.name);
