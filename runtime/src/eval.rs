@@ -42,13 +42,14 @@ pub fn evaluate(
     choice: Choice,
     threads: usize,
 ) -> Result<Report, Error> {
-    let bound = trainer.engine.bind(&trainer.params.values())?;
+    let bound = trainer.engine.bind(&trainer.params.values_of(trainer.engine.model().params.len()))?;
     let stage = Stage {
         bound: &bound,
         model: trainer.engine.model(),
         sizes: trainer.engine.sizes(),
         wiring: &trainer.wiring,
         task: &*trainer.recipe.task,
+        encoder: trainer.encoder(&trainer.params),
     };
     let mut workers: Vec<Option<Tape>> = (0..threads.max(1)).map(|_| None).collect();
     let results = parallel::run(&mut workers, (0..episodes).collect(), |tape, k: usize| {

@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod commands;
 pub mod compare;
+pub mod encoder;
 pub mod engine;
 pub mod error;
 pub mod eval;

@@ -222,6 +222,35 @@ impl Options {
         self.resolved.insert(key.into(), Value::Table(resolved));
     }
 
+    /// Starts reading a list of tables; give it back with [`Options::close_tables`].
+    pub fn tables(&mut self, key: &'static str, doc: &'static str) -> Vec<Options> {
+        let values = match self.take(key, "[]".into(), doc) {
+            None => vec![],
+            Some(Value::Array(values)) if values.iter().all(Value::is_table) => values,
+            Some(other) => {
+                self.wrong(key, "a list of tables", &other);
+                vec![]
+            }
+        };
+        let tables = values.into_iter().filter_map(|v| match v {
+            Value::Table(t) => Some(t),
+            _ => None,
+        });
+        let path = self.full(key);
+        tables.enumerate().map(|(k, t)| Options::new(&format!("{path}.{k}"), t)).collect()
+    }
+
+    /// Takes back what [`Options::tables`] gave.
+    pub fn close_tables(&mut self, key: &'static str, sections: Vec<Options>) {
+        let mut all = vec![];
+        for section in sections {
+            let (resolved, mut problems) = section.finish();
+            self.problems.append(&mut problems);
+            all.push(Value::Table(resolved));
+        }
+        self.resolved.insert(key.into(), Value::Array(all));
+    }
+
     /// Whether a key was given and not read yet.
     pub fn has(&self, key: &str) -> bool {
         self.given.contains_key(key)

@@ -4,6 +4,7 @@
 //! included. A run keeps the resolved table, so that it can go on unchanged when defaults change.
 
 use crate::cli::PREFERENCES;
+use crate::encoder::Encoder;
 use crate::learner::Learner;
 use crate::optim::Settings;
 use crate::options::{Options, Problem};
@@ -24,6 +25,8 @@ pub struct Recipe {
     pub task_name: &'static str,
     /// The task.
     pub task: Box<dyn Task>,
+    /// The layers between the images of the task and the spec.
+    pub encoder: Encoder,
     /// The learner.
     pub learner: Learner,
     /// The optimiser.
@@ -126,6 +129,7 @@ impl Recipe {
             root.problem("spec", "a recipe names a spec", Some("add `spec = \"FILE.bpm\"`".into()));
         }
         let (task_name, task, defaults) = read_task(&mut root);
+        let encoder = read_encoder(&mut root, &*task);
         let mut o = root.open("learner", "how outputs become a loss");
         let learner = Learner::new(&mut o, task.goal(), &defaults);
         root.close("learner", o);
@@ -145,7 +149,7 @@ impl Recipe {
         if !problems.is_empty() {
             return Err(report(place, text, overrides, &problems));
         }
-        Ok(Recipe { spec, task_name, task, learner, optimiser, sizes, init, schedule, table })
+        Ok(Recipe { spec, task_name, task, encoder, learner, optimiser, sizes, init, schedule, table })
     }
 
     /// The resolved recipe as text.
@@ -164,6 +168,17 @@ fn read_task(root: &mut Options) -> (&'static str, Box<dyn Task>, task::Defaults
     let (task, defaults) = task::build(index, &mut o);
     root.close("task", o);
     (task::NAMES[index], task, defaults)
+}
+
+/// Only tasks with images have something to encode; a recipe of another one keeps its keys.
+fn read_encoder(root: &mut Options, task: &dyn Task) -> Encoder {
+    if task.image().is_none() && !root.has("encoder") {
+        return Encoder::default();
+    }
+    let mut o = root.open("encoder", "layers between the images of a task and the spec");
+    let encoder = Encoder::new(&mut o, task.image());
+    root.close("encoder", o);
+    encoder
 }
 
 impl Schedule {
@@ -219,20 +234,30 @@ fn report(place: &str, text: &str, overrides: &[Override], problems: &[Problem])
     error
 }
 
-/// The line of a key such as `task.size`.
+/// The line of a key such as `task.size`, or of its nearest list: `encoder.layers.1.size`.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let root = DeTable::parse(text).ok()?;
     let mut table: &DeTable<'_> = root.get_ref();
     let mut parts = key.split('.').peekable();
     while let Some(part) = parts.next() {
         let (name, value) = table.iter().find(|(name, _)| name.get_ref() == part)?;
+        let line = |at: usize| line_column(text, at).0;
         if parts.peek().is_none() {
-            return Some(line_column(text, name.span().start).0);
+            return Some(line(name.span().start));
         }
-        match value.get_ref() {
-            DeValue::Table(inner) => table = inner,
+        table = match value.get_ref() {
+            DeValue::Table(inner) => inner,
+            DeValue::Array(items) => {
+                let index: usize = parts.next()?.parse().ok()?;
+                match items.get(index)?.get_ref() {
+                    DeValue::Table(inner) if inner.iter().any(|(n, _)| Some(&&**n.get_ref()) == parts.peek()) => {
+                        inner
+                    }
+                    _ => return Some(line(items.get(index)?.span().start)),
+                }
+            }
             _ => return None,
-        }
+        };
     }
     None
 }

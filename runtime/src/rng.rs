@@ -21,6 +21,8 @@ pub enum Purpose {
     Words = 6,
     /// Noise inputs that are drawn once per episode.
     Locked = 7,
+    /// Characters: which are held out, and how generated ones look.
+    Characters = 8,
 }
 
 /// Whether numbers are for training or for evaluation; the two never share a stream.

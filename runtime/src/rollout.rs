@@ -1,5 +1,6 @@
 //! One row through one episode: world, network, sampled actions.
 
+use crate::encoder::{self, Activations};
 use crate::engine::{Bound, Mode, RowState, Tape};
 use crate::learner::ActorCritic;
 use crate::params::draw;
@@ -32,7 +33,21 @@ pub struct Record {
     pub scores: Vec<f64>,
     /// Targets by step, where there are any.
     pub targets: Vec<(usize, Vec<f32>)>,
+    /// What went through the encoder, if there is one.
+    pub encoded: Option<Encoded>,
 }
+
+/// The images of an episode, and what the encoder made of them.
+#[derive(Clone, Debug, Default)]
+pub struct Encoded {
+    /// By step.
+    pub images: Vec<f32>,
+    /// By layer; the last are the features.
+    pub activations: Activations,
+}
+
+/// What the network is shown at all steps: of each input, vector by vector.
+type Shown = Vec<(InputId, Vec<f32>)>;
 
 /// A number that is not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +80,8 @@ pub struct Stage<'a> {
     pub wiring: &'a Wiring,
     /// The task.
     pub task: &'a dyn Task,
+    /// The encoder with its weights, if there is one.
+    pub encoder: Option<encoder::Bound<'a>>,
 }
 
 impl Stage<'_> {
@@ -133,27 +150,8 @@ impl Stage<'_> {
         watch: &mut Stopwatch,
     ) -> Result<(), NonFinite> {
         let steps = self.task.steps();
-        let mut inputs: Vec<(InputId, Vec<Vec<f32>>)> = vec![];
-        let len = |id: InputId| self.sizes.count(self.model.inputs[id.index()].shape);
-        let mut seen = vec![vec![0.0; len(self.wiring.input)]; steps];
-        for (t, x) in seen.iter_mut().enumerate() {
-            episode.observe(t, x);
-            record.targets.extend(episode.target(t).map(|target| (t, target.to_vec())));
-            self.wiring.draw_noise(self.sizes, address, t, |id, noise| {
-                let noise = noise.into_iter().map(|x| x as f32).collect();
-                match inputs.iter_mut().find(|(known, _)| *known == id) {
-                    Some((_, all)) => all.push(noise),
-                    None => inputs.push((id, vec![noise])),
-                }
-            });
-        }
-        inputs.push((self.wiring.input, seen));
-        watch.lap(Phase::Environment);
-        self.bound.forward(tape, steps, &mut |t, id, x| {
-            if let Some((_, all)) = inputs.iter().find(|(known, _)| *known == id) {
-                x.copy_from_slice(&all[t]);
-            }
-        });
+        let shown = self.show(address, episode, record, watch);
+        self.bound.forward(tape, steps, &mut |t, id, x| put(&shown, t, id, x));
         watch.lap(Phase::Forward);
         for t in 0..steps {
             self.check_outputs(tape, t)?;
@@ -166,18 +164,68 @@ impl Stage<'_> {
         Ok(())
     }
 
+    /// Everything that is shown in an episode that does not depend on what the network does. Targets and
+    /// encoded images are recorded.
+    fn show(
+        &self,
+        address: Address,
+        episode: &mut dyn Episode,
+        record: &mut Record,
+        watch: &mut Stopwatch,
+    ) -> Shown {
+        let (steps, classes) = (self.task.steps(), self.task.labels());
+        let each = self.task.inputs();
+        let (mut seen, mut labels) = (vec![0.0; steps * each], vec![0.0; steps * classes]);
+        let mut shown = Shown::new();
+        for t in 0..steps {
+            episode.observe(t, &mut seen[t * each..][..each]);
+            episode.label(t, &mut labels[t * classes..][..classes]);
+            record.targets.extend(episode.target(t).map(|target| (t, target.to_vec())));
+            self.wiring.draw_noise(self.sizes, address, t, |id, noise| {
+                let noise = noise.into_iter().map(|x| x as f32);
+                match shown.iter_mut().find(|(known, _)| *known == id) {
+                    Some((_, all)) => all.extend(noise),
+                    None => shown.push((id, noise.collect())),
+                }
+            });
+        }
+        watch.lap(Phase::Environment);
+        shown.extend(self.wiring.label.map(|id| (id, labels)));
+        match self.encoder {
+            None => shown.push((self.wiring.input, seen)),
+            Some(encoder) => {
+                let activations = encoder.forward(&seen, steps);
+                shown.push((self.wiring.input, activations.last().cloned().unwrap_or_default()));
+                record.encoded = Some(Encoded { images: seen, activations });
+            }
+        }
+        shown
+    }
+
     /// Runs an episode again, with the actions it took, and finds the first step after which a
     /// state or an output is not finite.
     pub fn locate(&self, tape: &mut Tape, address: Address, carried: Option<&RowState>) -> Option<NonFinite> {
         let start = self.start(address, carried);
         self.bound.begin(tape, start.as_ref());
         let mut episode = self.task.episode(address);
+        let known = knows_inputs(self.task).then(|| {
+            self.show(address, &mut *episode, &mut Record::default(), &mut Stopwatch::default())
+        });
         for t in 0..self.task.steps() {
-            episode.observe(t, self.bound.input_mut(tape, self.wiring.input));
-            if let Some(id) = self.wiring.reward {
-                self.bound.input_mut(tape, id)[0] = episode.previous_reward();
+            match &known {
+                Some(shown) => {
+                    for (id, _) in shown {
+                        put(shown, t, *id, self.bound.input_mut(tape, *id));
+                    }
+                }
+                None => {
+                    episode.observe(t, self.bound.input_mut(tape, self.wiring.input));
+                    if let Some(id) = self.wiring.reward {
+                        self.bound.input_mut(tape, id)[0] = episode.previous_reward();
+                    }
+                    self.put_noise(tape, address, t);
+                }
             }
-            self.put_noise(tape, address, t);
             self.bound.step(tape);
             let states = self.bound.state(tape).states;
             let broken = states.iter().position(|s| s.iter().any(|x| !x.is_finite()));
@@ -232,6 +280,13 @@ impl Stage<'_> {
     }
 }
 
+/// Copies what is shown at a step into an input.
+fn put(shown: &Shown, t: usize, id: InputId, x: &mut [f32]) {
+    if let Some((_, all)) = shown.iter().find(|(known, _)| *known == id) {
+        x.copy_from_slice(&all[t * x.len()..][..x.len()]);
+    }
+}
+
 /// Whether what the network sees does not depend on what it does.
 fn knows_inputs(task: &dyn Task) -> bool {
     !matches!(task.goal(), Goal::Act(_))
@@ -266,10 +321,7 @@ fn choose(logits: &[f32], address: Address, t: usize, choice: Choice) -> usize {
             let p = crate::learner::softmax(logits);
             address.stream(Purpose::Action, t as u32).categorical(&p)
         }
-        Choice::Greedy => {
-            let top = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-            logits.iter().position(|&z| z == top).unwrap_or(0)
-        }
+        Choice::Greedy => crate::learner::likeliest(logits),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::params::ParamStore;
 use crate::recipe::Recipe;
 use crate::spec::Spec;
 use crate::train::Trainer;
-use crate::wiring::{Wiring, bind_sizes};
+use crate::wiring::{Wiring, bind_sizes, seen};
 use compiler::form::{Form, Prefer};
 use compiler::ir::Sizes;
 use compiler::loops::plan::{Tapes, Use};
@@ -29,10 +29,12 @@ pub fn trainer(
     mode: Mode,
 ) -> Result<Trainer, Error> {
     let model = Arc::clone(&spec.model);
-    let sizes = bind_sizes(&model, &*recipe.task, &recipe.learner, &recipe.sizes)?;
-    let wiring = Wiring::new(&model, &sizes, &*recipe.task, &recipe.learner)?;
-    // Only an embedding learns from the gradients of inputs.
-    let input_bars = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
+    let seen = seen(&*recipe.task, &recipe.learner, &recipe.encoder);
+    let sizes = bind_sizes(&model, &*recipe.task, seen, &recipe.sizes)?;
+    let wiring = Wiring::new(&model, &sizes, &*recipe.task, seen)?;
+    // Only an embedding and an encoder learn from the gradients of inputs.
+    let encodes = !recipe.encoder.layers.is_empty();
+    let input_bars = (matches!(recipe.learner, Learner::NextWord(_)) || encodes) && mode == Mode::Train;
     let teams = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
     let options = EngineOptions { input_bars, teams, ..EngineOptions::default() };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
@@ -43,6 +45,7 @@ pub fn trainer(
         let features = features(&model, &sizes, &wiring, learner)?;
         learner.add_parameters(&mut params, text.corpus.vocabulary.len(), features, recipe.schedule.seed);
     }
+    recipe.encoder.add_parameters(&mut params, recipe.schedule.seed);
     Ok(Trainer::new(spec, recipe, (engine, form), wiring, params, threads))
 }
 
@@ -85,7 +88,7 @@ fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> 
     let shared = match &recipe.learner {
         Learner::ActorCritic(a) => a.baseline == Baseline::First,
         Learner::NextWord(_) => true,
-        Learner::SquaredError(_) => false,
+        Learner::SquaredError(_) | Learner::CrossEntropy(_) => false,
     };
     let tapes = if shared { Tapes::PerRow } else { Tapes::PerThread };
     let threads_too = Flags { threads: "--threads ", ..Flags::default() };
@@ -95,7 +98,9 @@ fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> 
     };
     let steps = recipe.task.text().map_or(recipe.task.steps(), |t| t.windows(batch, 0).longest());
     let usage = Use { batch, steps, threads, tapes, checkpoint_every: None, memory: None };
-    Need { engine, usage, mode, data: softmax(recipe, batch * steps), flags }
+    let at_once = threads.min(batch) as u64;
+    let data = softmax(recipe, batch * steps) + at_once * recipe.encoder.memory(steps);
+    Need { engine, usage, mode, data, flags }
 }
 
 /// Bytes of embedding, decoder, their gradients and averages, and of the probabilities of a window.

@@ -5,10 +5,11 @@
 //! its own gradient sums, and chunks are summed in order: the result has the same bits for any
 //! number of threads. A thread keeps one tape and uses it for row after row.
 
+use crate::encoder;
 use crate::engine::{Bound, Engine, Grads, Mode, RowState, Sums, Tape};
 use crate::error::Error;
 use crate::language;
-use crate::learner::{ActorCritic, Baseline, Learner, SquaredError, Terms};
+use crate::learner::{ActorCritic, Baseline, CrossEntropy, Learner, SquaredError, Terms};
 use crate::optim::Optimiser;
 use crate::parallel;
 use crate::params::ParamStore;
@@ -83,6 +84,13 @@ struct RowOutcome {
     loss: f64,
     penalty: f64,
     state: Option<RowState>,
+}
+
+/// What a chunk of rows contributes.
+struct Chunk {
+    rows: Vec<RowOutcome>,
+    /// Gradients of the encoder's weights; empty if there is none.
+    encoder: Vec<Vec<f32>>,
 }
 
 /// What all rows contribute.
@@ -172,6 +180,11 @@ impl Trainer {
             true => Ok(outcome),
             false => Err(Error::diverged(format!("update {}: the loss is not finite", self.update))),
         }
+    }
+
+    /// The encoder with weights among these parameters, if there is one.
+    pub fn encoder<'a>(&'a self, params: &'a ParamStore) -> Option<encoder::Bound<'a>> {
+        encoder(&self.engine, &self.recipe, params)
     }
 
     /// The epoch of the next update, counted from one; 1 in tasks without epochs.
@@ -266,11 +279,11 @@ impl Trainer {
         for worker in &mut self.workers {
             worker.watch.reset(self.timings.as_ref());
         }
-        let bound = self.engine.bind(&self.params.values())?;
+        let bound = self.engine.bind(&self.params.values_of(self.engine.model().params.len()))?;
         timings::lap(&mut self.timings, Phase::Parameters);
         let sums = self.engine.sums();
         let pass = Pass {
-            stage: stage(&self.engine, &self.wiring, &self.recipe, &bound),
+            stage: stage(&self.engine, &self.wiring, &self.recipe, &bound, &self.params),
             engine: &self.engine,
             learner: &self.recipe.learner,
             seed: self.recipe.schedule.seed,
@@ -288,11 +301,13 @@ impl Trainer {
         if let Some(timings) = &mut self.timings {
             timings.collect(self.workers.iter().map(|w| &w.watch));
         }
-        let rows = match done {
+        let Chunk { rows, encoder } = match done {
             Ok(done) => done,
             Err((row, at)) => return Err(self.bad_number(row, self.locate(row).unwrap_or(at))),
         };
-        let gradients = sums.finish(&bound);
+        let mut gradients = sums.finish(&bound);
+        gradients.truncate(self.engine.model().params.len());
+        gradients.extend(encoder);
         timings::lap(&mut self.timings, Phase::Gradient);
         Ok(Rows { all: rows, steps: self.recipe.task.steps(), gradients })
     }
@@ -320,8 +335,8 @@ impl Trainer {
 
     /// The first step of a row in which a state or an output is not finite.
     fn locate(&self, row: usize) -> Option<NonFinite> {
-        let bound = self.engine.bind(&self.params.values()).ok()?;
-        let stage = stage(&self.engine, &self.wiring, &self.recipe, &bound);
+        let bound = self.engine.bind(&self.params.values_of(self.engine.model().params.len())).ok()?;
+        let stage = stage(&self.engine, &self.wiring, &self.recipe, &bound, &self.params);
         let mut tape = self.engine.tape(stage.task.steps(), Mode::Infer);
         let seed = self.recipe.schedule.seed;
         let address = Address { seed, domain: Domain::Train, episode: self.update as u32, row: row as u32 };
@@ -355,21 +370,39 @@ impl Trainer {
         }
         let broken = gradients.iter().position(|g| g.iter().any(|x| !x.is_finite()));
         let number = self.update + 1;
-        let Some(param) = broken.map(|k| &self.engine.model().params[k]) else {
+        let Some(broken) = broken else {
             return Error::diverged(format!(
                 "training diverged in update {number}: the gradient is too large"
             ));
         };
-        let message = format!(
-            "training diverged in update {number}: the gradient of parameter `{}` is not finite",
-            param.name
-        );
-        Error::diverged(message).help(format!("it is declared in {}", self.spec.line(param.span)))
+        let name = &self.params.about[broken].name;
+        let error = Error::diverged(format!(
+            "training diverged in update {number}: the gradient of parameter `{name}` is not finite"
+        ));
+        match self.engine.model().params.get(broken) {
+            Some(param) => error.help(format!("it is declared in {}", self.spec.line(param.span))),
+            // One of an encoder or an embedding.
+            None => error.help("lower `optimiser.rate`; set `optimiser.clip`"),
+        }
     }
 }
 
-fn stage<'a>(engine: &'a Engine, wiring: &'a Wiring, recipe: &'a Recipe, bound: &'a Bound<'a>) -> Stage<'a> {
-    Stage { bound, model: engine.model(), sizes: engine.sizes(), wiring, task: &*recipe.task }
+fn stage<'a>(
+    engine: &'a Engine,
+    wiring: &'a Wiring,
+    recipe: &'a Recipe,
+    bound: &'a Bound<'a>,
+    params: &'a ParamStore,
+) -> Stage<'a> {
+    let encoder = encoder(engine, recipe, params);
+    Stage { bound, model: engine.model(), sizes: engine.sizes(), wiring, task: &*recipe.task, encoder }
+}
+
+/// The encoder, whose weights follow the parameters of the spec.
+fn encoder<'a>(engine: &Engine, recipe: &'a Recipe, params: &'a ParamStore) -> Option<encoder::Bound<'a>> {
+    let weights = &params.raw[engine.model().params.len()..];
+    let encoder = &recipe.encoder;
+    (!encoder.layers.is_empty()).then_some(encoder::Bound { encoder, weights })
 }
 
 /// The forward and backward pass of one update.
@@ -384,7 +417,7 @@ struct Pass<'a> {
     sums: &'a Sums<'a>,
 }
 
-type Outcomes = Result<Vec<RowOutcome>, RowError>;
+type Outcomes = Result<Chunk, RowError>;
 
 impl Pass<'_> {
     fn address(&self, row: usize) -> Address {
@@ -407,15 +440,17 @@ impl Pass<'_> {
             watch.start();
             let tape = tape.get_or_insert_with(|| self.engine.tape(self.stage.task.steps(), Mode::Train));
             let mut grads = self.sums.zeros();
-            let mut outcomes = vec![];
+            let mut chunk = self.chunk();
             watch.lap(Phase::Backward);
             for row in rows {
                 let record = self.forward(row, tape, watch)?;
-                outcomes.push(self.backward((tape, watch), &record, &record.values, None, &mut grads));
+                chunk.rows.push(self.backward((tape, watch), &record, &record.values, None, &mut grads));
+                self.encoder_backward(tape, &record, &mut chunk.encoder);
+                watch.lap(Phase::Backward);
             }
             self.sums.add(number, grads);
             watch.lap(Phase::Gradient);
-            Ok(outcomes)
+            Ok(chunk)
         };
         let chunks = parallel::chunks(self.batch).into_iter().enumerate().collect();
         gather(parallel::run(workers, chunks, work))
@@ -463,9 +498,9 @@ impl Pass<'_> {
                 let values = if row == 0 { &pooled } else { &zeros };
                 self.backward((tape, watch), &records[row], &baseline, Some(values), &mut grads)
             };
-            let outcomes = rows.zip(tapes).map(outcome).collect();
+            let rows = rows.zip(tapes).map(outcome).collect();
             self.sums.add(number, grads);
-            Ok(outcomes)
+            Ok(Chunk { rows, ..self.chunk() })
         };
         gather(parallel::run(workers, jobs, work))
     }
@@ -492,12 +527,32 @@ impl Pass<'_> {
                 row.loss = a.loss(&row.terms) / self.stage.task.steps() as f64;
             }
             Learner::SquaredError(s) => self.error_cotangents(*s, tape, record, &mut row),
+            Learner::CrossEntropy(c) => self.class_cotangents(*c, tape, record, &mut row),
             Learner::NextWord(_) => {}
         }
         watch.lap(Phase::Losses);
         self.stage.bound.backward(tape, grads, self.share() as f32, None);
         watch.lap(Phase::Backward);
         row
+    }
+
+    fn chunk(&self) -> Chunk {
+        let encoder = self.stage.encoder.map_or(vec![], |e| e.encoder.zeros());
+        Chunk { rows: vec![], encoder }
+    }
+
+    /// Adds what a row gives to the gradients of the encoder, after its backward pass.
+    fn encoder_backward(&self, tape: &Tape, record: &Record, gradients: &mut [Vec<f32>]) {
+        let (Some(encoder), Some(encoded)) = (self.stage.encoder, &record.encoded) else { return };
+        let (steps, input) = (self.stage.task.steps(), self.stage.wiring.input);
+        let each = encoder.encoder.features().unwrap_or(0);
+        let mut bar = vec![0.0; steps * each];
+        for (t, to) in bar.chunks_mut(each.max(1)).enumerate() {
+            if let Some(from) = self.stage.bound.input_bar(tape, t, input) {
+                to.copy_from_slice(from);
+            }
+        }
+        encoder.backward(&encoded.images, steps, &encoded.activations, bar, gradients);
     }
 
     /// `held` are the advantages that train the value.
@@ -523,6 +578,22 @@ impl Pass<'_> {
         terms
     }
 
+    fn class_cotangents(
+        &self,
+        learner: CrossEntropy,
+        tape: &mut Tape,
+        record: &Record,
+        row: &mut RowOutcome,
+    ) {
+        let (bound, id) = (self.stage.bound, self.stage.wiring.output);
+        for (t, target) in &record.targets {
+            let logits = bound.output(tape, *t, id).to_vec();
+            row.loss += learner.loss(&logits, target);
+            let bar = bound.output_bar_mut(tape, *t, id);
+            learner.logits_bar(&logits, target, 1.0 / self.batch as f64, bar);
+        }
+    }
+
     fn error_cotangents(
         &self,
         learner: SquaredError,
@@ -540,12 +611,21 @@ impl Pass<'_> {
     }
 }
 
+/// Rows in order, and the sums of the chunks' gradients, added in order.
 fn gather(chunks: Vec<Outcomes>) -> Outcomes {
-    let mut rows = vec![];
+    let mut all = Chunk { rows: vec![], encoder: vec![] };
     for chunk in chunks {
-        rows.append(&mut chunk?);
+        let Chunk { mut rows, encoder } = chunk?;
+        all.rows.append(&mut rows);
+        match all.encoder.is_empty() {
+            true => all.encoder = encoder,
+            false => {
+                let pairs = all.encoder.iter_mut().flatten().zip(encoder.iter().flatten());
+                pairs.for_each(|(sum, x)| *sum += x);
+            }
+        }
     }
-    Ok(rows)
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -665,6 +745,7 @@ mod tests {
                 sizes: base.engine.sizes(),
                 wiring: &base.wiring,
                 task: &*base.recipe.task,
+                encoder: None,
             };
             let mut tape = base.engine.tape(steps, Mode::Infer);
             let record = stage(&old)

@@ -1,12 +1,13 @@
 //! Connects a task to a model: which axes it binds, which input it feeds, which outputs it reads.
 
 use crate::Error;
+use crate::encoder::Encoder;
 use crate::learner::Learner;
 use crate::params::draw;
 use crate::rng::{Address, Domain, Purpose, Stream};
 use crate::task::{Goal, Task};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
-use compiler::model::{Law, Model, Noise, Role};
+use compiler::model::{Input, Law, Model, Noise, Role};
 use grammar::diag::did_you_mean;
 use std::collections::BTreeMap;
 
@@ -17,6 +18,8 @@ pub struct Wiring {
     pub input: InputId,
     /// The previous reward goes here, if the spec has `in mod reward`.
     pub reward: Option<InputId>,
+    /// Labels go here, if the task shows any.
+    pub label: Option<InputId>,
     /// Noise inputs and how they are drawn.
     pub noise: Vec<(InputId, Noise, Vec<usize>)>,
     /// Action logits, or the vector that is compared with the target.
@@ -25,22 +28,31 @@ pub struct Wiring {
     pub value: Option<OutputId>,
 }
 
-/// Sizes of all axes: those of the task, then those of the recipe, then those of the spec.
+/// How many numbers a network sees at a step: what the task shows, or what an embedding or an encoder makes
+/// of it.
+pub fn seen(task: &dyn Task, learner: &Learner, encoder: &Encoder) -> usize {
+    match (learner, encoder.features()) {
+        (Learner::NextWord(n), _) => n.embedding,
+        (_, Some(features)) => features,
+        (_, None) => task.inputs(),
+    }
+}
+
+/// Sizes of all axes: those of the task, then those of the recipe, then those of the spec. `seen` binds `I`.
 ///
 /// # Errors
 /// If an axis is bound twice in different ways, is unknown, or is bound by nobody.
 pub fn bind_sizes(
     model: &Model,
     task: &dyn Task,
-    learner: &Learner,
+    seen: usize,
     given: &BTreeMap<String, usize>,
 ) -> Result<Sizes, Error> {
     let mut bound = given.clone();
-    let embedding = match learner {
-        Learner::NextWord(n) => Some(("I", n.embedding)),
-        _ => None,
-    };
-    for (name, size) in task.axes().into_iter().chain(embedding) {
+    let others = task.axes().into_iter().filter(|(name, _)| *name != "I");
+    // A task whose inputs have no axis of their own is not asked for one.
+    let has_own = task.axes().iter().any(|(name, _)| *name == "I") || task.text().is_some();
+    for (name, size) in others.chain(has_own.then_some(("I", seen))) {
         let Some(axis) = model.axes.named.iter().find(|a| a.name == name) else { continue };
         if let Some(other) = given.get(name).filter(|n| **n != size) {
             return Err(Error::usage(format!(
@@ -74,28 +86,29 @@ impl Wiring {
     ///
     /// # Errors
     /// If the model lacks an input or output that the task needs, or one has the wrong size.
-    pub fn new(model: &Model, sizes: &Sizes, task: &dyn Task, learner: &Learner) -> Result<Self, Error> {
+    pub fn new(model: &Model, sizes: &Sizes, task: &dyn Task, seen: usize) -> Result<Self, Error> {
         let mut wiring = Wiring {
-            input: find_input(model, sizes, task, learner)?,
+            input: find_input(model, sizes, seen)?,
             reward: None,
+            label: None,
             noise: vec![],
             output: OutputId(0),
             value: None,
         };
         wiring.other_inputs(model, sizes, task)?;
-        match (task.goal(), learner) {
-            (Goal::Act(n), _) => {
+        match task.goal() {
+            Goal::Act(n) => {
                 wiring.output = find_output(model, sizes, "policy", Some(n), "one logit per action")?;
                 wiring.value = Some(find_output(model, sizes, "value", None, "the value of the state")?);
             }
-            (Goal::Match(n), _) => {
-                let name = match model.outputs.as_slice() {
-                    [only] => only.name.as_str(),
-                    _ => "y",
-                };
-                wiring.output = find_output(model, sizes, name, Some(n), "one number per unit")?;
+            Goal::Match(n) => {
+                wiring.output = find_output(model, sizes, only(model, "y"), Some(n), "one number per unit")?;
             }
-            (Goal::Continue, _) => wiring.output = features(model)?,
+            Goal::Classify(n) => {
+                let what = "one logit per class";
+                wiring.output = find_output(model, sizes, only(model, "logits"), Some(n), what)?;
+            }
+            Goal::Continue => wiring.output = features(model)?,
         }
         Ok(wiring)
     }
@@ -108,6 +121,9 @@ impl Wiring {
                 _ if id == self.input => {}
                 Role::Noise(noise) => self.noise.push((id, noise.clone(), sizes.dims(input.shape))),
                 Role::Reset => {}
+                Role::Target if task.labels() > 0 && self.label.is_none() => {
+                    self.label = Some(label(sizes, input, id, task.labels())?);
+                }
                 Role::Modulator if input.name == "reward" && input.shape == Shape::Scalar && acts => {
                     self.reward = Some(id);
                 }
@@ -118,6 +134,10 @@ impl Wiring {
                     return Err(Error::input(message).help(help));
                 }
             }
+        }
+        if task.labels() > 0 && self.label.is_none() {
+            let message = format!("the task shows labels, but spec `{}` has no input for them", model.name);
+            return Err(Error::input(message).help("declare `axis O = ?` and `in target label[O]`"));
         }
         Ok(())
     }
@@ -175,11 +195,26 @@ fn features(model: &Model) -> Result<OutputId, Error> {
     })
 }
 
-fn find_input(model: &Model, sizes: &Sizes, task: &dyn Task, learner: &Learner) -> Result<InputId, Error> {
-    let wanted = match learner {
-        Learner::NextWord(n) => n.embedding,
-        _ => task.inputs(),
-    };
+/// The name of the only output, or else this one.
+fn only<'a>(model: &'a Model, otherwise: &'a str) -> &'a str {
+    match model.outputs.as_slice() {
+        [only] => only.name.as_str(),
+        _ => otherwise,
+    }
+}
+
+/// An input for labels of so many classes.
+fn label(sizes: &Sizes, input: &Input, id: InputId, classes: usize) -> Result<InputId, Error> {
+    let dims = sizes.dims(input.shape);
+    if dims == [classes] {
+        return Ok(id);
+    }
+    let (name, found) = (&input.name, crate::tensors::brackets(&dims));
+    let message = format!("input `{name}` has shape {found}, but the labels of the task have {classes} classes");
+    Err(Error::input(message).help("declare `axis O = ?` and `in target label[O]`; the task binds O"))
+}
+
+fn find_input(model: &Model, sizes: &Sizes, wanted: usize) -> Result<InputId, Error> {
     let signals: Vec<usize> =
         (0..model.inputs.len()).filter(|&k| model.inputs[k].role == Role::Signal).collect();
     let named = signals.iter().find(|&&k| model.inputs[k].name == "u");

@@ -5,6 +5,7 @@
 //! knows about networks.
 
 mod actor_critic;
+mod cross_entropy;
 mod squared_error;
 
 use crate::language::NextWord;
@@ -13,10 +14,12 @@ use crate::task::{Defaults, Goal};
 
 pub(crate) use actor_critic::softmax;
 pub use actor_critic::{ActorCritic, Baseline, Terms};
+pub use cross_entropy::{CrossEntropy, Form};
+pub(crate) use cross_entropy::{hot, likeliest};
 pub use squared_error::SquaredError;
 
 /// The names of all learners.
-pub const NAMES: [&str; 3] = ["actor-critic", "squared-error", "next-word"];
+pub const NAMES: [&str; 4] = ["actor-critic", "squared-error", "next-word", "cross-entropy"];
 
 /// A learner with its options.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,13 +30,18 @@ pub enum Learner {
     SquaredError(SquaredError),
     /// Cross-entropy of the next word.
     NextWord(NextWord),
+    /// Cross-entropy of a class.
+    CrossEntropy(CrossEntropy),
 }
 
 impl Learner {
     /// Reads the options, and refuses a learner that does not suit the task's goal.
     pub fn new(o: &mut Options, goal: Goal, defaults: &Defaults) -> Self {
         let index = o.choice("name", defaults.learner, &NAMES, "how outputs become a loss");
-        let suits = matches!((index, goal), (0, Goal::Act(_)) | (1, Goal::Match(_)) | (2, Goal::Continue));
+        let suits = matches!(
+            (index, goal),
+            (0, Goal::Act(_)) | (1, Goal::Match(_)) | (2, Goal::Continue) | (3, Goal::Classify(_))
+        );
         if !suits {
             let message = format!("the learner {} does not suit this task", NAMES[index]);
             o.problem("name", message, Some(format!("use \"{}\"", NAMES[defaults.learner])));
@@ -41,6 +49,7 @@ impl Learner {
         match index {
             0 => Learner::ActorCritic(ActorCritic::new(o, defaults)),
             2 => Learner::NextWord(NextWord::new(o)),
+            3 => Learner::CrossEntropy(CrossEntropy::new(o)),
             _ => Learner::SquaredError(SquaredError),
         }
     }
@@ -49,7 +58,7 @@ impl Learner {
     pub fn burn_in(&self) -> u64 {
         match self {
             Learner::ActorCritic(a) => a.burn_in,
-            Learner::SquaredError(_) | Learner::NextWord(_) => 0,
+            Learner::SquaredError(_) | Learner::NextWord(_) | Learner::CrossEntropy(_) => 0,
         }
     }
 }

@@ -6,14 +6,17 @@
 
 mod cue_reward;
 mod maze;
+mod one_shot;
 mod pattern_completion;
 
+use crate::encoder::Map;
 use crate::language::Text;
 use crate::options::Options;
 use crate::rng::Address;
 
 pub use cue_reward::CueReward;
 pub use maze::Maze;
+pub use one_shot::OneShot;
 pub use pattern_completion::PatternCompletion;
 
 /// What a task wants from a network at every step.
@@ -25,6 +28,8 @@ pub enum Goal {
     Match(usize),
     /// Features, from which the next word of a text is predicted.
     Continue,
+    /// One of this many classes, where there is a target: a logit for each.
+    Classify(usize),
 }
 
 /// A task with its options.
@@ -37,6 +42,16 @@ pub trait Task: Send + Sync {
 
     /// The number of inputs per step.
     fn inputs(&self) -> usize;
+
+    /// The shape of the inputs of a step, if they are an image that can be encoded.
+    fn image(&self) -> Option<Map> {
+        None
+    }
+
+    /// The number of classes of the labels that are shown beside the inputs; 0 if none are.
+    fn labels(&self) -> usize {
+        0
+    }
 
     /// What it wants.
     fn goal(&self) -> Goal;
@@ -57,6 +72,9 @@ pub trait Task: Send + Sync {
 pub trait Episode {
     /// Writes what the network sees at a step. `input` is zero on entry. Steps come in order.
     fn observe(&mut self, step: usize, input: &mut [f32]);
+
+    /// Writes the label that the network sees at a step. `label` is zero on entry.
+    fn label(&self, _step: usize, _label: &mut [f32]) {}
 
     /// The reward seen at a step: that of the action of the step before.
     fn previous_reward(&self) -> f32 {
@@ -105,14 +123,15 @@ impl Default for Defaults {
 }
 
 /// The names of all tasks.
-pub const NAMES: [&str; 4] = ["cue-reward", "maze", "pattern-completion", "language-model"];
+pub const NAMES: [&str; 5] = ["cue-reward", "maze", "pattern-completion", "language-model", "one-shot"];
 
 /// One line on each task.
-pub const SUMMARIES: [&str; 4] = [
+pub const SUMMARIES: [&str; 5] = [
     "associate cues with reward: which of the cues of this episode is the target?",
     "find the reward in a grid maze, again and again, from 3x3 views",
     "memorise patterns, then complete one of them from half of its bits",
     "predict the next word of a text",
+    "see characters once with their labels, then name one of them in another hand",
 ];
 
 /// The metric by which runs of a task are compared, unless another is asked for: its first score, or what
@@ -153,6 +172,10 @@ pub fn build(index: usize, options: &mut Options) -> (Box<dyn Task>, Defaults) {
                 epochs: 0,
             };
             (task, defaults)
+        }
+        "one-shot" => {
+            let task = Box::new(OneShot::new(options));
+            (task, Defaults { learner: 3, ..Defaults::default() })
         }
         "language-model" => {
             let task = Box::new(Text::new(options));
