@@ -33,7 +33,8 @@ pub fn trainer(
     let wiring = Wiring::new(&model, &sizes, &*recipe.task, &recipe.learner)?;
     // Only an embedding learns from the gradients of inputs.
     let input_bars = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
-    let teams = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
+    let is_known = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
+    let teams = if is_known { recipe.schedule.batch } else { 0 };
     let options = EngineOptions { input_bars, teams, ..EngineOptions::default() };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
     let engine = Engine::new(kept, kept_sizes, backend, &options)?;
@@ -81,13 +82,12 @@ fn in_form(model: &Arc<Model>, sizes: &Sizes, recipe: &Recipe) -> Result<(Arc<Mo
 
 fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> Need<'a> {
     let batch = recipe.schedule.batch;
-    // Rows that share a baseline wait for each other, each on a tape of its own.
-    let shared = match &recipe.learner {
-        Learner::ActorCritic(a) => a.baseline == Baseline::First,
-        Learner::NextWord(_) => true,
-        Learner::SquaredError(_) => false,
+    // Rows that share a baseline, or a softmax, wait for each other, each on a tape of its own.
+    let tapes = match &recipe.learner {
+        Learner::ActorCritic(a) if a.baseline == Baseline::First => Tapes::PerRow,
+        Learner::NextWord(_) => Tapes::Waiting,
+        Learner::ActorCritic(_) | Learner::SquaredError(_) => Tapes::PerThread,
     };
-    let tapes = if shared { Tapes::PerRow } else { Tapes::PerThread };
     let threads_too = Flags { threads: "--threads ", ..Flags::default() };
     let flags = match mode {
         Mode::Train => Flags { batch: "--set run.batch=", steps: steps_flag(recipe), ..threads_too },

@@ -147,14 +147,14 @@ impl Trainer {
         let threads = self.workers.len();
         let before_chain = if self.params.chains() { crate::optim::norm(&gradients, threads) } else { 0.0 };
         self.params.chain(&mut gradients);
-        let grad_norm = self.optimiser.clip(&mut gradients);
+        let (grad_norm, factor) = self.optimiser.clip(&gradients);
         if !(before_chain.is_finite() && grad_norm.is_finite()) {
             return Err(self.bad_gradient(&gradients));
         }
         if self.update >= self.recipe.learner.burn_in() {
             let learned: Vec<bool> = self.params.about.iter().map(|a| a.learned).collect();
             let multiple = self.multiple();
-            self.optimiser.step(&mut self.params.raw, &gradients, &learned, multiple);
+            self.optimiser.step(&mut self.params.raw, (&gradients, factor), &learned, multiple);
             if self.averages() {
                 self.optimiser.add_to_average(&self.params.raw);
             }

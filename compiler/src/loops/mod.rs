@@ -56,6 +56,7 @@ mod hoist;
 mod lower;
 mod math;
 mod parse;
+mod parts;
 pub mod plan;
 mod print;
 mod rows;
@@ -67,7 +68,7 @@ pub use hoist::{TOGETHER, together};
 pub use lower::{LowerOptions, lower};
 pub use parse::parse;
 pub use print::{NAMES, print, routines};
-pub use rows::{SIDE_BY_SIDE, gains, side_by_side};
+pub use rows::{SIDE_BY_SIDE, TEAM, gains, side_by_side};
 pub use verify::verify;
 
 use crate::ir::Value;

@@ -12,11 +12,14 @@ use super::product::accumulate;
 use super::{Bound, Engine, FlushDenormals, Mode, RowState, Start, TeamInputs};
 use compiler::back::{BackError, Kernels, Target};
 use compiler::interp::Tensor;
-use compiler::ir::{InputId, OutputId, StateId, Value};
+use compiler::ir::{InputId, Op, OutputId, Source, StateId, Value};
 use compiler::loops::plan::TapeSizes;
-use compiler::loops::{Base, LANES, LIVE, LogSlot, NAMES, Place, Program, Steps, TOGETHER, Tiles, routines};
+use compiler::loops::{
+    Base, LANES, LIVE, LogSlot, NAMES, Place, Program, Rank1, Steps, TOGETHER, Tiles, routines,
+};
 use compiler::model::Init;
 use std::alloc::Layout;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -112,6 +115,12 @@ const LINE: usize = 64;
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
+impl Default for Buffer {
+    fn default() -> Self {
+        Buffer::new(0)
+    }
+}
+
 impl Buffer {
     pub(super) fn new(len: usize) -> Self {
         let Some(layout) = Self::layout(len) else { return Buffer { start: NonNull::dangling(), len } };
@@ -162,12 +171,16 @@ impl Drop for Buffer {
 }
 
 /// Lays out the unbatched values.
-pub(super) fn pack_params(engine: &Engine, params: &[Tensor]) -> Buffer {
-    let values = engine.interpreter.prologue(params);
+pub(super) fn pack_params(engine: &Engine, params: &[Vec<f32>], wide: &[Tensor]) -> Buffer {
+    let values = engine.interpreter.prologue_without(wide, |p| engine.packed[p.index()]);
     let mut buffer = Buffer::new(engine.program.params_len);
     for bound in &engine.program.params {
-        let value = values[bound.value.index()].as_ref().expect("the prologue is evaluated");
-        let narrow: Vec<f32> = value.iter().map(|x| *x as f32).collect();
+        let narrow: Cow<'_, [f32]> =
+            match (engine.model().step.at(bound.value).op.clone(), &values[bound.value.index()]) {
+                (_, Some(value)) => value.iter().map(|x| *x as f32).collect(),
+                (Op::Load(Source::Param(p)), None) => params[p.index()].as_slice().into(),
+                (op, None) => unreachable!("{op:?} is part of the prologue"),
+            };
         let to = &mut buffer.as_mut_slice()[bound.offset..];
         match bound.matrix {
             Some((post, pre)) => engine.program.pack(post, pre, &narrow, to),
@@ -180,21 +193,28 @@ pub(super) fn pack_params(engine: &Engine, params: &[Tensor]) -> Buffer {
 /// Gradient sums of a chunk of rows.
 pub(super) struct Grads {
     packed: Buffer,
-    /// Hoisted gradients, row-major.
+    /// Hoisted gradients, row-major; none if they are summed apart.
     plain: BTreeMap<Value, Vec<f32>>,
+    apart: bool,
     initial: Vec<Vec<f32>>,
 }
 
 impl Grads {
-    pub(super) fn new(engine: &Engine) -> Self {
+    /// `apart`: without hoisted gradients, which [`products`] sums.
+    pub(super) fn new(engine: &Engine, apart: bool) -> Self {
         let program = &engine.program;
-        let plain = program.rank1.iter().map(|r| (r.value, vec![0.0; r.post * r.pre])).collect();
+        let hoisted = program.rank1.iter().filter(|_| !apart);
+        let plain = hoisted.map(|r| (r.value, vec![0.0; r.post * r.pre])).collect();
         let learned = |s: &compiler::model::State| match s.init {
             Init::Param(_) => vec![0.0; engine.sizes().count(s.shape)],
             _ => vec![],
         };
         let initial = engine.model().states.iter().map(learned).collect();
-        Grads { packed: Buffer::new(program.grads_len), plain, initial }
+        Grads { packed: Buffer::new(program.grads_len), plain, apart, initial }
+    }
+
+    pub(super) fn is_apart(&self) -> bool {
+        self.apart
     }
 
     pub(super) fn clear(&mut self) {
@@ -259,11 +279,9 @@ pub(super) struct Tape {
     frame_count: usize,
     adjoint: Buffer,
     carry: Buffer,
-    back_carry: Buffer,
-    ends: Buffer,
     scratch: Buffer,
-    snapshots: Buffer,
     checkpoints: Buffer,
+    room: Room,
     /// The logs of every stretch ([`Mode::Infer`]: of the last).
     logs: Vec<Buffer>,
     log_bars: Buffer,
@@ -281,8 +299,43 @@ pub(super) struct Tape {
     init_bar: RowState,
 }
 
+/// What a tape needs only while it runs backward.
+#[derive(Default)]
+pub(super) struct Room {
+    back_carry: Buffer,
+    ends: Buffer,
+    snapshots: Buffer,
+}
+
+impl Room {
+    pub(super) fn new(engine: &Engine, steps: usize, interval: Option<usize>, rows: usize) -> Room {
+        let sizes = TapeSizes::new(engine.program_of(rows), steps, interval);
+        Room {
+            back_carry: Buffer::new(sizes.back_carry),
+            ends: Buffer::new(sizes.ends),
+            snapshots: Buffer::new(sizes.snapshots),
+        }
+    }
+}
+
 impl Tape {
+    /// With a room of its own, if it is one of [`Mode::Train`].
     pub(super) fn new(
+        engine: &Engine,
+        steps: usize,
+        mode: Mode,
+        interval: Option<usize>,
+        rows: usize,
+    ) -> Self {
+        let mut tape = Tape::without_room(engine, steps, mode, interval, rows);
+        if mode == Mode::Train {
+            tape.room = Room::new(engine, steps, interval, rows);
+        }
+        tape
+    }
+
+    /// It is lent a room while it runs backward.
+    pub(super) fn without_room(
         engine: &Engine,
         steps: usize,
         mode: Mode,
@@ -304,11 +357,9 @@ impl Tape {
             frame_count,
             adjoint: train(sizes.adjoint),
             carry: Buffer::new(sizes.carry),
-            back_carry: train(sizes.back_carry),
-            ends: train(sizes.ends),
             scratch: Buffer::new(sizes.scratch),
-            snapshots: train(sizes.snapshots),
             checkpoints: train(sizes.checkpoints),
+            room: Room::default(),
             logs: vec![Buffer::new(sizes.logs)],
             log_bars: train(sizes.log_bars),
             stretch: 0,
@@ -328,10 +379,15 @@ impl Tape {
 
     fn code<'b>(&self, bound: &'b Bound<'_>) -> &'b Code {
         match &bound.engine.kind {
-            super::Kind::Jit(_) if self.rows > 1 => &bound.engine.teams[self.rows - 2].1,
+            super::Kind::Jit(_) if self.rows > 1 => &bound.engine.team(self.rows).1,
             super::Kind::Jit(code) => code,
             super::Kind::Interp => unreachable!("this tape belongs to a compiled engine"),
         }
+    }
+
+    /// Exchanges its room for this one.
+    pub(super) fn exchange(&mut self, room: &mut Room) {
+        std::mem::swap(&mut self.room, room);
     }
 
     /// Rows that step together.
@@ -780,7 +836,9 @@ impl Tape {
             self.add_start(grads, first, &bars);
         }
         self.select(0);
-        self.hoisted(bound, grads, first, end);
+        if !grads.apart {
+            self.hoisted(bound, grads, first, end);
+        }
     }
 
     fn place_bars(&mut self, bound: &Bound<'_>, end: usize, bar: &[Vec<f32>]) {
@@ -792,7 +850,12 @@ impl Tape {
             for (k, x) in bar.iter().enumerate() {
                 match (&program.matrices[k], program.state_bars[k]) {
                     (Some(m), _) => {
-                        program.pack(m.post, m.pre, x, &mut self.ends.as_mut_slice()[shift + m.offset..]);
+                        program.pack(
+                            m.post,
+                            m.pre,
+                            x,
+                            &mut self.room.ends.as_mut_slice()[shift + m.offset..],
+                        );
                     }
                     (None, Some(offset)) => {
                         self.adjoint.as_mut_slice()[start + offset..][..x.len()].copy_from_slice(x);
@@ -804,7 +867,7 @@ impl Tape {
         self.select(0);
         if program.carries_states {
             let n = program.matrices_len;
-            self.back_carry.as_mut_slice()[..n].copy_from_slice(&self.ends.as_slice()[..n]);
+            self.room.back_carry.as_mut_slice()[..n].copy_from_slice(&self.room.ends.as_slice()[..n]);
         }
     }
 
@@ -813,7 +876,7 @@ impl Tape {
         let program = self.program(bound);
         let start = first * program.adjoint_len + self.shift(program.adjoint_len);
         let shift = self.shift(if program.carries_states { program.carry_len } else { program.matrices_len });
-        let from = if program.carries_states { &self.back_carry } else { &self.ends };
+        let from = if program.carries_states { &self.room.back_carry } else { &self.room.ends };
         let mut bars = zero_states(bound);
         for (k, x) in bars.iter_mut().enumerate() {
             match (&program.matrices[k], program.state_bars[k]) {
@@ -839,7 +902,7 @@ impl Tape {
         let code = self.code(bound);
         if !is_last && code.reads_second {
             let keep = end - start;
-            self.snapshots.as_mut_slice().copy_within(..matrices, keep * matrices);
+            self.room.snapshots.as_mut_slice().copy_within(..matrices, keep * matrices);
         }
         self.segment = self.saved.iter().position(|t| *t == start).unwrap_or(0) * matrices;
         let mut pointers = self.pointers(bound, self.frame_of(start) as isize);
@@ -863,12 +926,38 @@ impl Tape {
     fn hoisted(&mut self, bound: &Bound<'_>, grads: &mut Grads, first: usize, end: usize) {
         let _entered = Entered::new();
         for rank1 in &self.program(bound).rank1 {
-            let a = self.series(bound, rank1.a, first);
-            let b = self.series(bound, rank1.b, first);
             let sum = grads.plain.get_mut(&rank1.value).expect("one sum per hoisted gradient");
-            // SAFETY: both series hold a vector of each row and step in frames of this tape, which stay
-            // where they are; `sum` is a separate allocation of `post * pre` elements.
-            unsafe { accumulate(rank1, (end - first) * self.rows, a, b, sum) };
+            self.multiply(bound, rank1, 0..rank1.post, first..end, sum);
+        }
+    }
+
+    /// Adds these rows of a hoisted gradient, summed over steps.
+    fn multiply(
+        &self,
+        bound: &Bound<'_>,
+        rank1: &Rank1,
+        post: Range<usize>,
+        steps: Range<usize>,
+        sum: &mut [f32],
+    ) {
+        let (a, stride) = self.series(bound, rank1.a, steps.start);
+        let b = self.series(bound, rank1.b, steps.start);
+        let part = Rank1 { post: post.len(), ..*rank1 };
+        let a = (a.wrapping_add(post.start), stride);
+        assert!(sum.len() == part.post * part.pre && post.end <= rank1.post, "a part of the gradient");
+        // SAFETY: both series hold a vector of each row and step in frames of this tape, which stay
+        // where they are; `sum` is a separate allocation of `post * pre` elements.
+        unsafe { accumulate(&part, steps.len() * self.rows, a, b, sum) };
+    }
+
+    /// The hoisted gradient with this number, of all stretches.
+    fn multiply_all(&self, bound: &Bound<'_>, number: usize, post: &Range<usize>, sum: &mut [f32]) {
+        let rank1 = &self.program(bound).rank1[number];
+        for (k, stretch) in self.stretches.iter().enumerate() {
+            let end = self.stretches.get(k + 1).map_or(self.steps, |next| next.first);
+            if stretch.first < end {
+                self.multiply(bound, rank1, post.clone(), stretch.first..end, sum);
+            }
         }
     }
 
@@ -912,7 +1001,7 @@ impl Tape {
             Base::Scratch => self.scratch.pointer(),
             Base::Params => bound.packed.pointer(),
             Base::Carry => self.carry.pointer(),
-            Base::Ends => self.ends.pointer(),
+            Base::Ends => self.room.ends.pointer(),
             Base::Log => self.logs[self.stretch].pointer(),
             Base::LogBar => self.log_bars.pointer(),
             Base::Adjoint(_) | Base::Snapshot(_) | Base::Grads => std::ptr::null_mut(),
@@ -926,7 +1015,7 @@ impl Tape {
             let number = at + isize::from(k);
             pointers[Base::Snapshot(k).slot()] = match number {
                 0 => self.checkpoints.pointer().wrapping_add(self.segment),
-                _ => self.snapshots.pointer().wrapping_offset((number - 1) * matrices),
+                _ => self.room.snapshots.pointer().wrapping_offset((number - 1) * matrices),
             };
         }
     }
@@ -970,7 +1059,7 @@ impl Tape {
             let at = (t + isize::from(k)) * program.adjoint_len as isize;
             pointers[Base::Adjoint(k).slot()] = self.adjoint.pointer().wrapping_offset(at);
         }
-        pointers[Base::Carry.slot()] = self.back_carry.pointer();
+        pointers[Base::Carry.slot()] = self.room.back_carry.pointer();
         pointers[Base::Grads.slot()] = grads.packed.pointer();
         pointers
     }
@@ -983,6 +1072,38 @@ impl Tape {
         // caller's gradients (both borrowed exclusively), or are only read (parameters).
         unsafe { entry(pointers.as_ptr()) };
     }
+}
+
+/// Rows of a hoisted gradient that one thread sums.
+const ROWS: usize = 64;
+
+/// The hoisted gradients of tapes that have run backward, in their order, by boundary value. `spare` is
+/// memory that may be used.
+pub(super) fn products(
+    bound: &Bound<'_>,
+    tapes: &[&Tape],
+    threads: usize,
+    spare: &mut Vec<Vec<f32>>,
+) -> BTreeMap<Value, Vec<f32>> {
+    let rank1 = &bound.engine.program.rank1;
+    let mut sums: Vec<Vec<f32>> = vec![];
+    for r in rank1 {
+        let found = spare.iter().position(|s| s.len() == r.post * r.pre);
+        sums.push(found.map_or_else(|| vec![0.0; r.post * r.pre], |k| spare.swap_remove(k)));
+    }
+    let mut jobs = vec![];
+    for (number, (r, sum)) in rank1.iter().zip(&mut sums).enumerate() {
+        for (k, part) in sum.chunks_mut(ROWS * r.pre.max(1)).enumerate() {
+            jobs.push((number, k * ROWS..r.post.min((k + 1) * ROWS), part));
+        }
+    }
+    let work = |(): &mut (), (number, post, part): (usize, Range<usize>, &mut [f32])| {
+        let _entered = Entered::new();
+        part.fill(0.0);
+        tapes.iter().for_each(|tape| tape.multiply_all(bound, number, &post, part));
+    };
+    crate::parallel::run(&mut vec![(); threads.max(1)], jobs, work);
+    rank1.iter().map(|r| r.value).zip(sums).collect()
 }
 
 /// Which code runs a routine for these steps, and from which step on.

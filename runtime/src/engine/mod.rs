@@ -20,10 +20,11 @@ pub use sums::Sums;
 
 use compiler::back::Target;
 use compiler::interp::Interpreter;
-use compiler::ir::{InputId, OutputId, Sizes, StateId};
+use compiler::ir::{InputId, OutputId, ParamId, Sizes, StateId};
 use compiler::loops::Program;
 use compiler::loops::plan::{self, Plan, Use};
 use compiler::model::Model;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Which implementation runs the model.
@@ -63,14 +64,14 @@ pub struct EngineOptions {
     /// Steps between checkpoints of the matrix states; `None` for the square root of the length,
     /// which makes checkpoints and replayed steps take equal memory.
     pub checkpoint_every: Option<usize>,
-    /// Whether rows whose inputs are known may step together, where that is faster. Outputs keep their
-    /// bits, sums of gradients over rows take another order.
-    pub teams: bool,
+    /// The rows of batches whose rows may step together, where that is faster, since their inputs are known;
+    /// 0 for none. Outputs keep their bits, sums of gradients over rows take another order.
+    pub teams: usize,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { input_bars: true, checkpoint_every: None, teams: false }
+        EngineOptions { input_bars: true, checkpoint_every: None, teams: 0 }
     }
 }
 
@@ -157,7 +158,9 @@ pub struct Engine {
     pub(crate) interpreter: Interpreter,
     pub(crate) program: Program,
     kind: Kind,
-    /// The loops for two rows that step together, and for more; none if that does not help.
+    /// By parameter: whether batched code alone uses it.
+    packed: Vec<bool>,
+    /// The loops for rows that step together, by their number; none if that does not help.
     teams: Vec<(Program, jit::Code)>,
     backend: Backend,
     options: EngineOptions,
@@ -184,6 +187,18 @@ pub struct Tape(TapeKind);
 enum TapeKind {
     Interp(interp::Tape),
     Jit(jit::Tape),
+}
+
+/// Memory that a row needs only while it runs backward.
+pub struct Room(jit::Room);
+
+impl Tape {
+    /// Exchanges the room that it has for this one; both are for as many rows and steps.
+    pub fn exchange(&mut self, room: &mut Room) {
+        if let TapeKind::Jit(tape) = &mut self.0 {
+            tape.exchange(&mut room.0);
+        }
+    }
 }
 
 /// Gradient sums of a chunk of rows.
@@ -225,10 +240,11 @@ impl Engine {
         };
         let mut teams = vec![];
         if let Backend::Compiled(target) = backend
-            && options.teams
+            && options.teams > 1
             && compiler::loops::gains(&program)
         {
-            for rows in 2..=compiler::loops::SIDE_BY_SIDE {
+            let sizes: BTreeSet<usize> = cut(options.teams).into_iter().filter(|n| *n > 1).collect();
+            for rows in sizes {
                 let program = compiler::loops::side_by_side(&program, rows);
                 check_addressable(&program)?;
                 let code = jit::Code::new(target, &program)?;
@@ -236,7 +252,12 @@ impl Engine {
             }
         }
         let spare = Mutex::new(vec![]);
-        Ok(Engine { interpreter, program, kind, teams, backend, options: *options, spare })
+        let is_packed = |k| {
+            matches!(backend, Backend::Compiled(_))
+                && plan::is_packed(&interpreter.model, &interpreter.prologue_adjoint, ParamId(k as u32))
+        };
+        let packed = (0..interpreter.model.params.len()).map(is_packed).collect();
+        Ok(Engine { packed, interpreter, program, kind, teams, backend, options: *options, spare })
     }
 
     /// The model.
@@ -286,13 +307,17 @@ impl Engine {
                 return Err(EngineError::Parameter { name: p.name.clone(), found, expected });
             }
         }
-        let params: Vec<compiler::interp::Tensor> =
-            params.iter().map(|p| Arc::new(p.iter().map(|x| f64::from(*x)).collect())).collect();
+        let narrow = params;
+        let widen = |(p, is_packed): (&Vec<f32>, &bool)| match is_packed {
+            true => Arc::default(),
+            false => Arc::new(p.iter().map(|x| f64::from(*x)).collect()),
+        };
+        let params: Vec<compiler::interp::Tensor> = params.iter().zip(&self.packed).map(widen).collect();
         let initial = self.interpreter.initial(&params);
         let initial = initial.into_iter().map(|t| t.iter().map(|x| *x as f32).collect()).collect();
         let packed = match self.backend {
             Backend::Interp => jit::Buffer::new(0),
-            Backend::Compiled(_) => jit::pack_params(self, &params),
+            Backend::Compiled(_) => jit::pack_params(self, narrow, &params),
         };
         Ok(Bound { engine: self, params, packed, initial })
     }
@@ -300,16 +325,18 @@ impl Engine {
     pub(crate) fn program_of(&self, rows: usize) -> &Program {
         match rows {
             0 | 1 => &self.program,
-            _ => &self.teams[rows - 2].0,
+            _ => &self.team(rows).0,
         }
     }
 
-    /// How so many rows are best cut into teams that step together.
+    fn team(&self, rows: usize) -> &(Program, jit::Code) {
+        let found = self.teams.iter().find(|(program, _)| program.rows == rows);
+        found.unwrap_or_else(|| panic!("no team of {rows} rows was asked for"))
+    }
+
+    /// The sizes of the teams into which a batch is cut: rows that step together.
     pub fn teams(&self, rows: usize) -> Vec<usize> {
-        let most = self.teams.len() + 1;
-        // An even number is easily shared by two threads or four.
-        let count = if most == 1 { rows } else { rows.div_ceil(most).next_multiple_of(2).min(rows) };
-        (0..count).map(|k| (k + 1) * rows / count - k * rows / count).collect()
+        if rows == self.options.teams && !self.teams.is_empty() { cut(rows) } else { vec![1; rows] }
     }
 
     /// The memory of a team of rows, for up to `steps` steps; see [`Engine::teams`].
@@ -332,11 +359,34 @@ impl Engine {
         })
     }
 
+    /// The memory of a team of rows that waits for others before it runs backward, and is lent a [`Room`] then.
+    pub fn waiting_tape(&self, steps: usize, rows: usize) -> Tape {
+        match self.backend {
+            Backend::Interp => self.tape(steps, Mode::Train),
+            Backend::Compiled(_) => {
+                let interval = self.options.checkpoint_every;
+                Tape(TapeKind::Jit(jit::Tape::without_room(self, steps, Mode::Train, interval, rows)))
+            }
+        }
+    }
+
+    /// What a team of rows needs beside its [`Engine::waiting_tape`] while it runs backward.
+    pub fn room(&self, steps: usize, rows: usize) -> Room {
+        match self.backend {
+            Backend::Interp => Room(jit::Room::default()),
+            Backend::Compiled(_) => Room(jit::Room::new(self, steps, self.options.checkpoint_every, rows)),
+        }
+    }
+
     /// Gradient sums of one chunk of rows, zero.
     pub fn grads(&self) -> Grads {
+        self.grads_for(false)
+    }
+
+    fn grads_for(&self, apart: bool) -> Grads {
         Grads(match self.backend {
             Backend::Interp => GradsKind::Interp(interp::Grads::new(self)),
-            Backend::Compiled(_) => GradsKind::Jit(jit::Grads::new(self)),
+            Backend::Compiled(_) => GradsKind::Jit(jit::Grads::new(self, apart)),
         })
     }
 
@@ -358,12 +408,25 @@ impl Engine {
 }
 
 impl Grads {
+    fn is_apart(&self) -> bool {
+        match &self.0 {
+            GradsKind::Interp(_) => false,
+            GradsKind::Jit(g) => g.is_apart(),
+        }
+    }
+
     fn clear(&mut self) {
         match &mut self.0 {
             GradsKind::Interp(g) => g.clear(),
             GradsKind::Jit(g) => g.clear(),
         }
     }
+}
+
+/// Cuts a batch into teams. An even number of them is easily shared by two threads or four.
+fn cut(rows: usize) -> Vec<usize> {
+    let count = rows.div_ceil(compiler::loops::TEAM).next_multiple_of(2).min(rows);
+    (0..count).map(|k| (k + 1) * rows / count - k * rows / count).collect()
 }
 
 /// Offsets are 32-bit displacements.

@@ -2,12 +2,14 @@
 //!
 //! Rows are cut into chunks. A chunk is summed in single precision, in memory that the next one uses
 //! again; chunks are added up in double precision, in their order. One that is done before its
-//! turn waits. So the memory for chunks grows with the threads, not with the rows, and the result
+//! turn waits. Gradients that are products summed over time can be left to the end, when all rows have run
+//! backward: they are then summed over all rows at once ([`Sums::products`]). So the memory for chunks grows with the threads, not with the rows, and the result
 //! depends on neither.
 
-use super::{Bound, Engine, Grads, GradsKind};
-use compiler::ir::Value;
-use std::collections::BTreeMap;
+use super::{Bound, Engine, Grads, GradsKind, Tape, TapeKind, jit};
+use compiler::ir::{Op, ParamId, Sink, Source, Value};
+use compiler::model::Init;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Sums of gradients under way.
@@ -21,6 +23,8 @@ struct State {
     boundary: BTreeMap<Value, Vec<f64>>,
     /// By state: the cotangents of learned initial values.
     initial: Vec<Vec<f64>>,
+    /// Sums over all rows, by boundary value.
+    products: BTreeMap<Value, Vec<f32>>,
     /// The chunk whose turn it is.
     next: usize,
     waiting: BTreeMap<usize, Grads>,
@@ -33,7 +37,7 @@ impl<'e> Sums<'e> {
         let initial =
             engine.model().states.iter().map(|s| vec![0.0; engine.sizes().count(s.shape)]).collect();
         let (boundary, waiting) = (BTreeMap::new(), BTreeMap::new());
-        let state = State { boundary, initial, next: 0, waiting, free: vec![] };
+        let state = State { boundary, initial, products: BTreeMap::new(), next: 0, waiting, free: vec![] };
         Sums { engine, state: Mutex::new(state) }
     }
 
@@ -43,13 +47,36 @@ impl<'e> Sums<'e> {
 
     /// Zeros for a chunk of rows.
     pub fn zeros(&self) -> Grads {
+        self.cleared(false)
+    }
+
+    /// Zeros for a chunk of rows whose tapes are kept for [`Sums::products`].
+    pub fn zeros_without_products(&self) -> Grads {
+        self.cleared(true)
+    }
+
+    fn cleared(&self, apart: bool) -> Grads {
         let free = self.state().free.pop();
-        match free.or_else(|| self.engine.spare().pop()) {
+        match free.or_else(|| self.engine.spare().pop()).filter(|g| g.is_apart() == apart) {
             Some(mut grads) => {
                 grads.clear();
                 grads
             }
-            None => self.engine.grads(),
+            None => self.engine.grads_for(apart),
+        }
+    }
+
+    /// Sums products over all tapes, which have run backward, in their order. Takes memory from `spare`.
+    pub fn products(&self, bound: &Bound<'_>, tapes: &[Tape], threads: usize, spare: &mut Vec<Vec<f32>>) {
+        let mut compiled: Vec<&jit::Tape> = vec![];
+        for tape in tapes {
+            if let TapeKind::Jit(tape) = &tape.0 {
+                compiled.push(tape);
+            }
+        }
+        // The interpreter's tapes have left theirs in the chunks.
+        if !compiled.is_empty() {
+            self.state().products = jit::products(bound, &compiled, threads, spare);
         }
     }
 
@@ -75,12 +102,43 @@ impl<'e> Sums<'e> {
             state.add(self.engine, &chunk);
         }
         self.engine.spare().append(&mut state.free);
-        let gradients = self.engine.interpreter.finish(&bound.params, &state.boundary, &state.initial);
-        gradients.into_iter().map(|g| g.into_iter().map(|x| x as f32).collect()).collect()
+        let direct = state.direct(self.engine);
+        for (value, sum) in &state.products {
+            if !direct.values().any(|v| v == value) {
+                state.boundary.insert(*value, sum.iter().map(|x| f64::from(*x)).collect());
+            }
+        }
+        let known: BTreeSet<ParamId> = direct.keys().copied().collect();
+        let interpreter = &self.engine.interpreter;
+        let gradients = interpreter.finish_others(&bound.params, &state.boundary, &state.initial, &known);
+        let found = gradients.into_iter().enumerate().map(|(k, gradient)| {
+            let product = direct.get(&ParamId(k as u32)).and_then(|v| state.products.remove(v));
+            product.unwrap_or_else(|| gradient.into_iter().map(|x| x as f32).collect())
+        });
+        found.collect()
     }
 }
 
 impl State {
+    /// The parameters whose gradient is a product as it is, and which.
+    fn direct(&self, engine: &Engine) -> BTreeMap<ParamId, Value> {
+        let f = &engine.interpreter.prologue_adjoint;
+        let is_once = |p: ParamId, v: Value| {
+            let results = f.results.iter().filter(|(sink, r)| *sink == Sink::ParamBar(p) || *r == v).count();
+            results == 1 && !f.values().any(|(_, i)| i.op.operands().contains(&v))
+        };
+        let is_initial = |p| engine.model().states.iter().any(|s| s.init == Init::Param(p));
+        let product = |(sink, v): &(Sink, Value)| match (sink, &f.at(*v).op) {
+            (Sink::ParamBar(p), Op::Load(Source::BoundaryBar(b)))
+                if self.products.contains_key(b) && is_once(*p, *v) && !is_initial(*p) =>
+            {
+                Some((*p, *b))
+            }
+            _ => None,
+        };
+        f.results.iter().filter_map(product).collect()
+    }
+
     fn add(&mut self, engine: &Engine, chunk: &Grads) {
         match &chunk.0 {
             GradsKind::Interp(g) => g.add_to(&mut self.boundary, &mut self.initial),
