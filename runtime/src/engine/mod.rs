@@ -1,4 +1,4 @@
-//! Runs compiled models, row by row.
+//! Runs compiled models, row by row, or a whole batch on a device.
 //!
 //! An [`Engine`] is a model bound to axis sizes and a back end. [`Engine::bind`] adds parameters;
 //! the resulting [`Bound`] is shared by all threads of an update. A [`Tape`] is one row's memory: a
@@ -10,6 +10,7 @@
 //! the f64 interpreter keeps them.
 
 mod denormals;
+pub mod device;
 mod interp;
 mod jit;
 mod product;
@@ -17,6 +18,8 @@ mod sums;
 
 pub use denormals::{DENORMALS, FlushDenormals};
 pub use sums::Sums;
+
+use device::{Device, DeviceId, Fault};
 
 use compiler::back::Target;
 use compiler::interp::Interpreter;
@@ -33,6 +36,8 @@ pub enum Backend {
     Interp,
     /// Machine code, f32.
     Compiled(Target),
+    /// Kernels on a device, f32: all rows at once, as one team.
+    Device(DeviceId),
 }
 
 impl Backend {
@@ -51,6 +56,7 @@ impl Backend {
         match self {
             Backend::Interp => "interp",
             Backend::Compiled(target) => target.name(),
+            Backend::Device(id) => id.name(),
         }
     }
 }
@@ -94,6 +100,9 @@ pub enum EngineError {
     /// A part of a vector lies outside of it.
     #[error(transparent)]
     Outside(#[from] compiler::ir::Outside),
+    /// A device cannot be used.
+    #[error(transparent)]
+    Device(#[from] Fault),
     /// A parameter has the wrong number of elements.
     #[error("parameter `{name}` has {found} elements, expected {expected}")]
     Parameter {
@@ -152,6 +161,15 @@ struct Start<'s> {
     own: Vec<bool>,
 }
 
+/// The text of a spec.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Text<'a> {
+    /// Its file.
+    pub file: &'a str,
+    /// All of it.
+    pub source: &'a str,
+}
+
 /// A model bound to sizes and a back end.
 pub struct Engine {
     pub(crate) interpreter: Interpreter,
@@ -168,6 +186,7 @@ pub struct Engine {
 enum Kind {
     Interp,
     Jit(Box<jit::Code>),
+    Device(Arc<device::Code>),
 }
 
 /// Parameters in the layout of a back end.
@@ -175,6 +194,7 @@ pub struct Bound<'e> {
     engine: &'e Engine,
     params: Vec<compiler::interp::Tensor>,
     packed: jit::Buffer,
+    on_device: Option<device::Params>,
     initial: Vec<Vec<f32>>,
 }
 
@@ -184,6 +204,7 @@ pub struct Tape(TapeKind);
 enum TapeKind {
     Interp(interp::Tape),
     Jit(jit::Tape),
+    Device(Box<device::Tape>),
 }
 
 /// Gradient sums of a chunk of rows.
@@ -192,32 +213,50 @@ pub struct Grads(GradsKind);
 enum GradsKind {
     Interp(interp::Grads),
     Jit(jit::Grads),
+    /// None if the device has failed.
+    Device(Option<device::Grads>),
 }
 
 impl Engine {
     /// Compiles a model for the given sizes.
     ///
     /// # Errors
-    /// [`EngineError`] if the code generator fails, the model is too large to address, or a slice
-    /// lies outside of its vector.
+    /// [`EngineError`] if the code generator fails, the model is too large to address, a slice
+    /// lies outside of its vector, or the device cannot be used.
     pub fn new(
         model: Arc<Model>,
         sizes: Sizes,
         backend: Backend,
         options: &EngineOptions,
     ) -> Result<Engine, EngineError> {
+        Engine::of_text(model, sizes, backend, options, Text::default())
+    }
+
+    /// The same with the text of the spec, to which the kernels of a device then lead back.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn of_text(
+        model: Arc<Model>,
+        sizes: Sizes,
+        backend: Backend,
+        options: &EngineOptions,
+        text: Text<'_>,
+    ) -> Result<Engine, EngineError> {
+        if let Backend::Device(id) = backend {
+            let device = device::open(id)?;
+            return Engine::on(device, model, sizes, backend, options, text);
+        }
         compiler::ir::check_bounds(&model.step, &sizes)?;
         // The interpreter keeps the step as it was checked; kernels run its optimised form.
         let model = match backend {
             Backend::Interp => model,
-            Backend::Compiled(_) => Arc::new(compiler::passes::optimise(&model)),
+            Backend::Compiled(_) | Backend::Device(_) => Arc::new(compiler::passes::optimise(&model)),
         };
         let interpreter = Interpreter::new(model, sizes);
-        let lower = compiler::loops::LowerOptions { input_bars: options.input_bars };
-        let program =
-            compiler::loops::lower(&interpreter.model, &interpreter.sizes, &interpreter.adjoint, lower);
+        let program = lowered(&interpreter, options);
         let kind = match backend {
-            Backend::Interp => Kind::Interp,
+            Backend::Interp | Backend::Device(_) => Kind::Interp,
             Backend::Compiled(target) => {
                 check_addressable(&program)?;
                 Kind::Jit(Box::new(jit::Code::new(target, &program)?))
@@ -237,6 +276,68 @@ impl Engine {
         }
         let spare = Mutex::new(vec![]);
         Ok(Engine { interpreter, program, kind, teams, backend, options: *options, spare })
+    }
+
+    /// A model on a device that has been opened.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn on(
+        device: Arc<dyn Device>,
+        model: Arc<Model>,
+        sizes: Sizes,
+        backend: Backend,
+        options: &EngineOptions,
+        text: Text<'_>,
+    ) -> Result<Engine, EngineError> {
+        compiler::ir::check_bounds(&model.step, &sizes)?;
+        let interpreter = Interpreter::new(Arc::new(compiler::passes::optimise(&model)), sizes);
+        let program = lowered(&interpreter, options);
+        check_addressable(&program)?;
+        let (model, sizes) = (&*interpreter.model, &interpreter.sizes);
+        let file = if text.file.is_empty() { format!("{}.bpm", model.name) } else { text.file.to_owned() };
+        let spec = compiler::back::cuda::Spec {
+            file: &file,
+            source: text.source,
+            name: &model.name,
+            step: &model.step,
+            adjoint: &interpreter.adjoint,
+        };
+        let source = compiler::back::cuda::emit(&program, &spec);
+        let code = device::Code::new(device, &source, (model, sizes))?;
+        let (kind, teams) = (Kind::Device(Arc::new(code)), vec![]);
+        let (program, spare) = (source.program, Mutex::new(vec![]));
+        Ok(Engine { interpreter, program, kind, teams, backend, options: *options, spare })
+    }
+
+    /// Whether all that has run so far has run: a device can fail at any time, and what it gives from then on is
+    /// nothing.
+    ///
+    /// # Errors
+    /// The first fault of the device.
+    pub fn check(&self) -> Result<(), EngineError> {
+        match &self.kind {
+            Kind::Device(code) => code.fault().map_or(Ok(()), |fault| Err(fault.into())),
+            Kind::Interp | Kind::Jit(_) => Ok(()),
+        }
+    }
+
+    /// The device that it runs on, if it is none of the processor's.
+    pub fn device(&self) -> Option<&Arc<dyn Device>> {
+        match &self.kind {
+            Kind::Device(code) => Some(code.device()),
+            Kind::Interp | Kind::Jit(_) => None,
+        }
+    }
+
+    /// Bytes that a device needs for all rows of a batch, with parameters and gradients; zero without one.
+    pub fn device_bytes(&self, rows: usize, steps: usize, mode: Mode) -> u64 {
+        let Kind::Device(code) = &self.kind else { return 0 };
+        let room = device::Room { rows, steps, mode, interval: self.options.checkpoint_every };
+        let p = &self.program;
+        let hoisted: usize = p.rank1.iter().map(|r| r.post * r.pre).sum();
+        let sums = if mode == Mode::Train { 8 * (p.grads_len + hoisted) } else { 0 };
+        device::bytes(self, code, room).saturating_add((4 * p.params_len + sums) as u64)
     }
 
     /// The model.
@@ -266,11 +367,12 @@ impl Engine {
         plan::plan(&plan::Subject { model, sizes, program: &self.program, prologue }, usage)
     }
 
-    /// Bytes of machine code; zero for the interpreter.
+    /// Bytes of machine code, or of the source of a device's kernels; zero for the interpreter.
     pub fn code_bytes(&self) -> usize {
         match &self.kind {
             Kind::Interp => 0,
             Kind::Jit(code) => code.bytes(),
+            Kind::Device(code) => code.bytes(),
         }
     }
 
@@ -278,7 +380,8 @@ impl Engine {
     /// parameter `k` in the units of the spec (its constraint applied), row-major.
     ///
     /// # Errors
-    /// [`EngineError::Parameter`] if a tensor has the wrong number of elements.
+    /// [`EngineError::Parameter`] if a tensor has the wrong number of elements, [`EngineError::Device`] if a device
+    /// fails.
     pub fn bind(&self, params: &[Vec<f32>]) -> Result<Bound<'_>, EngineError> {
         for (k, p) in self.model().params.iter().enumerate() {
             let (found, expected) = (params.get(k).map_or(0, Vec::len), self.sizes().count(p.shape));
@@ -292,9 +395,13 @@ impl Engine {
         let initial = initial.into_iter().map(|t| t.iter().map(|x| *x as f32).collect()).collect();
         let packed = match self.backend {
             Backend::Interp => jit::Buffer::new(0),
-            Backend::Compiled(_) => jit::pack_params(self, &params),
+            Backend::Compiled(_) | Backend::Device(_) => jit::pack_params(self, &params),
         };
-        Ok(Bound { engine: self, params, packed, initial })
+        let on_device = match &self.kind {
+            Kind::Device(code) => Some(device::Params::new(code, packed.as_slice())?),
+            Kind::Interp | Kind::Jit(_) => None,
+        };
+        Ok(Bound { engine: self, params, packed, on_device, initial })
     }
 
     pub(crate) fn program_of(&self, rows: usize) -> &Program {
@@ -306,6 +413,9 @@ impl Engine {
 
     /// How so many rows are best cut into teams that step together.
     pub fn teams(&self, rows: usize) -> Vec<usize> {
+        if self.device().is_some() {
+            return vec![rows];
+        }
         let most = self.teams.len() + 1;
         // An even number is easily shared by two threads or four.
         let count = if most == 1 { rows } else { rows.div_ceil(most).next_multiple_of(2).min(rows) };
@@ -314,29 +424,30 @@ impl Engine {
 
     /// The memory of a team of rows, for up to `steps` steps; see [`Engine::teams`].
     pub fn team_tape(&self, steps: usize, mode: Mode, rows: usize) -> Tape {
-        match self.backend {
-            Backend::Interp => self.tape(steps, mode),
-            Backend::Compiled(_) => {
-                Tape(TapeKind::Jit(jit::Tape::new(self, steps, mode, self.options.checkpoint_every, rows)))
-            }
-        }
-    }
-
-    /// One row's memory for up to `steps` steps (any number of them in [`Mode::Infer`]).
-    pub fn tape(&self, steps: usize, mode: Mode) -> Tape {
-        Tape(match self.backend {
-            Backend::Interp => TapeKind::Interp(interp::Tape::new(self)),
-            Backend::Compiled(_) => {
-                TapeKind::Jit(jit::Tape::new(self, steps, mode, self.options.checkpoint_every, 1))
+        let interval = self.options.checkpoint_every;
+        Tape(match &self.kind {
+            Kind::Interp => TapeKind::Interp(interp::Tape::new(self)),
+            Kind::Jit(_) => TapeKind::Jit(jit::Tape::new(self, steps, mode, interval, rows)),
+            Kind::Device(code) => {
+                let room = device::Room { rows, steps, mode, interval };
+                TapeKind::Device(Box::new(device::Tape::new(self, code, room)))
             }
         })
     }
 
+    /// One row's memory for up to `steps` steps (any number of them in [`Mode::Infer`]).
+    pub fn tape(&self, steps: usize, mode: Mode) -> Tape {
+        self.team_tape(steps, mode, 1)
+    }
+
     /// Gradient sums of one chunk of rows, zero.
     pub fn grads(&self) -> Grads {
-        Grads(match self.backend {
-            Backend::Interp => GradsKind::Interp(interp::Grads::new(self)),
-            Backend::Compiled(_) => GradsKind::Jit(jit::Grads::new(self)),
+        Grads(match &self.kind {
+            Kind::Interp => GradsKind::Interp(interp::Grads::new(self)),
+            Kind::Jit(_) => GradsKind::Jit(jit::Grads::new(self)),
+            Kind::Device(code) => {
+                GradsKind::Device(code.attempt(|| device::Grads::new(self, code)))
+            }
         })
     }
 
@@ -362,8 +473,14 @@ impl Grads {
         match &mut self.0 {
             GradsKind::Interp(g) => g.clear(),
             GradsKind::Jit(g) => g.clear(),
+            GradsKind::Device(g) => g.iter_mut().for_each(device::Grads::clear),
         }
     }
+}
+
+fn lowered(interpreter: &Interpreter, options: &EngineOptions) -> Program {
+    let lower = compiler::loops::LowerOptions { input_bars: options.input_bars };
+    compiler::loops::lower(&interpreter.model, &interpreter.sizes, &interpreter.adjoint, lower)
 }
 
 /// Offsets are 32-bit displacements.
@@ -407,22 +524,31 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(t) => t.begin(&starts[0]),
             TapeKind::Jit(t) => t.begin(self, &starts),
+            TapeKind::Device(t) => t.begin(self, &starts),
         }
     }
 
     /// From now on inputs, outputs, states and their cotangents are those of this row of a team.
     pub fn select(&self, tape: &mut Tape, row: usize) {
-        if let TapeKind::Jit(t) = &mut tape.0 {
-            t.select(row);
+        match &mut tape.0 {
+            TapeKind::Interp(_) => {}
+            TapeKind::Jit(t) => t.select(row),
+            TapeKind::Device(t) => t.select(row),
         }
     }
 
     /// Sets the states back before the next step, and cuts the gradient there.
     pub fn reset(&self, tape: &mut Tape, states: Option<&RowState>) {
-        let start = self.start(states);
+        self.reset_team(tape, &[states]);
+    }
+
+    /// The same for all rows of a team; only a device can have more than one.
+    pub fn reset_team(&self, tape: &mut Tape, states: &[Option<&RowState>]) {
+        let starts: Vec<Start<'_>> = states.iter().map(|s| self.start(*s)).collect();
         match &mut tape.0 {
-            TapeKind::Interp(t) => t.reset(&start),
-            TapeKind::Jit(t) => t.reset(self, &start),
+            TapeKind::Interp(t) => t.reset(&starts[0]),
+            TapeKind::Jit(t) => t.reset(self, &starts[0]),
+            TapeKind::Device(t) => t.reset(self, &starts),
         }
     }
 
@@ -440,6 +566,7 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(t) => t.input_mut(input),
             TapeKind::Jit(t) => t.input_mut(self, input),
+            TapeKind::Device(t) => t.input_mut(input),
         }
     }
 
@@ -448,6 +575,7 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(t) => t.step(self),
             TapeKind::Jit(t) => t.step(self),
+            TapeKind::Device(t) => t.step(self),
         }
     }
 
@@ -472,6 +600,7 @@ impl Bound<'_> {
                 }
             }
             TapeKind::Jit(t) => t.forward(self, steps, inputs),
+            TapeKind::Device(t) => t.forward(self, steps, inputs),
         }
     }
 
@@ -499,6 +628,7 @@ impl Bound<'_> {
         match &tape.0 {
             TapeKind::Interp(_) => 1,
             TapeKind::Jit(t) => t.rows(),
+            TapeKind::Device(t) => t.rows(),
         }
     }
 
@@ -507,6 +637,7 @@ impl Bound<'_> {
         match &tape.0 {
             TapeKind::Interp(t) => t.steps(),
             TapeKind::Jit(t) => t.steps(),
+            TapeKind::Device(t) => t.steps(),
         }
     }
 
@@ -515,6 +646,7 @@ impl Bound<'_> {
         match &tape.0 {
             TapeKind::Interp(tape) => tape.output(t, output),
             TapeKind::Jit(tape) => tape.output(self, t, output),
+            TapeKind::Device(tape) => tape.output(t, output),
         }
     }
 
@@ -524,6 +656,7 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(tape) => tape.penalty(t),
             TapeKind::Jit(tape) => tape.penalty(self, t),
+            TapeKind::Device(tape) => tape.penalty(self, t),
         }
     }
 
@@ -532,6 +665,7 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(t) => t.state(),
             TapeKind::Jit(t) => t.state(self),
+            TapeKind::Device(t) => t.state(self),
         }
     }
 
@@ -540,6 +674,7 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(tape) => tape.output_bar_mut(t, output),
             TapeKind::Jit(tape) => tape.output_bar_mut(self, t, output),
+            TapeKind::Device(tape) => tape.output_bar_mut(t, output),
         }
     }
 
@@ -549,6 +684,8 @@ impl Bound<'_> {
         match (&mut tape.0, &mut grads.0) {
             (TapeKind::Interp(t), GradsKind::Interp(g)) => t.backward(self, g, penalty_bar, last),
             (TapeKind::Jit(t), GradsKind::Jit(g)) => t.backward(self, g, penalty_bar, last),
+            (TapeKind::Device(t), GradsKind::Device(Some(g))) => t.backward(self, g, penalty_bar, last),
+            (TapeKind::Device(_), GradsKind::Device(None)) => {}
             _ => unreachable!("tape and gradients come from one engine"),
         }
     }
@@ -558,6 +695,7 @@ impl Bound<'_> {
         match &tape.0 {
             TapeKind::Interp(tape) => tape.input_bar(t, input),
             TapeKind::Jit(tape) => tape.input_bar(self, t, input),
+            TapeKind::Device(tape) => tape.input_bar(t, input),
         }
     }
 
@@ -566,6 +704,7 @@ impl Bound<'_> {
         match &tape.0 {
             TapeKind::Interp(t) => t.init_bar(),
             TapeKind::Jit(t) => t.init_bar(),
+            TapeKind::Device(t) => t.init_bar(self),
         }
     }
 

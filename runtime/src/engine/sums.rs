@@ -85,6 +85,9 @@ impl State {
         match &chunk.0 {
             GradsKind::Interp(g) => g.add_to(&mut self.boundary, &mut self.initial),
             GradsKind::Jit(g) => g.add_to(engine, &mut self.boundary, &mut self.initial),
+            GradsKind::Device(g) => {
+                g.iter().for_each(|g| g.add_to(engine, &mut self.boundary, &mut self.initial));
+            }
         }
     }
 }
