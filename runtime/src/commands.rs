@@ -343,7 +343,7 @@ pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
         input_bars: args.input_gradients,
         prefer: args.prefer.form(),
     };
-    let report = bench::bench(spec.model, &job)?;
+    let report = bench::bench(&spec, &job)?;
     if args.json {
         let json = serde_json::to_string(&report).map_err(|e| Error::input(e.to_string()))?;
         print(&format!("{json}\n"))

@@ -116,7 +116,9 @@ impl Need<'_> {
             (Backend::Device(_), mode) => {
                 let one = self.engine.device_bytes(1, steps, mode);
                 let (rows, one) = (self.usage.batch, size(one));
-                return format!("{rows} rows of {steps} steps are on the device at once; one row takes {one}");
+                return format!(
+                    "{rows} rows of {steps} steps are on the device at once; one row takes {one}"
+                );
             }
         };
         if self.data > 0 {

@@ -1,7 +1,7 @@
 //! From a recipe to a run in memory: spec, sizes, connections, parameters, kernels.
 
 use crate::Error;
-use crate::engine::{Backend, Engine, EngineOptions, Mode};
+use crate::engine::{Backend, Engine, EngineOptions, Mode, Text};
 use crate::language::NextWord;
 use crate::learner::{Baseline, Learner};
 use crate::memory::{Flags, Need, available};
@@ -36,7 +36,8 @@ pub fn trainer(
     let teams = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
     let options = EngineOptions { input_bars, teams, ..EngineOptions::default() };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
-    let engine = Engine::new(kept, kept_sizes, backend, &options)?;
+    let text = Text { file: &spec.path, source: &spec.source };
+    let engine = Engine::of_text(kept, kept_sizes, backend, &options, text)?;
     need(&engine, &recipe, threads, mode).check(available())?;
     let mut params = ParamStore::new(&model, &sizes, recipe.schedule.seed, &recipe.init)?;
     if let (Learner::NextWord(learner), Some(text)) = (&recipe.learner, recipe.task.text()) {

@@ -330,7 +330,9 @@ impl Tape {
         match &bound.engine.kind {
             super::Kind::Jit(_) if self.rows > 1 => &bound.engine.teams[self.rows - 2].1,
             super::Kind::Jit(code) => code,
-            super::Kind::Interp | super::Kind::Device(_) => unreachable!("this tape belongs to a compiled engine"),
+            super::Kind::Interp | super::Kind::Device(_) => {
+                unreachable!("this tape belongs to a compiled engine")
+            }
         }
     }
 

@@ -445,9 +445,7 @@ impl Engine {
         Grads(match &self.kind {
             Kind::Interp => GradsKind::Interp(interp::Grads::new(self)),
             Kind::Jit(_) => GradsKind::Jit(jit::Grads::new(self)),
-            Kind::Device(code) => {
-                GradsKind::Device(code.attempt(|| device::Grads::new(self, code)))
-            }
+            Kind::Device(code) => GradsKind::Device(code.attempt(|| device::Grads::new(self, code))),
         })
     }
 
@@ -685,7 +683,7 @@ impl Bound<'_> {
             (TapeKind::Interp(t), GradsKind::Interp(g)) => t.backward(self, g, penalty_bar, last),
             (TapeKind::Jit(t), GradsKind::Jit(g)) => t.backward(self, g, penalty_bar, last),
             (TapeKind::Device(t), GradsKind::Device(Some(g))) => t.backward(self, g, penalty_bar, last),
-            (TapeKind::Device(_), GradsKind::Device(None)) => {}
+            (TapeKind::Device(t), GradsKind::Device(None)) => t.give_up(),
             _ => unreachable!("tape and gradients come from one engine"),
         }
     }

@@ -253,9 +253,8 @@ impl Code {
             Map::new(&device, &places)
         };
         let logs: Result<Vec<Map>, Fault> = p.logs.iter().map(log).collect();
-        let adds = routines(p).map(|r| {
-            r.nests.iter().flat_map(|n| &n.effects).any(|e| e.place().base == Base::Grads)
-        });
+        let adds = routines(p)
+            .map(|r| r.nests.iter().flat_map(|n| &n.effects).any(|e| e.place().base == Base::Grads));
         let widest = p.adjoint_len.max(p.frame_len).max(1);
         Ok(Code {
             modules: [module, moves],

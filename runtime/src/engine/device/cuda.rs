@@ -85,8 +85,11 @@ fn check_driver(version: i32, needed: i32) -> Result<(), Fault> {
     if version >= needed {
         return Ok(());
     }
-    let message =
-        format!("the CUDA driver is too old: it knows CUDA {}, and {} is needed", text(version), text(needed));
+    let message = format!(
+        "the CUDA driver is too old: it knows CUDA {}, and {} is needed",
+        text(version),
+        text(needed)
+    );
     Err(Fault::new(FaultKind::OldDriver, message).help("update NVIDIA's driver, or use --device cpu"))
 }
 
@@ -101,8 +104,9 @@ fn check_architecture(device: &str, (major, minor): (i32, i32), known: &[i32]) -
         "{device} has compute capability {major}.{minor}, for which the installed NVRTC cannot compile; it knows {}",
         known.join(", ")
     );
-    Err(Fault::new(FaultKind::Architecture, message)
-        .help("install another version of NVRTC, choose another device with --device cuda:N, or use --device cpu"))
+    Err(Fault::new(FaultKind::Architecture, message).help(
+        "install another version of NVRTC, choose another device with --device cuda:N, or use --device cpu",
+    ))
 }
 
 impl Cuda {
@@ -129,7 +133,9 @@ impl Cuda {
         let version = nvrtc::version()?;
         let mut driver = 0;
         // SAFETY: the place is there.
-        unsafe { sys::cuDriverGetVersion(&raw mut driver) }.result().map_err(lost("asking for its version"))?;
+        unsafe { sys::cuDriverGetVersion(&raw mut driver) }
+            .result()
+            .map_err(lost("asking for its version"))?;
         // Machine code of a major version runs on drivers of that version.
         check_driver(driver, 1000 * version.0)?;
         check_architecture(&name, (major, minor), &nvrtc::architectures()?)?;
@@ -232,7 +238,8 @@ impl Device for Cuda {
         self.enter()?;
         // SAFETY: the caller vouches for the place, and the stream is waited for.
         unsafe {
-            result::memcpy_dtoh_async(to, from as sys::CUdeviceptr, self.stream).map_err(lost("copying from it"))?;
+            result::memcpy_dtoh_async(to, from as sys::CUdeviceptr, self.stream)
+                .map_err(lost("copying from it"))?;
             result::stream::synchronize(self.stream).map_err(lost("running kernels"))
         }
     }
@@ -247,7 +254,8 @@ impl Device for Cuda {
     unsafe fn clear(&self, at: Address, bytes: usize) -> Result<(), Fault> {
         self.enter()?;
         // SAFETY: the caller vouches for the place.
-        unsafe { result::memset_d8_async(at as sys::CUdeviceptr, 0, bytes, self.stream) }.map_err(lost("clearing"))
+        unsafe { result::memset_d8_async(at as sys::CUdeviceptr, 0, bytes, self.stream) }
+            .map_err(lost("clearing"))
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: [u32; 2], threads: u32, call: &Call) -> Result<(), Fault> {
@@ -294,7 +302,8 @@ impl Device for Cuda {
     unsafe fn replay(&self, Graph(graph): Graph) -> Result<(), Fault> {
         self.enter()?;
         // SAFETY: `recorded` gave it, and the caller vouches for what is in it.
-        unsafe { result::graph::launch(graph as sys::CUgraphExec, self.stream) }.map_err(lost("running a recording"))
+        unsafe { result::graph::launch(graph as sys::CUgraphExec, self.stream) }
+            .map_err(lost("running a recording"))
     }
 
     fn forget(&self, Graph(graph): Graph) {
@@ -334,7 +343,9 @@ mod tests {
     #[test]
     fn a_machine_without_a_driver_is_told_so() {
         match count() {
-            Err(fault) if fault.kind == FaultKind::NoDriver => assert!(fault.help[0].contains("--device cpu")),
+            Err(fault) if fault.kind == FaultKind::NoDriver => {
+                assert!(fault.help[0].contains("--device cpu"))
+            }
             Err(fault) => assert!(!fault.help.is_empty(), "{fault}"),
             Ok(devices) => assert!(devices > 0),
         }

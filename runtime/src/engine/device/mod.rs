@@ -51,8 +51,8 @@ mod tests;
 pub(super) use code::{Code, Grads, Params};
 pub use emulated::Emulated;
 pub use fault::{Fault, FaultKind};
-pub use open::{DeviceId, open};
 pub(crate) use open::cuda_devices;
+pub use open::{DeviceId, open};
 pub(super) use tape::{Room, Tape, bytes};
 
 use std::ffi::c_int;

@@ -21,9 +21,9 @@ pub(super) fn version() -> Result<(i32, i32), Fault> {
     }
     let (mut major, mut minor) = (0, 0);
     // SAFETY: both places are there.
-    unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }
-        .result()
-        .map_err(|e| Fault::new(FaultKind::NoCompiler, format!("NVRTC does not answer: {e:?}")).help(INSTALL))?;
+    unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().map_err(|e| {
+        Fault::new(FaultKind::NoCompiler, format!("NVRTC does not answer: {e:?}")).help(INSTALL)
+    })?;
     Ok((major, minor))
 }
 
@@ -99,8 +99,11 @@ pub(super) fn refusal(name: &str, source: &str, log: &str) -> Fault {
     let message = format!("the CUDA compiler refuses {kernel}`{name}`{at}: {first}");
     let rest: Vec<&str> = log.lines().filter(|l| l.contains("error")).skip(1).take(4).collect();
     let fault = Fault::new(FaultKind::Source, message);
-    let fault = if rest.is_empty() { fault } else { fault.help(format!("it also says: {}", rest.join("; "))) };
-    fault.help("the kernels were written by bpm, so this is a fault of bpm; the CPU runs the model: --device cpu")
+    let fault =
+        if rest.is_empty() { fault } else { fault.help(format!("it also says: {}", rest.join("; "))) };
+    fault.help(
+        "the kernels were written by bpm, so this is a fault of bpm; the CPU runs the model: --device cpu",
+    )
 }
 
 /// The file and the line in `FILE(12): error: …` and in `FILE:12:3: error: …`.
@@ -144,9 +147,15 @@ mod tests {
         let source = "int f();\nextern \"C\" __global__ void __launch_bounds__(THREADS, 1) first(const Tape t) {\n\
                       #line 3 \"a.bpm\"\n  x;\n}\nextern \"C\" __global__ void __launch_bounds__(THREADS, 1) step(const Tape t) {\n\
                       #line 7 \"a.bpm\"\n  y;\n";
-        for log in ["a.bpm(7): error: identifier \"y\" is undefined\n", "a.bpm:7:3: error: 'y' was not declared\n"] {
+        for log in
+            ["a.bpm(7): error: identifier \"y\" is undefined\n", "a.bpm:7:3: error: 'y' was not declared\n"]
+        {
             let fault = refusal("net", source, log);
-            assert!(fault.message.starts_with("the CUDA compiler refuses kernel `step` of `net` at line 7 of a.bpm: "));
+            assert!(
+                fault
+                    .message
+                    .starts_with("the CUDA compiler refuses kernel `step` of `net` at line 7 of a.bpm: ")
+            );
             assert!(fault.help.iter().any(|h| h.contains("--device cpu")));
         }
         assert!(refusal("net", source, "nonsense").message.ends_with("refuses `net`: nonsense"));

@@ -159,9 +159,9 @@ impl Lengths {
 
     fn bytes(&self) -> u64 {
         // Devices give memory out in pieces of 512 bytes.
-        self.all.iter().fold(0, |sum: u64, n| {
-            sum.saturating_add((*n as u64).saturating_mul(4).next_multiple_of(512))
-        })
+        self.all
+            .iter()
+            .fold(0, |sum: u64, n| sum.saturating_add((*n as u64).saturating_mul(4).next_multiple_of(512)))
     }
 }
 
@@ -242,7 +242,13 @@ impl Work<'_> {
     }
 
     /// Packed numbers into frames.
-    fn scatter(&self, map: &super::code::Map, to: (Address, usize), from: Address, count: usize) -> Result<(), Fault> {
+    fn scatter(
+        &self,
+        map: &super::code::Map,
+        to: (Address, usize),
+        from: Address,
+        count: usize,
+    ) -> Result<(), Fault> {
         self.code.moves(Move {
             to: to.0,
             to_map: map.places.at(),
@@ -332,11 +338,7 @@ impl Tape {
     }
 
     /// Does something with the device, unless something has failed before.
-    fn work<T>(
-        &self,
-        bound: &Bound<'_>,
-        work: impl FnOnce(Work<'_>) -> Result<T, Fault>,
-    ) -> Option<T> {
+    fn work<T>(&self, bound: &Bound<'_>, work: impl FnOnce(Work<'_>) -> Result<T, Fault>) -> Option<T> {
         let regions = self.memory.as_ref()?;
         let params = bound.on_device.as_ref().map_or(0, Params::at);
         let stretch = if self.mode == Mode::Infer { 0 } else { self.stretches.len().saturating_sub(1) };
@@ -373,30 +375,38 @@ impl Tape {
         let longer = (frame + 2).max(2 * count);
         let train = self.mode == Mode::Train;
         let grown = self.work(bound, |w| {
-            let grow = |from: &Buffer, floats: usize| {
-                let to = Buffer::new(&w.code.device, 4 * floats)?;
-                to.take(0, from, 0, from.bytes() / 4)?;
-                Ok::<_, Fault>(to)
-            };
             let r = w.regions;
-            let frames = grow(&r.frames, longer * each)?;
+            let frames = grow(w, &r.frames, longer * each)?;
             let adjoints =
-                if train { Some(grow(&r.adjoints, (longer + 3) * adjoint * w.rows)?) } else { None };
+                if train { Some(grow(w, &r.adjoints, (longer + 3) * adjoint * w.rows)?) } else { None };
             let widest = [&w.code.inputs, &w.code.outputs, &w.code.output_bars, &w.code.input_bars];
             let widest = widest.iter().map(|m| m.width).max().unwrap_or(0) * longer * w.rows;
-            let staging = grow(&r.staging, widest.max(r.staging.bytes() / 4))?;
-            let saved = longer.div_ceil(self.interval) * w.program.matrices_len * w.rows;
-            let checkpoints = if train { Some(grow(&r.checkpoints, saved)?) } else { None };
-            Ok((frames, adjoints, staging, checkpoints))
+            let staging = grow(w, &r.staging, widest.max(r.staging.bytes() / 4))?;
+            Ok((frames, adjoints, staging))
         });
         self.forget();
-        if let (Some((frames, adjoints, staging, checkpoints)), Some(m)) = (grown, &mut self.memory) {
+        if let (Some((frames, adjoints, staging)), Some(m)) = (grown, &mut self.memory) {
             m.frames = frames;
             m.staging = staging;
             m.frame_count = longer;
-            if let (Some(adjoints), Some(checkpoints)) = (adjoints, checkpoints) {
-                (m.adjoints, m.checkpoints) = (adjoints, checkpoints);
+            if let Some(adjoints) = adjoints {
+                m.adjoints = adjoints;
             }
+        }
+    }
+
+    /// Makes room for the checkpoints of the coming steps: resets make more of them than the steps say.
+    fn reserve_checkpoints(&mut self, bound: &Bound<'_>, steps: usize) {
+        let Some(saved) = self.due() else { return };
+        let due = (self.steps..self.steps + steps).filter(|t| self.due_at(*t)).count();
+        let floats = (saved + due) * bound.engine.program.matrices_len * self.rows;
+        if self.memory.as_ref().is_none_or(|m| 4 * floats <= m.checkpoints.bytes()) {
+            return;
+        }
+        let grown = self.work(bound, |w| grow(w, &w.regions.checkpoints, 2 * floats));
+        self.forget();
+        if let (Some(grown), Some(m)) = (grown, &mut self.memory) {
+            m.checkpoints = grown;
         }
     }
 
@@ -535,6 +545,7 @@ impl Tape {
     pub(in crate::engine) fn step(&mut self, bound: &Bound<'_>) {
         let frame = self.next_frame();
         self.reserve(bound, frame + 1);
+        self.reserve_checkpoints(bound, 1);
         self.make_room(&bound.engine.program);
         let (t, pending, save) = (self.steps, self.pending, self.due());
         let (rows, width) = (self.rows, self.code.outputs.width);
@@ -623,11 +634,18 @@ impl Tape {
     }
 
     /// Several steps of all rows whose inputs are known.
-    pub(in crate::engine) fn forward(&mut self, bound: &Bound<'_>, steps: usize, inputs: &mut TeamInputs<'_>) {
+    pub(in crate::engine) fn forward(
+        &mut self,
+        bound: &Bound<'_>,
+        steps: usize,
+        inputs: &mut TeamInputs<'_>,
+    ) {
         let width = self.code.inputs.width;
         let mut all = vec![0.0; if self.mode == Mode::Infer { 0 } else { steps * self.rows * width }];
         for k in 0..steps {
-            for (row, input) in (0..self.rows).flat_map(|r| (0..self.code.slots.inputs.len()).map(move |n| (r, n))) {
+            for (row, input) in
+                (0..self.rows).flat_map(|r| (0..self.code.slots.inputs.len()).map(move |n| (r, n)))
+            {
                 let place = packed(&self.code.slots.inputs, input);
                 let slots = if self.mode == Mode::Infer { &mut self.host.inputs } else { &mut all };
                 let step = if self.mode == Mode::Infer { 0 } else { k };
@@ -648,6 +666,7 @@ impl Tape {
     fn sequence(&mut self, bound: &Bound<'_>, steps: usize, inputs: &[f32]) {
         let (first, frame, rows) = (self.steps, self.next_frame(), self.rows);
         self.reserve(bound, frame + steps);
+        self.reserve_checkpoints(bound, steps);
         if let Some(last) = steps.checked_sub(1) {
             self.steps += last;
             self.make_room(&bound.engine.program);
@@ -952,7 +971,8 @@ impl Tape {
             snapshot: number(t as isize - start as isize),
         };
         if p.carries_states {
-            let (to, from) = ((w.regions.back_carry.at(), p.carry_len), (w.regions.ends.at(), p.matrices_len));
+            let (to, from) =
+                ((w.regions.back_carry.at(), p.carry_len), (w.regions.ends.at(), p.matrices_len));
             w.whole(to, from, p.matrices_len)?;
         }
         w.code.apart(BACK_BEFORE, w.rows, end - first, tape, at(first, first))?;
@@ -1024,6 +1044,11 @@ impl Tape {
         Ok(())
     }
 
+    /// The backward pass of a device that has failed: zeros.
+    pub(in crate::engine) fn give_up(&mut self) {
+        self.host.input_bars = vec![0.0; self.steps * self.rows * self.code.input_bars.width];
+    }
+
     fn read_input_bars(&mut self, bound: &Bound<'_>) {
         let mut bars = std::mem::take(&mut self.host.input_bars);
         bars.resize(self.steps * self.rows * self.code.input_bars.width, 0.0);
@@ -1082,6 +1107,13 @@ impl Drop for Tape {
     fn drop(&mut self) {
         self.forget();
     }
+}
+
+/// A longer region that begins with what there is.
+fn grow(w: Work<'_>, from: &Buffer, floats: usize) -> Result<Buffer, Fault> {
+    let to = Buffer::new(&w.code.device, 4 * floats)?;
+    to.take(0, from, 0, from.bytes() / 4)?;
+    Ok(to)
 }
 
 /// Zeros for all states; none for logs.
