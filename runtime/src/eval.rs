@@ -76,17 +76,19 @@ fn side_by_side(
     seed: u64,
     choice: Choice,
 ) -> Vec<Outcome> {
-    let rows = trainer.recipe.schedule.batch.min(episodes.max(1));
-    let mode = rollout::mode(stage.task);
-    let mut tape = trainer.engine.team_tape(stage.task.steps(), mode, rows);
+    let most = trainer.recipe.schedule.batch;
+    let (steps, mode) = (stage.task.steps(), rollout::mode(stage.task));
+    let mut tape: Option<Tape> = None;
     let mut all = vec![];
-    for first in (0..episodes).step_by(rows) {
+    for first in (0..episodes).step_by(most) {
+        let rows = most.min(episodes - first);
+        let known = tape.take().filter(|t| stage.bound.rows(t) == rows);
+        let tape = tape.insert(known.unwrap_or_else(|| trainer.engine.team_tape(steps, mode, rows)));
         let address = |k: usize| Address { seed, domain: Domain::Eval, episode: 0, row: k as u32 };
         let addresses: Vec<Address> = (first..first + rows).map(address).collect();
         let watch = &mut Stopwatch::default();
-        match stage.run_team(&mut tape, &addresses, &vec![None; rows], choice, watch) {
-            Ok(records) => all.extend(records.into_iter().take(episodes - first).map(Ok)),
-            // A row behind the last episode is none.
+        match stage.run_team(tape, &addresses, &vec![None; rows], choice, watch) {
+            Ok(records) => all.extend(records.into_iter().map(Ok)),
             Err((row, e)) => all.push(Err((first + row, e))),
         }
     }

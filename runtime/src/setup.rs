@@ -1,6 +1,7 @@
 //! From a recipe to a run in memory: spec, sizes, connections, parameters, kernels.
 
 use crate::Error;
+use crate::engine::device::Work;
 use crate::engine::{Backend, Engine, EngineOptions, Mode, Text};
 use crate::language::NextWord;
 use crate::learner::{Baseline, Learner};
@@ -8,10 +9,11 @@ use crate::memory::{Flags, Need, available};
 use crate::params::ParamStore;
 use crate::recipe::Recipe;
 use crate::spec::Spec;
+use crate::task::Goal;
 use crate::train::Trainer;
 use crate::wiring::{Wiring, bind_sizes};
 use compiler::form::{Form, Prefer};
-use compiler::ir::Sizes;
+use compiler::ir::{Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::Model;
 use std::collections::BTreeMap;
@@ -45,6 +47,20 @@ pub fn trainer(
         learner.add_parameters(&mut params, text.corpus.vocabulary.len(), features, recipe.schedule.seed);
     }
     Ok(Trainer::new(spec, recipe, (engine, form), wiring, params, threads))
+}
+
+/// What a recipe is going to run, as the choice of a device weighs it.
+///
+/// # Errors
+/// If spec and task do not fit together.
+pub fn work(spec: &Spec, recipe: &Recipe, threads: usize) -> Result<Work, Error> {
+    let sizes = bind_sizes(&spec.model, &*recipe.task, &recipe.learner, &recipe.sizes)?;
+    let matrix = |s: &&compiler::model::State| matches!(s.shape, Shape::Matrix { .. });
+    let elements = spec.model.states.iter().filter(matrix).map(|s| sizes.count(s.shape)).sum();
+    let batch = recipe.schedule.batch;
+    let steps = recipe.task.text().map_or(recipe.task.steps(), |t| t.windows(batch, 0).longest());
+    let answers = matches!(recipe.task.goal(), Goal::Act(_));
+    Ok(Work { elements, batch, steps, answers, threads })
 }
 
 /// The number of features from which the next word is predicted.

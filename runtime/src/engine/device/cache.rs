@@ -18,7 +18,7 @@ const MARK: &str = "bpm-kernels-1";
 
 /// Where a module came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub(super) enum Origin {
     /// It was compiled just now.
     Compiled,
     /// It was in the cache.

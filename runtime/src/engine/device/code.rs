@@ -1,6 +1,6 @@
 //! A model's kernels on a device, the parameters and the sums of gradients that belong to them.
 
-use super::cache::{self, Origin};
+use super::cache;
 use super::{Address, Call, Device, Fault, Kernel, Module, Move, TapeArgs};
 use crate::engine::Engine;
 use compiler::back::cuda::{HOISTED_THREADS, Source};
@@ -9,7 +9,6 @@ use compiler::loops::{Base, NAMES, Program, routines};
 use compiler::model::{Init, Model};
 use std::collections::BTreeMap;
 use std::ffi::c_int;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The source of what every spec needs.
@@ -193,8 +192,6 @@ pub(crate) struct Code {
     hoisted: Vec<Kernel>,
     add_rows: Kernel,
     move_numbers: Kernel,
-    /// Where the kernels came from.
-    origin: Origin,
     bytes: usize,
     /// Routines that add to the gradients of a row take step after step.
     adds: [bool; NAMES.len()],
@@ -227,18 +224,9 @@ impl Code {
         source: &Source,
         (model, sizes): (&Model, &Sizes),
     ) -> Result<Code, Fault> {
-        Code::cached(device, source, (model, sizes), cache::folder())
-    }
-
-    /// The same with another folder of the cache.
-    pub(super) fn cached(
-        device: Arc<dyn Device>,
-        source: &Source,
-        (model, sizes): (&Model, &Sizes),
-        folder: Option<PathBuf>,
-    ) -> Result<Code, Fault> {
+        let folder = cache::folder();
         let p = &source.program;
-        let (module, origin) = cache::load(&*device, folder.clone(), &source.text, &model.name)?;
+        let (module, _) = cache::load(&*device, folder.clone(), &source.text, &model.name)?;
         let (moves, _) = cache::load(&*device, folder, MOVES, "moves")?;
         let kernel = |name: &String| device.kernel(module, name);
         let mut kernels = [None; NAMES.len()];
@@ -263,7 +251,6 @@ impl Code {
             hoisted: hoisted?,
             add_rows: device.kernel(module, "add_rows")?,
             move_numbers: device.kernel(moves, "move_numbers")?,
-            origin,
             bytes: source.text.len(),
             adds,
             inputs: Map::new(&device, &slots.inputs)?,
@@ -282,11 +269,6 @@ impl Code {
         })
     }
 
-    /// Where the kernels came from.
-    pub(super) fn origin(&self) -> Origin {
-        self.origin
-    }
-
     /// Bytes of source.
     pub(in crate::engine) fn bytes(&self) -> usize {
         self.bytes
@@ -295,10 +277,6 @@ impl Code {
     /// The device.
     pub(in crate::engine) fn device(&self) -> &Arc<dyn Device> {
         &self.device
-    }
-
-    pub(super) fn is_empty(&self, routine: usize) -> bool {
-        self.kernels[routine].is_none()
     }
 
     // ------------------------------------------------------------------ faults

@@ -38,6 +38,7 @@
 //! kernels; nothing depends on how blocks are scheduled.
 
 mod cache;
+mod choice;
 mod code;
 mod cuda;
 mod emulated;
@@ -48,10 +49,10 @@ mod tape;
 #[cfg(test)]
 mod tests;
 
+pub use choice::{Choice, Work, choose};
 pub(super) use code::{Code, Grads, Params};
 pub use emulated::Emulated;
 pub use fault::{Fault, FaultKind};
-pub(crate) use open::cuda_devices;
 pub use open::{DeviceId, open};
 pub(super) use tape::{Room, Tape, bytes};
 

@@ -1,6 +1,6 @@
 //! Devices by name, opened once.
 
-use super::cuda::{self, Cuda};
+use super::cuda::Cuda;
 use super::{Device, Emulated, Fault};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -46,15 +46,4 @@ pub fn open(id: DeviceId) -> Result<Arc<dyn Device>, Fault> {
     };
     opened.push((id, Arc::clone(&device)));
     Ok(device)
-}
-
-/// How many CUDA devices there are.
-///
-/// # Errors
-/// Why there is none.
-pub(crate) fn cuda_devices() -> Result<u32, Fault> {
-    match DeviceId::cuda(0) {
-        DeviceId::Emulated => Ok(1),
-        DeviceId::Cuda(_) => cuda::count(),
-    }
 }
