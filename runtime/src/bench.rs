@@ -67,9 +67,12 @@ pub struct Report {
     pub form: Form,
     /// The name of the back end that ran.
     pub backend: &'static str,
+    /// The name of the device, if it is none of the processor's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Compiling all kernels, in milliseconds.
     pub compile_ms: f64,
-    /// Bytes of machine code.
+    /// Bytes of machine code, on a device of source.
     pub code_bytes: usize,
     /// Forward, in milliseconds.
     pub forward_ms: Times,
@@ -80,7 +83,7 @@ pub struct Report {
     /// Growth of the process's peak memory, in MiB; zero where the system does not tell.
     pub peak_mib: f64,
     /// What training takes by plan, in MiB: without the compiler and this command's inputs, with
-    /// an optimiser.
+    /// an optimiser. On a device: what is taken of its memory.
     pub planned_mib: f64,
 }
 
@@ -136,6 +139,7 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
         threads: job.threads,
         form,
         backend: engine.backend().name(),
+        device: engine.device().map(|d| d.about().name.clone()),
         compile_ms,
         code_bytes: engine.code_bytes(),
         forward_ms: Times::of(forward),
@@ -173,15 +177,12 @@ impl Report {
         let line = |name: &str, t: Times| {
             format!("{name:<18} {:>10.2} ms   (min {:.2}, max {:.2})\n", t.median, t.min, t.max)
         };
-        format!(
-            "{}: batch {}, {} steps, {} on {} thread{}\n",
-            self.spec,
-            self.batch,
-            self.steps,
-            self.backend,
-            self.threads,
-            if self.threads == 1 { "" } else { "s" }
-        ) + &self.form.reasons().iter().map(|r| format!("  {r}\n")).collect::<String>()
+        let place = match &self.device {
+            Some(name) => name.clone(),
+            None => format!("{} thread{}", self.threads, if self.threads == 1 { "" } else { "s" }),
+        };
+        format!("{}: batch {}, {} steps, {} on {place}\n", self.spec, self.batch, self.steps, self.backend)
+            + &self.form.reasons().iter().map(|r| format!("  {r}\n")).collect::<String>()
             + &format!(
                 "{:<18} {:>10.2} ms   ({} bytes of code)\n",
                 "compile", self.compile_ms, self.code_bytes
@@ -194,7 +195,15 @@ impl Report {
                 self.synapse_steps_per_second / 1e6
             )
             + &format!("{:<18} {:>10.1} MiB\n", "peak memory", self.peak_mib)
-            + &format!("{:<18} {:>10.1} MiB   training, as planned\n", "", self.planned_mib)
+            + &format!(
+                "{:<18} {:>10.1} MiB   {}, as planned\n",
+                "",
+                self.planned_mib,
+                match self.device {
+                    Some(_) => "on the device",
+                    None => "training",
+                }
+            )
     }
 }
 

@@ -12,7 +12,7 @@
 //! **On a GPU** it costs
 //!
 //! * launches: one forward, one of replay, one backward, a few for what stands apart; recorded, [`LAUNCH`] each;
-//! * bytes: 20 for each element of a matrix state, going forward (read and write), replaying (read and write)
+//! * bytes: 28 for each element of a matrix state, going forward (read and write), replaying (read and write)
 //!   and backward (read; cotangents read and written), at [`BANDWIDTH`]; and a row is one block, which one
 //!   multiprocessor runs with [`PER_BLOCK`] bytes per second, row after row if there are more rows than
 //!   multiprocessors. The longer of the two counts;
@@ -32,7 +32,7 @@ const LAUNCH: f64 = 1.5e-6;
 /// Launches per step.
 const LAUNCHES: f64 = 4.0;
 /// Bytes per element of a matrix state and step.
-const BYTES: f64 = 20.0;
+const BYTES: f64 = 28.0;
 /// Bytes per second of a GPU's memory: of one of 2020 or later for servers, less a fifth.
 const BANDWIDTH: f64 = 1.5e12;
 /// Bytes per second that one block moves.

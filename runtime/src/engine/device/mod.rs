@@ -3,7 +3,8 @@
 //! # Layers
 //!
 //! ```text
-//! tape, code       what runs when: steps, checkpoints, replay, gradients; knows no CUDA
+//! tape, backward   what runs when: steps, checkpoints, replay, gradients; knows no CUDA
+//! regions, code    on which memory, with which kernels
 //!   [Device]       memory, modules, launches, recorded sequences of launches
 //!     cuda         the driver and NVRTC, loaded when they are asked for
 //!     emulated     g++ and the emulator of the compiler: a device that is none, for tests
@@ -37,6 +38,7 @@
 //! Gradients are summed over steps for each row, then over rows in their order in double precision, by
 //! kernels; nothing depends on how blocks are scheduled.
 
+mod backward;
 mod cache;
 mod choice;
 mod code;
@@ -45,6 +47,7 @@ mod emulated;
 mod fault;
 mod nvrtc;
 mod open;
+mod regions;
 mod tape;
 #[cfg(test)]
 mod tests;
@@ -54,7 +57,8 @@ pub(super) use code::{Code, Grads, Params};
 pub use emulated::Emulated;
 pub use fault::{Fault, FaultKind};
 pub use open::{DeviceId, open};
-pub(super) use tape::{Room, Tape, bytes};
+pub(super) use regions::{Room, bytes};
+pub(super) use tape::Tape;
 
 use std::ffi::c_int;
 

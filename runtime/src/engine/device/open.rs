@@ -4,6 +4,9 @@ use super::cuda::Cuda;
 use super::{Device, Emulated, Fault};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// The variable that puts the emulated device in the place of all others.
+const EMULATED: &str = "BPM_EMULATED_CUDA";
+
 /// A device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceId {
@@ -14,9 +17,10 @@ pub enum DeviceId {
 }
 
 impl DeviceId {
-    /// The CUDA device with this number; the emulated one where `BPM_EMULATED_CUDA` is set.
+    /// The CUDA device with this number; the emulated one where `BPM_EMULATED_CUDA` is set, to 1 or to the bytes of
+    /// memory that it shall have.
     pub fn cuda(number: u32) -> DeviceId {
-        let emulated = std::env::var_os("BPM_EMULATED_CUDA").is_some_and(|v| !v.is_empty());
+        let emulated = std::env::var_os(EMULATED).is_some_and(|v| !v.is_empty());
         if emulated { DeviceId::Emulated } else { DeviceId::Cuda(number) }
     }
 
@@ -42,7 +46,10 @@ pub fn open(id: DeviceId) -> Result<Arc<dyn Device>, Fault> {
     }
     let device: Arc<dyn Device> = match id {
         DeviceId::Cuda(number) => Arc::new(Cuda::new(number)?),
-        DeviceId::Emulated => Arc::new(Emulated::new()?),
+        DeviceId::Emulated => {
+            let told = std::env::var(EMULATED).ok().and_then(|v| v.parse().ok()).filter(|n| 1 < *n);
+            Arc::new(told.map_or_else(Emulated::new, Emulated::with_memory)?)
+        }
     };
     opened.push((id, Arc::clone(&device)));
     Ok(device)

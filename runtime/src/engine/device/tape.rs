@@ -1,11 +1,11 @@
 //! The memory of a batch on a device, and what runs on it when.
 
-use super::code::{Buffer, Code, Grads, Params, packed, packed_of};
-use super::{Address, At, Fault, Graph, Move, TapeArgs};
+use super::code::{Buffer, Code, Params, packed, packed_of};
+use super::regions::{Lengths, Regions, Room, Work, grow};
+use super::{Address, Fault, Graph, Move};
 use crate::engine::{Bound, Engine, Mode, RowState, Start, TeamInputs};
 use compiler::ir::{InputId, OutputId};
 use compiler::loops::Program;
-use compiler::loops::plan::TapeSizes;
 use std::sync::Arc;
 
 const BEFORE: usize = 0;
@@ -13,15 +13,6 @@ const FIRST: usize = 1;
 const STEP: usize = 2;
 const FLUSH: usize = 3;
 const AFTER: usize = 4;
-const REPLAY: usize = 5;
-const BACK_BEFORE: usize = 6;
-const BACK_FIRST: usize = 7;
-const BACK_STEP: usize = 8;
-const BACK_FLUSH: usize = 9;
-const BACK_AFTER: usize = 10;
-
-/// Frames of [`Mode::Infer`]: the last ones move to the front when there is no room for another.
-const WINDOW: usize = 16;
 
 /// Frames that a step reads besides its own.
 const PAST: usize = 3;
@@ -31,13 +22,13 @@ const RECORDINGS: usize = 4;
 
 /// A stretch of steps between resets.
 #[derive(Clone, Debug, PartialEq)]
-struct Stretch {
+pub(super) struct Stretch {
     /// Its boundary frame.
-    boundary: usize,
+    pub(super) boundary: usize,
     /// Its first step.
-    first: usize,
+    pub(super) first: usize,
     /// Which states start at their own initial values.
-    own: Vec<bool>,
+    pub(super) own: Vec<bool>,
 }
 
 /// All that decides what a pass launches, and with which arguments.
@@ -52,256 +43,40 @@ pub(super) struct Shape {
 
 /// The memory of a batch.
 pub(in crate::engine) struct Tape {
-    code: Arc<Code>,
+    pub(super) code: Arc<Code>,
     mode: Mode,
-    rows: usize,
+    pub(super) rows: usize,
     /// The row that the host speaks of.
     row: usize,
-    interval: usize,
+    pub(super) interval: usize,
     memory: Option<Regions>,
     recordings: Vec<(Shape, Graph)>,
-    stretches: Vec<Stretch>,
+    pub(super) stretches: Vec<Stretch>,
     /// The frame that lies first in memory.
     base: usize,
-    steps: usize,
+    pub(super) steps: usize,
     /// Whether the last step has left work for the next.
     pending: bool,
     /// The steps before which the matrix states were saved, in order.
-    saved: Vec<usize>,
-    host: Host,
+    pub(super) saved: Vec<usize>,
+    pub(super) host: Host,
 }
 
 /// What the host has of a tape, packed: `[step][row][element]`.
 #[derive(Default)]
-struct Host {
+pub(super) struct Host {
     /// Of the coming step.
     inputs: Vec<f32>,
     /// And terms of penalties. [`Mode::Infer`]: of the last step.
     outputs: Vec<f32>,
     /// Steps whose penalties are there.
     penalties: usize,
-    output_bars: Vec<f32>,
-    input_bars: Vec<f32>,
+    pub(super) output_bars: Vec<f32>,
+    pub(super) input_bars: Vec<f32>,
     /// By row and state: the cotangents of the initial states; none if they are still on the device.
-    init_bars: Option<Vec<Vec<Vec<f32>>>>,
+    pub(super) init_bars: Option<Vec<Vec<Vec<f32>>>>,
     /// By row, until the next step.
     states: Option<Vec<RowState>>,
-}
-
-/// The regions of a tape.
-struct Regions {
-    frames: Buffer,
-    adjoints: Buffer,
-    snapshots: Buffer,
-    checkpoints: Buffer,
-    carry: Buffer,
-    back_carry: Buffer,
-    ends: Buffer,
-    grads: Buffer,
-    /// By stretch.
-    logs: Vec<Buffer>,
-    log_bars: Buffer,
-    scratch: Buffer,
-    /// Packed numbers on their way.
-    staging: Buffer,
-    frame_count: usize,
-}
-
-/// Bytes of all regions of a tape.
-pub(in crate::engine) fn bytes(engine: &Engine, code: &Code, room: Room) -> u64 {
-    Lengths::new(&engine.program, code, room).bytes()
-}
-
-/// What a tape has room for.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::engine) struct Room {
-    pub(in crate::engine) rows: usize,
-    pub(in crate::engine) steps: usize,
-    pub(in crate::engine) mode: Mode,
-    pub(in crate::engine) interval: Option<usize>,
-}
-
-/// Floats of every region.
-struct Lengths {
-    frame_count: usize,
-    interval: usize,
-    /// In the order of [`Regions`].
-    all: [usize; 12],
-}
-
-impl Lengths {
-    fn new(p: &Program, code: &Code, room: Room) -> Lengths {
-        let Room { rows, steps, mode, interval } = room;
-        let one = TapeSizes::new(p, steps, interval);
-        let frame_count = if mode == Mode::Infer { WINDOW } else { steps + 3 };
-        let train = |n: usize| if mode == Mode::Train { n.saturating_mul(rows) } else { 0 };
-        let each = |n: usize| n.saturating_mul(rows);
-        let kept = if mode == Mode::Infer { 1 } else { steps.max(1) };
-        let widest = [&code.inputs, &code.outputs, &code.output_bars, &code.input_bars];
-        let widest = widest.iter().map(|m| m.width).max().unwrap_or(0).saturating_mul(kept);
-        let states = p.matrices_len.max(code.states.width).max(code.state_bars.width);
-        let all = [
-            each(p.frame_len.saturating_mul(frame_count)),
-            train(p.adjoint_len.saturating_mul(steps + 3)),
-            train(p.matrices_len.saturating_mul(one.interval + 2)),
-            train(one.checkpoints),
-            each(p.matrices_len),
-            train(p.carry_len),
-            train(p.matrices_len),
-            train(p.grads_len),
-            each(p.log_len),
-            train(p.log_bar_len),
-            each(p.scratch_len.saturating_mul(super::code::APART.min(kept))),
-            each(widest.max(states)),
-        ];
-        Lengths { frame_count, interval: one.interval, all }
-    }
-
-    fn bytes(&self) -> u64 {
-        // Devices give memory out in pieces of 512 bytes.
-        self.all
-            .iter()
-            .fold(0, |sum: u64, n| sum.saturating_add((*n as u64).saturating_mul(4).next_multiple_of(512)))
-    }
-}
-
-impl Regions {
-    fn new(code: &Code, lengths: &Lengths) -> Result<Regions, Fault> {
-        let mut next = lengths.all.iter();
-        let mut take = || Buffer::new(&code.device, 4 * next.next().copied().unwrap_or(0));
-        Ok(Regions {
-            frames: take()?,
-            adjoints: take()?,
-            snapshots: take()?,
-            checkpoints: take()?,
-            carry: take()?,
-            back_carry: take()?,
-            ends: take()?,
-            grads: take()?,
-            logs: vec![take()?],
-            log_bars: take()?,
-            scratch: take()?,
-            staging: take()?,
-            frame_count: lengths.frame_count,
-        })
-    }
-}
-
-fn number(n: isize) -> i32 {
-    i32::try_from(n).expect("a tape has fewer than 2^31 frames")
-}
-
-/// What a pass works with: the tape's memory, its program, its parameters.
-#[derive(Clone, Copy)]
-struct Work<'w> {
-    code: &'w Code,
-    regions: &'w Regions,
-    program: &'w Program,
-    params: Address,
-    rows: usize,
-    /// The frame that lies first in memory.
-    base: usize,
-    stretch: usize,
-}
-
-impl Work<'_> {
-    fn tape(&self, is_backward: bool, penalty_bar: f32) -> TapeArgs {
-        let r = self.regions;
-        TapeArgs {
-            frames: r.frames.at(),
-            adjoints: r.adjoints.at(),
-            snapshots: r.snapshots.at(),
-            carry: if is_backward { r.back_carry.at() } else { r.carry.at() },
-            ends: r.ends.at(),
-            grads: r.grads.at(),
-            logs: r.logs[self.stretch].at(),
-            log_bars: r.log_bars.at(),
-            scratch: r.scratch.at(),
-            params: self.params,
-            penalty_bar,
-        }
-    }
-
-    fn forward(&self, routine: usize, frame: usize) -> Result<(), Fault> {
-        let at = At { frame: number((frame - self.base) as isize), ..At::default() };
-        self.code.step(routine, self.rows, self.tape(false, 0.0), at)
-    }
-
-    fn forward_apart(&self, routine: usize, frame: usize, steps: usize) -> Result<(), Fault> {
-        let at = At { frame: number((frame - self.base) as isize), ..At::default() };
-        self.code.apart(routine, self.rows, steps, self.tape(false, 0.0), at)
-    }
-
-    /// Where the frames of a step lie.
-    fn frame(&self, frame: usize) -> Address {
-        self.regions.frames.at() + 4 * (frame - self.base) * self.rows * self.program.frame_len
-    }
-
-    fn adjoint(&self, t: usize) -> Address {
-        self.regions.adjoints.at() + 4 * t * self.rows * self.program.adjoint_len
-    }
-
-    /// Packed numbers into frames.
-    fn scatter(
-        &self,
-        map: &super::code::Map,
-        to: (Address, usize),
-        from: Address,
-        count: usize,
-    ) -> Result<(), Fault> {
-        self.code.moves(Move {
-            to: to.0,
-            to_map: map.places.at(),
-            from,
-            from_map: 0,
-            to_length: to.1 as i64,
-            from_length: map.width as i64,
-            width: map.width as i64,
-            count: count as i64,
-        })
-    }
-
-    /// Numbers of frames into the staging memory.
-    fn gather(&self, map: &super::code::Map, from: (Address, usize), count: usize) -> Result<(), Fault> {
-        self.code.moves(Move {
-            to: self.regions.staging.at(),
-            to_map: 0,
-            from: from.0,
-            from_map: map.places.at(),
-            to_length: map.width as i64,
-            from_length: from.1 as i64,
-            width: map.width as i64,
-            count: count as i64,
-        })
-    }
-
-    /// Zeros where a map says, in all rows.
-    fn zero(&self, map: &super::code::Map, to: (Address, usize)) -> Result<(), Fault> {
-        self.code.moves(Move {
-            to: to.0,
-            to_map: map.places.at(),
-            from: self.code.zeros.at(),
-            from_map: 0,
-            to_length: to.1 as i64,
-            from_length: 0,
-            width: map.width as i64,
-            count: self.rows as i64,
-        })
-    }
-
-    /// Whole regions, one after the other.
-    fn whole(&self, to: (Address, usize), from: (Address, usize), width: usize) -> Result<(), Fault> {
-        self.code.moves(Move {
-            to: to.0,
-            to_map: 0,
-            from: from.0,
-            from_map: 0,
-            to_length: to.1 as i64,
-            from_length: from.1 as i64,
-            width: width as i64,
-            count: self.rows as i64,
-        })
-    }
 }
 
 impl Tape {
@@ -338,7 +113,11 @@ impl Tape {
     }
 
     /// Does something with the device, unless something has failed before.
-    fn work<T>(&self, bound: &Bound<'_>, work: impl FnOnce(Work<'_>) -> Result<T, Fault>) -> Option<T> {
+    pub(super) fn work<T>(
+        &self,
+        bound: &Bound<'_>,
+        work: impl FnOnce(Work<'_>) -> Result<T, Fault>,
+    ) -> Option<T> {
         let regions = self.memory.as_ref()?;
         let params = bound.on_device.as_ref().map_or(0, Params::at);
         let stretch = if self.mode == Mode::Infer { 0 } else { self.stretches.len().saturating_sub(1) };
@@ -707,7 +486,7 @@ impl Tape {
         }
     }
 
-    fn shape(
+    pub(super) fn shape(
         &self,
         bound: &Bound<'_>,
         is_forward: bool,
@@ -721,7 +500,7 @@ impl Tape {
 
     /// Does the launches: those of a shape that is known as they were recorded, those of a new one after
     /// recording them; without a shape one by one. Gives a new recording.
-    fn recorded(
+    pub(super) fn recorded(
         &self,
         bound: &Bound<'_>,
         shape: Option<Shape>,
@@ -752,7 +531,7 @@ impl Tape {
     }
 
     /// Keeps a new recording, in the place of the oldest if there are many.
-    fn keep(&mut self, recorded: Option<(Shape, Graph)>) {
+    pub(super) fn keep(&mut self, recorded: Option<(Shape, Graph)>) {
         if recorded.is_some() && self.recordings.len() == RECORDINGS {
             let (_, graph) = self.recordings.remove(0);
             self.code.device.forget(graph);
@@ -766,7 +545,7 @@ impl Tape {
     }
 
     /// Finishes what the last step has left pending.
-    fn flush(&mut self, bound: &Bound<'_>) {
+    pub(super) fn flush(&mut self, bound: &Bound<'_>) {
         if self.pending && bound.engine.program.merged.0 {
             let frame = self.next_frame();
             self.work(bound, |w| w.forward(FLUSH, frame));
@@ -817,276 +596,6 @@ impl Tape {
         &mut self.host.output_bars[start + place.start..start + place.end]
     }
 
-    // ---------------------------------------------------------------- backward
-
-    pub(in crate::engine) fn backward(
-        &mut self,
-        bound: &Bound<'_>,
-        grads: &mut Grads,
-        penalty_bar: f32,
-        last: Option<&RowState>,
-    ) {
-        self.flush(bound);
-        let bars = std::mem::take(&mut self.host.output_bars);
-        self.work(bound, |w| w.regions.staging.put(0, &bars));
-        self.host.output_bars = bars;
-        let learned = grads.initial.iter().any(|x| !x.is_empty());
-        self.host.init_bars = None;
-        if self.stretches.len() == 1 && last.is_none() && self.steps > 0 {
-            let at = grads.hoisted.iter().chain([&grads.sums]).map(Buffer::at).collect();
-            let shape = self.shape(bound, false, self.steps, at, penalty_bar);
-            let recorded = self.recorded(bound, Some(shape), |w| {
-                self.take_bars(w)?;
-                w.regions.grads.clear()?;
-                self.clear_ends(w, self.steps)?;
-                self.backward_stretch(w, 0, self.steps, self.saved.len(), penalty_bar, grads)?;
-                w.code.add_rows(&w.regions.grads, w.rows, w.program.grads_len, grads)?;
-                let adjoints = (w.adjoint(0), w.program.adjoint_len);
-                w.gather(&w.code.input_bars, adjoints, self.steps * w.rows)
-            });
-            self.keep(recorded);
-            self.read_input_bars(bound);
-            if learned {
-                let bars = self.collect_bars(bound, 0);
-                self.add_start(grads, 0, &bars);
-                self.host.init_bars = Some(bars);
-            }
-            return;
-        }
-        self.backward_parts(bound, grads, penalty_bar, last);
-    }
-
-    /// The backward pass of several stretches, or from given cotangents of the final states.
-    fn backward_parts(
-        &mut self,
-        bound: &Bound<'_>,
-        grads: &mut Grads,
-        penalty_bar: f32,
-        last: Option<&RowState>,
-    ) {
-        self.work(bound, |w| {
-            self.take_bars(w)?;
-            w.regions.grads.clear()
-        });
-        let zeros = zero_states(bound);
-        let mut init = vec![zeros.clone(); self.rows];
-        let mut end = self.steps;
-        let mut saved = self.saved.len();
-        for k in (0..self.stretches.len()).rev() {
-            let first = self.stretches[k].first;
-            let given = last.filter(|_| end == self.steps).map(|s| s.states.as_slice());
-            let bars = if first < end {
-                self.work(bound, |w| {
-                    let w = Work { stretch: k, ..w };
-                    self.clear_ends(w, end)?;
-                    if let Some(given) = given {
-                        self.place_ends(w, end, given)?;
-                    }
-                    self.backward_stretch(w, k, end, saved, penalty_bar, grads)
-                });
-                saved = self.saved.partition_point(|t| *t < first);
-                self.collect_bars(bound, first)
-            } else if end == self.steps && k + 1 == self.stretches.len() {
-                // A reset after the last step: the final states are the initial ones.
-                vec![given.map_or_else(|| zeros.clone(), <[_]>::to_vec); self.rows]
-            } else {
-                continue;
-            };
-            self.add_start(grads, k, &bars);
-            for (sum, bars) in init.iter_mut().zip(&bars) {
-                sum.iter_mut().zip(bars).for_each(|(s, b)| s.iter_mut().zip(b).for_each(|(s, b)| *s += b));
-            }
-            end = first;
-        }
-        self.host.init_bars = Some(init);
-        self.work(bound, |w| {
-            w.code.add_rows(&w.regions.grads, w.rows, w.program.grads_len, grads)?;
-            w.gather(&w.code.input_bars, (w.adjoint(0), w.program.adjoint_len), self.steps * w.rows)
-        });
-        self.read_input_bars(bound);
-    }
-
-    /// The cotangents of outputs into their frames.
-    fn take_bars(&self, w: Work<'_>) -> Result<(), Fault> {
-        let each = 4 * self.rows * w.code.output_bars.width;
-        let ends = self.stretches.iter().skip(1).map(|s| s.first).chain([self.steps]);
-        for (stretch, end) in self.stretches.iter().zip(ends) {
-            let from = w.regions.staging.at() + stretch.first * each;
-            let to = (w.frame(stretch.boundary + 1), w.program.frame_len);
-            w.scatter(&w.code.output_bars, to, from, (end - stretch.first) * w.rows)?;
-        }
-        Ok(())
-    }
-
-    /// No cotangents of the states after step `end - 1`.
-    fn clear_ends(&self, w: Work<'_>, end: usize) -> Result<(), Fault> {
-        w.regions.ends.clear()?;
-        w.regions.log_bars.clear()?;
-        w.zero(&w.code.state_bars, (w.adjoint(end), w.program.adjoint_len))
-    }
-
-    /// Cotangents of the states after step `end - 1`, the same for all rows.
-    fn place_ends(&self, w: Work<'_>, end: usize, given: &[Vec<f32>]) -> Result<(), Fault> {
-        let p = w.program;
-        let mut matrices = vec![0.0; p.matrices_len];
-        let mut log_bars = vec![0.0; p.log_bar_len];
-        for (slot, x) in p.matrices.iter().zip(given) {
-            if let Some(m) = slot {
-                p.pack(m.post, m.pre, x, &mut matrices[m.offset..]);
-            }
-        }
-        for log in &p.logs {
-            let given = given.get(log.state).into_iter().flatten();
-            for (k, x) in given.take(log.events * log.len).enumerate() {
-                log_bars[log.bar + log.at(p.widest, k / log.len, k % log.len)] = *x;
-            }
-        }
-        let slots = self.code.slots.state_bars.iter().zip(given).filter(|(slot, _)| slot.is_some());
-        let vectors: Vec<f32> = slots.flat_map(|(_, x)| x.iter().copied()).collect();
-        let rows = |x: &[f32]| x.repeat(w.rows);
-        w.regions.ends.put(0, &rows(&matrices))?;
-        w.regions.log_bars.put(0, &rows(&log_bars))?;
-        w.regions.staging.put(0, &rows(&vectors))?;
-        let to = (w.adjoint(end), p.adjoint_len);
-        w.scatter(&w.code.state_bars, to, w.regions.staging.at(), w.rows)
-    }
-
-    /// The steps of a stretch, from the last to the first; the last of its checkpoints is the one before `saved`.
-    fn backward_stretch(
-        &self,
-        w: Work<'_>,
-        stretch: usize,
-        end: usize,
-        saved: usize,
-        penalty_bar: f32,
-        grads: &Grads,
-    ) -> Result<(), Fault> {
-        let p = w.program;
-        let Stretch { first, boundary, .. } = self.stretches[stretch];
-        let tape = w.tape(true, penalty_bar);
-        let joined = p.merged.1;
-        let at = |t: usize, start: usize| At {
-            frame: number((boundary + 1 + t - first) as isize),
-            adjoint: number(t as isize),
-            snapshot: number(t as isize - start as isize),
-        };
-        if p.carries_states {
-            let (to, from) =
-                ((w.regions.back_carry.at(), p.carry_len), (w.regions.ends.at(), p.matrices_len));
-            w.whole(to, from, p.matrices_len)?;
-        }
-        w.code.apart(BACK_BEFORE, w.rows, end - first, tape, at(first, first))?;
-        let (mut segment_end, mut checkpoint) = (end, saved);
-        let starts: Vec<usize> = (first..end).step_by(self.interval).collect();
-        for start in starts.into_iter().rev() {
-            checkpoint = checkpoint.saturating_sub(1);
-            self.rebuild(w, (start, segment_end), segment_end < end, checkpoint, boundary + 1 - first)?;
-            for t in (start..segment_end).rev() {
-                for log in p.logs.iter().zip(&w.code.logs) {
-                    self.take_row_bars(w, log, t, t - first)?;
-                }
-                let routine = if t + 1 == end || !joined { BACK_FIRST } else { BACK_STEP };
-                w.code.step(routine, w.rows, tape, at(t, start))?;
-            }
-            segment_end = start;
-        }
-        if joined {
-            let (frame, adjoint) = (number(boundary as isize), number(first as isize - 1));
-            w.code.step(BACK_FLUSH, w.rows, tape, At { frame, adjoint, snapshot: -1 })?;
-        }
-        w.code.apart(BACK_AFTER, w.rows, end - first, tape, at(first, first))?;
-        w.code.hoist(p, (tape, at(first, first)), [end - first, w.rows], grads)
-    }
-
-    /// The cotangents of the row that a step has appended to a log, into its adjoint frame.
-    fn take_row_bars(
-        &self,
-        w: Work<'_>,
-        (log, map): (&compiler::loops::LogSlot, &super::code::Map),
-        t: usize,
-        event: usize,
-    ) -> Result<(), Fault> {
-        w.code.moves(Move {
-            to: w.adjoint(t) + 4 * log.row_bar,
-            to_map: 0,
-            from: w.regions.log_bars.at() + 4 * (log.bar + event),
-            from_map: map.places.at(),
-            to_length: w.program.adjoint_len as i64,
-            from_length: w.program.log_bar_len as i64,
-            width: map.width as i64,
-            count: w.rows as i64,
-        })
-    }
-
-    /// The matrix states of a segment from its checkpoint; the one after the first step of the segment behind it is
-    /// kept. `shift` leads from a step to its frame.
-    fn rebuild(
-        &self,
-        w: Work<'_>,
-        (start, end): (usize, usize),
-        is_followed: bool,
-        checkpoint: usize,
-        shift: usize,
-    ) -> Result<(), Fault> {
-        let all = w.program.matrices_len * w.rows;
-        if all == 0 {
-            return Ok(());
-        }
-        let snapshots = &w.regions.snapshots;
-        if is_followed {
-            snapshots.take((end - start + 1) * all, snapshots, all, all)?;
-        }
-        snapshots.take(0, &w.regions.checkpoints, checkpoint * all, all)?;
-        for t in start..end {
-            let (frame, snapshot) = (number((t + shift) as isize), number((t - start) as isize));
-            w.code.step(REPLAY, w.rows, w.tape(false, 0.0), At { frame, adjoint: 0, snapshot })?;
-        }
-        Ok(())
-    }
-
-    /// The backward pass of a device that has failed: zeros.
-    pub(in crate::engine) fn give_up(&mut self) {
-        self.host.input_bars = vec![0.0; self.steps * self.rows * self.code.input_bars.width];
-    }
-
-    fn read_input_bars(&mut self, bound: &Bound<'_>) {
-        let mut bars = std::mem::take(&mut self.host.input_bars);
-        bars.resize(self.steps * self.rows * self.code.input_bars.width, 0.0);
-        self.work(bound, |w| w.regions.staging.get(0, &mut bars));
-        self.host.input_bars = bars;
-    }
-
-    /// The cotangents of the states before step `first`, by row and state.
-    fn collect_bars(&self, bound: &Bound<'_>, first: usize) -> Vec<Vec<Vec<f32>>> {
-        let p = &bound.engine.program;
-        let width = self.code.state_bars.width;
-        let stride = if p.carries_states { p.carry_len } else { p.matrices_len };
-        let (mut matrices, mut vectors) = (vec![0.0; self.rows * stride], vec![0.0; self.rows * width]);
-        self.work(bound, |w| {
-            let from = if p.carries_states { &w.regions.back_carry } else { &w.regions.ends };
-            from.get(0, &mut matrices)?;
-            w.gather(&w.code.state_bars, (w.adjoint(first), p.adjoint_len), w.rows)?;
-            w.regions.staging.get(0, &mut vectors)
-        });
-        let row = |row: usize| {
-            let mut states = zero_states(bound);
-            let own = &vectors[row * width..(row + 1) * width];
-            unpack_states(p, &self.code.slots.state_bars, &matrices[row * stride..], own, &mut states);
-            states
-        };
-        (0..self.rows).map(row).collect()
-    }
-
-    /// Learned initial values get their share where a state started at its own, row after row.
-    fn add_start(&self, grads: &mut Grads, stretch: usize, bars: &[Vec<Vec<f32>>]) {
-        let own = &self.stretches[stretch].own;
-        for bars in bars {
-            for ((sum, bar), _) in grads.initial.iter_mut().zip(bars).zip(own).filter(|(_, own)| **own) {
-                sum.iter_mut().zip(bar).for_each(|(s, b)| *s += f64::from(*b));
-            }
-        }
-    }
-
     pub(in crate::engine) fn input_bar(&self, t: usize, input: InputId) -> Option<&[f32]> {
         let place = packed_of(&self.code.slots.input_bars, input.index())?;
         let start = (t * self.rows + self.row) * self.code.input_bars.width;
@@ -1109,15 +618,8 @@ impl Drop for Tape {
     }
 }
 
-/// A longer region that begins with what there is.
-fn grow(w: Work<'_>, from: &Buffer, floats: usize) -> Result<Buffer, Fault> {
-    let to = Buffer::new(&w.code.device, 4 * floats)?;
-    to.take(0, from, 0, from.bytes() / 4)?;
-    Ok(to)
-}
-
 /// Zeros for all states; none for logs.
-fn zero_states(bound: &Bound<'_>) -> Vec<Vec<f32>> {
+pub(super) fn zero_states(bound: &Bound<'_>) -> Vec<Vec<f32>> {
     let p = &bound.engine.program;
     let kept = |k: usize| p.matrices[k].is_some() || p.states[k].is_some();
     let states = bound.engine.model().states.iter().enumerate();
@@ -1125,7 +627,7 @@ fn zero_states(bound: &Bound<'_>) -> Vec<Vec<f32>> {
 }
 
 /// States from packed matrices and packed vectors.
-fn unpack_states(
+pub(super) fn unpack_states(
     p: &Program,
     slots: &[Option<(usize, usize)>],
     matrices: &[f32],
