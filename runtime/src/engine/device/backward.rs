@@ -228,7 +228,7 @@ impl Tape {
             return Ok(());
         }
         let snapshots = &w.regions.snapshots;
-        if is_followed {
+        if is_followed && w.code.reads_second {
             snapshots.take((end - start + 1) * all, snapshots, all, all)?;
         }
         snapshots.take(0, &w.regions.checkpoints, checkpoint * all, all)?;

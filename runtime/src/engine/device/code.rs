@@ -195,6 +195,8 @@ pub(crate) struct Code {
     bytes: usize,
     /// Routines that add to the gradients of a row take step after step.
     adds: [bool; NAMES.len()],
+    /// Whether going backward a step reads the matrix states after the step after it.
+    pub(super) reads_second: bool,
     pub(super) slots: Slots,
     pub(super) inputs: Map,
     pub(super) outputs: Map,
@@ -243,6 +245,8 @@ impl Code {
         let logs: Result<Vec<Map>, Fault> = p.logs.iter().map(log).collect();
         let adds = routines(p)
             .map(|r| r.nests.iter().flat_map(|n| &n.effects).any(|e| e.place().base == Base::Grads));
+        let mut loads = routines(p).into_iter().flat_map(|r| &r.nests).flat_map(|n| n.body.loads());
+        let reads_second = loads.any(|a| a.place().base == Base::Snapshot(2));
         let widest = p.adjoint_len.max(p.frame_len).max(1);
         Ok(Code {
             modules: [module, moves],
@@ -253,6 +257,7 @@ impl Code {
             move_numbers: device.kernel(moves, "move_numbers")?,
             bytes: source.text.len(),
             adds,
+            reads_second,
             inputs: Map::new(&device, &slots.inputs)?,
             outputs: Map::new(&device, &slots.outputs)?,
             output_bars: Map::new(&device, &slots.output_bars)?,
