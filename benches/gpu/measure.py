@@ -123,7 +123,8 @@ class Measure:
 
     def run_correctness(self):
         """Every spec of the library, against machine code and against the interpreter."""
-        done = run([self.tests, "engine::device", "--nocapture", "--test-threads=1"], self.env, check=False)
+        env = self.env | {"CARGO_MANIFEST_DIR": str(ROOT / "runtime")}
+        done = run([self.tests, "engine::device", "--nocapture", "--test-threads=1"], env, check=False)
         lines = (done.stdout + done.stderr).splitlines()
         bits = [line for line in lines if "have equal bits" in line]
         result = next((line for line in lines if line.startswith("test result")), "no result")

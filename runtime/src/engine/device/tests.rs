@@ -42,6 +42,12 @@ fn device() -> Option<Arc<dyn Device>> {
     emulated().map(|device| device as Arc<dyn Device>)
 }
 
+/// The model library: that of the repository, wherever the tests were built.
+fn library() -> PathBuf {
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    here.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).join("../specs")
+}
+
 /// A model in a form, with its text and sizes.
 struct Case {
     text: String,
@@ -72,7 +78,7 @@ impl Case {
     }
 
     fn spec(name: &str) -> Case {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../specs").join(name);
+        let path = library().join(name);
         Case::of(&path, None).swap_remove(0)
     }
 
@@ -289,7 +295,7 @@ fn agree(case: &Case, device: &Arc<dyn Device>, how: How) {
 }
 
 fn specs() -> Vec<PathBuf> {
-    let mut todo = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../specs")];
+    let mut todo = vec![library()];
     let mut found = vec![];
     while let Some(path) = todo.pop() {
         if path.is_dir() {
