@@ -545,7 +545,7 @@ mod tests {
     fn back_ends_agree_and_gradients_have_names() {
         let exact = go(Given { cotangents: cotangents(), ..given() }, Backend::Interp, Dtype::F64);
         let exact = exact.unwrap_or_else(|e| panic!("{e}"));
-        for backend in [Backend::Interp, Backend::CRANELIFT] {
+        for backend in [Backend::Interp, Backend::CRANELIFT].into_iter().chain(emulated()) {
             let found = go(Given { cotangents: cotangents(), ..given() }, backend, Dtype::F32);
             let found = found.unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(found.keys().collect::<Vec<_>>(), exact.keys().collect::<Vec<_>>());
@@ -559,10 +559,41 @@ mod tests {
         }
     }
 
+    /// The emulated device, where there is a C++ compiler.
+    fn emulated() -> Option<Backend> {
+        let id = crate::engine::device::DeviceId::Emulated;
+        crate::engine::device::open(id).is_ok().then_some(Backend::Device(id))
+    }
+
+    /// Rows that are reset together run side by side on a device, others one by one.
+    #[test]
+    fn a_device_resets_rows_together_and_apart() {
+        let Some(device) = emulated() else { return };
+        for resets in [[0; 12], [0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 0]] {
+            let run = |backend| {
+                let mut g = Given { cotangents: cotangents(), ..given() };
+                let mask = resets.iter().map(|x| f64::from(*x)).collect();
+                g.inputs.1.insert("reset".into(), Tensor::f64(vec![6, 2], mask));
+                go(g, backend, Dtype::F32).unwrap_or_else(|e| panic!("{e}"))
+            };
+            let (found, expected) = (run(device), run(Backend::CRANELIFT));
+            assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+            for (name, tensor) in &expected {
+                match name.starts_with("out.") || name.starts_with("state.") {
+                    true => assert_eq!(found[name], *tensor, "{name} {resets:?}"),
+                    false => close(&found[name].to_f64(), &tensor.to_f64(), 1e-5),
+                }
+            }
+        }
+    }
+
     /// A reset in the middle of a row is two rows, and a carried state is one.
     #[test]
     fn resets_and_initial_states() {
-        for (backend, dtype) in [(Backend::Interp, Dtype::F64), (Backend::CRANELIFT, Dtype::F32)] {
+        let device = emulated().map(|d| (d, Dtype::F32));
+        for (backend, dtype) in
+            [(Backend::Interp, Dtype::F64), (Backend::CRANELIFT, Dtype::F32)].into_iter().chain(device)
+        {
             let whole = go(given(), backend, dtype).unwrap_or_else(|e| panic!("{e}"));
             let cut = |from: usize, to: usize| {
                 let mut g = given();

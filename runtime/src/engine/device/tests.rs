@@ -473,6 +473,114 @@ fn what_does_not_fit_is_a_fault_and_stays_one() {
     assert!(error.message.contains("has no"), "{}", error.message);
 }
 
+/// A device that fails after so many calls, for good.
+struct Failing {
+    inner: Emulated,
+    left: std::sync::atomic::AtomicI64,
+}
+
+impl Failing {
+    fn call(&self) -> Result<(), Fault> {
+        let left = self.left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        if 0 < left {
+            Ok(())
+        } else {
+            Err(Fault::new(FaultKind::Lost, "it has fallen off the bus").help("a"))
+        }
+    }
+}
+
+impl Device for Failing {
+    fn about(&self) -> &About {
+        self.inner.about()
+    }
+    fn memory(&self) -> Result<Memory, Fault> {
+        self.inner.memory()
+    }
+    fn compile(&self, source: &str, name: &str) -> Result<Vec<u8>, Fault> {
+        self.inner.compile(source, name)
+    }
+    fn load(&self, image: &[u8]) -> Result<Module, Fault> {
+        self.inner.load(image)
+    }
+    fn unload(&self, module: Module) {
+        self.inner.unload(module);
+    }
+    fn kernel(&self, module: Module, name: &str) -> Result<Kernel, Fault> {
+        self.inner.kernel(module, name)
+    }
+    fn allocate(&self, bytes: usize) -> Result<Address, Fault> {
+        self.call().and_then(|()| self.inner.allocate(bytes))
+    }
+    unsafe fn free(&self, at: Address) {
+        // SAFETY: as promised to this one.
+        unsafe { self.inner.free(at) };
+    }
+    unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<(), Fault> {
+        // SAFETY: as promised to this one.
+        self.call().and_then(|()| unsafe { self.inner.upload(to, from) })
+    }
+    unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Fault> {
+        // SAFETY: as promised to this one.
+        self.call().and_then(|()| unsafe { self.inner.download(from, to) })
+    }
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Fault> {
+        // SAFETY: as promised to this one.
+        self.call().and_then(|()| unsafe { self.inner.copy(to, from, bytes) })
+    }
+    unsafe fn clear(&self, at: Address, bytes: usize) -> Result<(), Fault> {
+        // SAFETY: as promised to this one.
+        self.call().and_then(|()| unsafe { self.inner.clear(at, bytes) })
+    }
+    unsafe fn launch(&self, kernel: Kernel, grid: [u32; 2], threads: u32, call: &Call) -> Result<(), Fault> {
+        // SAFETY: as promised to this one.
+        self.call().and_then(|()| unsafe { self.inner.launch(kernel, grid, threads, call) })
+    }
+    fn record(&self) -> Result<(), Fault> {
+        self.call().and_then(|()| self.inner.record())
+    }
+    fn recorded(&self) -> Result<Graph, Fault> {
+        // What was begun is ended in any case.
+        let graph = self.inner.recorded()?;
+        self.call().map(|()| graph)
+    }
+    unsafe fn replay(&self, graph: Graph) -> Result<(), Fault> {
+        // SAFETY: as promised to this one.
+        self.call().and_then(|()| unsafe { self.inner.replay(graph) })
+    }
+    fn forget(&self, graph: Graph) {
+        self.inner.forget(graph);
+    }
+}
+
+#[test]
+fn a_device_may_fail_at_any_call() {
+    if emulated().is_none() {
+        return;
+    }
+    let case = Case::spec("backpropamine/retroactive.bpm");
+    let mut faults = 0;
+    for calls in (0..).step_by(5) {
+        let inner = Emulated::new().expect("a device");
+        let device = Arc::new(Failing { inner, left: 1_000_000.into() });
+        let engine = case.on(Arc::clone(&device) as Arc<dyn Device>, &options(Some(2)));
+        device.left.store(calls, std::sync::atomic::Ordering::Relaxed);
+        let how = How { steps: 5, whole: calls % 2 == 0, reset: (calls % 4 == 1).then_some(3), own: true };
+        let error = engine.bind(&case.params()).and_then(|bound| {
+            let mut tape = engine.team_tape(how.steps, Mode::Train, ROWS);
+            let mut grads = engine.grads();
+            run_team(&case, &bound, &mut tape, &mut grads, 0, how);
+            engine.finish(&bound, vec![grads]);
+            engine.check()
+        });
+        let Err(error) = error else { break };
+        let error = crate::Error::from(error);
+        assert_eq!((error.exit_code(), error.message.as_str()), (3, "it has fallen off the bus"), "{calls}");
+        faults += 1;
+    }
+    assert!(faults > 10, "{faults} places to fail");
+}
+
 #[test]
 fn the_plan_of_a_device_counts_what_is_taken() {
     let Some(device) = emulated() else { return };
