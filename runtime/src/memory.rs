@@ -114,11 +114,9 @@ impl Need<'_> {
                 "parameters and states take nearly all of it".to_owned()
             }
             (Backend::Device(_), mode) => {
-                let one = self.engine.device_bytes(1, steps, mode);
-                let (rows, one) = (self.usage.batch, size(one));
-                return format!(
-                    "{rows} rows of {steps} steps are on the device at once; one row takes {one}"
-                );
+                let bytes = |rows: usize| self.engine.device_bytes(rows, steps, mode);
+                let (rows, one) = (self.usage.batch, size(bytes(2).saturating_sub(bytes(1))));
+                return format!("{rows} rows of {steps} steps are on the device at once, {one} each");
             }
         };
         if self.data > 0 {
