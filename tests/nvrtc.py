@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """Compiles the CUDA source of every spec of the library with NVRTC, which needs no GPU.
 
-    tests/nvrtc.py BPMC [--arch sm_80 --arch sm_90a] [--size 100] [SPEC...]
+    tests/nvrtc.py BPMC [--arch sm_80 --arch sm_90a] [--size 100] [--alternate] [--jobs 2] [SPEC...]
 
 BPMC is the binary. NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 of the Python that runs this
 (tests/nvrtc.sh installs it). Every kernel must compile for every architecture, with the flags that the
-source names, without registers spilled to memory. Prints one line per spec, and fails if one fails.
+source names, without registers spilled to memory. With --alternate each spec is compiled for one of the architectures,
+in turn. Prints one line per spec, and fails if one fails.
 """
 
 import argparse
+import concurrent.futures
 import ctypes
+import itertools
 import pathlib
 import re
 import subprocess
@@ -117,20 +120,34 @@ def main():
     parser.add_argument("specs", nargs="*")
     parser.add_argument("--arch", action="append")
     parser.add_argument("--size", action="append", type=int)
+    parser.add_argument("--alternate", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     nvrtc = library()
     files = arguments.specs or sorted(str(p) for p in (ROOT / "specs").rglob("*.bpm"))
+    architectures = arguments.arch or ["sm_80", "sm_90a"]
+    turns = itertools.cycle([a] for a in architectures) if arguments.alternate else itertools.repeat(architectures)
+    jobs = [
+        (path, name, axes, size, arch)
+        for path, name, axes in specs(arguments.bpmc, files)
+        for size in arguments.size or (100,)
+        for arch in next(turns)
+    ]
+
+    def work(job):
+        path, name, axes, size, arch = job
+        text, flags = emit(arguments.bpmc, path, name, axes, size)
+        return judge(nvrtc, text, name, flags, arch)
+
     failed, kernels = 0, 0
-    for path, name, axes in specs(arguments.bpmc, files):
-        for size in arguments.size or (100,):
-            text, flags = emit(arguments.bpmc, path, name, axes, size)
-            for arch in arguments.arch or ("sm_80", "sm_90a"):
-                count, registers, wrong = judge(nvrtc, text, name, flags, arch)
-                print(f"{name} {size} {arch}: {count} kernels, at most {registers} registers", flush=True)
-                for what in wrong:
-                    print(f"  FAILED: {what}", flush=True)
-                failed += bool(wrong)
-                kernels += count
+    # NVRTC compiles on several threads at once.
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        for (_, name, _, size, arch), (count, registers, wrong) in zip(jobs, pool.map(work, jobs)):
+            print(f"{name} {size} {arch}: {count} kernels, at most {registers} registers", flush=True)
+            for what in wrong:
+                print(f"  FAILED: {what}", flush=True)
+            failed += bool(wrong)
+            kernels += count
     if kernels == 0:
         sys.exit("no kernel was compiled")
     print(f"{kernels} kernels compiled; {failed} sources failed")

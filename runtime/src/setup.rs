@@ -1,17 +1,19 @@
 //! From a recipe to a run in memory: spec, sizes, connections, parameters, kernels.
 
 use crate::Error;
-use crate::engine::{Backend, Engine, EngineOptions, Mode};
+use crate::engine::device::Work;
+use crate::engine::{Backend, Engine, EngineOptions, Mode, Text};
 use crate::language::NextWord;
 use crate::learner::{Baseline, Learner};
 use crate::memory::{Flags, Need, available};
 use crate::params::ParamStore;
 use crate::recipe::Recipe;
 use crate::spec::Spec;
+use crate::task::Goal;
 use crate::train::Trainer;
 use crate::wiring::{Wiring, bind_sizes};
 use compiler::form::{Form, Prefer};
-use compiler::ir::Sizes;
+use compiler::ir::{Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::Model;
 use std::collections::BTreeMap;
@@ -37,7 +39,8 @@ pub fn trainer(
     let teams = if is_known { recipe.schedule.batch } else { 0 };
     let options = EngineOptions { input_bars, teams, ..EngineOptions::default() };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
-    let engine = Engine::new(kept, kept_sizes, backend, &options)?;
+    let text = Text { file: &spec.path, source: &spec.source };
+    let engine = Engine::of_text(kept, kept_sizes, backend, &options, text)?;
     need(&engine, &recipe, threads, mode).check(available())?;
     let mut params = ParamStore::new(&model, &sizes, recipe.schedule.seed, &recipe.init)?;
     if let (Learner::NextWord(learner), Some(text)) = (&recipe.learner, recipe.task.text()) {
@@ -45,6 +48,20 @@ pub fn trainer(
         learner.add_parameters(&mut params, text.corpus.vocabulary.len(), features, recipe.schedule.seed);
     }
     Ok(Trainer::new(spec, recipe, (engine, form), wiring, params, threads))
+}
+
+/// What a recipe is going to run, as the choice of a device weighs it.
+///
+/// # Errors
+/// If spec and task do not fit together.
+pub fn work(spec: &Spec, recipe: &Recipe, threads: usize) -> Result<Work, Error> {
+    let sizes = bind_sizes(&spec.model, &*recipe.task, &recipe.learner, &recipe.sizes)?;
+    let matrix = |s: &&compiler::model::State| matches!(s.shape, Shape::Matrix { .. });
+    let elements = spec.model.states.iter().filter(matrix).map(|s| sizes.count(s.shape)).sum();
+    let batch = recipe.schedule.batch;
+    let steps = recipe.task.text().map_or(recipe.task.steps(), |t| t.windows(batch, 0).longest());
+    let answers = matches!(recipe.task.goal(), Goal::Act(_));
+    Ok(Work { elements, batch, steps, answers, threads })
 }
 
 /// The number of features from which the next word is predicted.

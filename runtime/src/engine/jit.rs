@@ -150,7 +150,7 @@ impl Buffer {
         self.start.as_ptr()
     }
 
-    fn as_slice(&self) -> &[f32] {
+    pub(super) fn as_slice(&self) -> &[f32] {
         // SAFETY: `len` numbers lie behind the pointer, initialised to zero; an empty slice may dangle.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
@@ -381,7 +381,9 @@ impl Tape {
         match &bound.engine.kind {
             super::Kind::Jit(_) if self.rows > 1 => &bound.engine.team(self.rows).1,
             super::Kind::Jit(code) => code,
-            super::Kind::Interp => unreachable!("this tape belongs to a compiled engine"),
+            super::Kind::Interp | super::Kind::Device(_) => {
+                unreachable!("this tape belongs to a compiled engine")
+            }
         }
     }
 

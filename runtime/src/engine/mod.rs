@@ -1,4 +1,4 @@
-//! Runs compiled models, row by row.
+//! Runs compiled models, row by row, or a whole batch on a device.
 //!
 //! An [`Engine`] is a model bound to axis sizes and a back end. [`Engine::bind`] adds parameters;
 //! the resulting [`Bound`] is shared by all threads of an update. A [`Tape`] is one row's memory: a
@@ -10,6 +10,7 @@
 //! the f64 interpreter keeps them.
 
 mod denormals;
+pub mod device;
 mod interp;
 mod jit;
 mod product;
@@ -17,6 +18,8 @@ mod sums;
 
 pub use denormals::{DENORMALS, FlushDenormals};
 pub use sums::Sums;
+
+use device::{Device, DeviceId, Fault};
 
 use compiler::back::Target;
 use compiler::interp::Interpreter;
@@ -34,6 +37,8 @@ pub enum Backend {
     Interp,
     /// Machine code, f32.
     Compiled(Target),
+    /// Kernels on a device, f32: all rows at once, as one team.
+    Device(DeviceId),
 }
 
 impl Backend {
@@ -52,6 +57,7 @@ impl Backend {
         match self {
             Backend::Interp => "interp",
             Backend::Compiled(target) => target.name(),
+            Backend::Device(id) => id.name(),
         }
     }
 }
@@ -95,6 +101,9 @@ pub enum EngineError {
     /// A part of a vector lies outside of it.
     #[error(transparent)]
     Outside(#[from] compiler::ir::Outside),
+    /// A device cannot be used.
+    #[error(transparent)]
+    Device(#[from] Fault),
     /// A parameter has the wrong number of elements.
     #[error("parameter `{name}` has {found} elements, expected {expected}")]
     Parameter {
@@ -153,6 +162,15 @@ struct Start<'s> {
     own: Vec<bool>,
 }
 
+/// The text of a spec.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Text<'a> {
+    /// Its file.
+    pub file: &'a str,
+    /// All of it.
+    pub source: &'a str,
+}
+
 /// A model bound to sizes and a back end.
 pub struct Engine {
     pub(crate) interpreter: Interpreter,
@@ -171,6 +189,7 @@ pub struct Engine {
 enum Kind {
     Interp,
     Jit(Box<jit::Code>),
+    Device(Arc<device::Code>),
 }
 
 /// Parameters in the layout of a back end.
@@ -178,6 +197,7 @@ pub struct Bound<'e> {
     engine: &'e Engine,
     params: Vec<compiler::interp::Tensor>,
     packed: jit::Buffer,
+    on_device: Option<device::Params>,
     initial: Vec<Vec<f32>>,
 }
 
@@ -187,6 +207,7 @@ pub struct Tape(TapeKind);
 enum TapeKind {
     Interp(interp::Tape),
     Jit(jit::Tape),
+    Device(Box<device::Tape>),
 }
 
 /// Memory that a row needs only while it runs backward.
@@ -207,32 +228,50 @@ pub struct Grads(GradsKind);
 enum GradsKind {
     Interp(interp::Grads),
     Jit(jit::Grads),
+    /// None if the device has failed.
+    Device(Option<device::Grads>),
 }
 
 impl Engine {
     /// Compiles a model for the given sizes.
     ///
     /// # Errors
-    /// [`EngineError`] if the code generator fails, the model is too large to address, or a slice
-    /// lies outside of its vector.
+    /// [`EngineError`] if the code generator fails, the model is too large to address, a slice
+    /// lies outside of its vector, or the device cannot be used.
     pub fn new(
         model: Arc<Model>,
         sizes: Sizes,
         backend: Backend,
         options: &EngineOptions,
     ) -> Result<Engine, EngineError> {
+        Engine::of_text(model, sizes, backend, options, Text::default())
+    }
+
+    /// The same with the text of the spec, to which the kernels of a device then lead back.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn of_text(
+        model: Arc<Model>,
+        sizes: Sizes,
+        backend: Backend,
+        options: &EngineOptions,
+        text: Text<'_>,
+    ) -> Result<Engine, EngineError> {
+        if let Backend::Device(id) = backend {
+            let device = device::open(id)?;
+            return Engine::on(device, model, sizes, backend, options, text);
+        }
         compiler::ir::check_bounds(&model.step, &sizes)?;
         // The interpreter keeps the step as it was checked; kernels run its optimised form.
         let model = match backend {
             Backend::Interp => model,
-            Backend::Compiled(_) => Arc::new(compiler::passes::optimise(&model)),
+            Backend::Compiled(_) | Backend::Device(_) => Arc::new(compiler::passes::optimise(&model)),
         };
         let interpreter = Interpreter::new(model, sizes);
-        let lower = compiler::loops::LowerOptions { input_bars: options.input_bars };
-        let program =
-            compiler::loops::lower(&interpreter.model, &interpreter.sizes, &interpreter.adjoint, lower);
+        let program = lowered(&interpreter, options);
         let kind = match backend {
-            Backend::Interp => Kind::Interp,
+            Backend::Interp | Backend::Device(_) => Kind::Interp,
             Backend::Compiled(target) => {
                 check_addressable(&program)?;
                 Kind::Jit(Box::new(jit::Code::new(target, &program)?))
@@ -258,6 +297,69 @@ impl Engine {
         };
         let packed = (0..interpreter.model.params.len()).map(is_packed).collect();
         Ok(Engine { packed, interpreter, program, kind, teams, backend, options: *options, spare })
+    }
+
+    /// A model on a device that has been opened.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn on(
+        device: Arc<dyn Device>,
+        model: Arc<Model>,
+        sizes: Sizes,
+        backend: Backend,
+        options: &EngineOptions,
+        text: Text<'_>,
+    ) -> Result<Engine, EngineError> {
+        compiler::ir::check_bounds(&model.step, &sizes)?;
+        let interpreter = Interpreter::new(Arc::new(compiler::passes::optimise(&model)), sizes);
+        let program = lowered(&interpreter, options);
+        check_addressable(&program)?;
+        let (model, sizes) = (&*interpreter.model, &interpreter.sizes);
+        let file = if text.file.is_empty() { format!("{}.bpm", model.name) } else { text.file.to_owned() };
+        let spec = compiler::back::cuda::Spec {
+            file: &file,
+            source: text.source,
+            name: &model.name,
+            step: &model.step,
+            adjoint: &interpreter.adjoint,
+        };
+        let source = compiler::back::cuda::emit(&program, &spec);
+        let code = device::Code::new(device, &source, (model, sizes))?;
+        let (kind, teams) = (Kind::Device(Arc::new(code)), vec![]);
+        let (program, spare) = (source.program, Mutex::new(vec![]));
+        let packed = vec![false; interpreter.model.params.len()];
+        Ok(Engine { packed, interpreter, program, kind, teams, backend, options: *options, spare })
+    }
+
+    /// Whether all that has run so far has run: a device can fail at any time, and what it gives from then on is
+    /// nothing.
+    ///
+    /// # Errors
+    /// The first fault of the device.
+    pub fn check(&self) -> Result<(), EngineError> {
+        match &self.kind {
+            Kind::Device(code) => code.fault().map_or(Ok(()), |fault| Err(fault.into())),
+            Kind::Interp | Kind::Jit(_) => Ok(()),
+        }
+    }
+
+    /// The device that it runs on, if it is none of the processor's.
+    pub fn device(&self) -> Option<&Arc<dyn Device>> {
+        match &self.kind {
+            Kind::Device(code) => Some(code.device()),
+            Kind::Interp | Kind::Jit(_) => None,
+        }
+    }
+
+    /// Bytes that a device needs for all rows of a batch, with parameters and gradients; zero without one.
+    pub fn device_bytes(&self, rows: usize, steps: usize, mode: Mode) -> u64 {
+        let Kind::Device(code) = &self.kind else { return 0 };
+        let room = device::Room { rows, steps, mode, interval: self.options.checkpoint_every };
+        let p = &self.program;
+        let hoisted: usize = p.rank1.iter().map(|r| r.post * r.pre).sum();
+        let sums = if mode == Mode::Train { 8 * (p.grads_len + hoisted) } else { 0 };
+        device::bytes(self, code, room).saturating_add((4 * p.params_len + sums) as u64)
     }
 
     /// The model.
@@ -287,11 +389,12 @@ impl Engine {
         plan::plan(&plan::Subject { model, sizes, program: &self.program, prologue }, usage)
     }
 
-    /// Bytes of machine code; zero for the interpreter.
+    /// Bytes of machine code, or of the source of a device's kernels; zero for the interpreter.
     pub fn code_bytes(&self) -> usize {
         match &self.kind {
             Kind::Interp => 0,
             Kind::Jit(code) => code.bytes(),
+            Kind::Device(code) => code.bytes(),
         }
     }
 
@@ -299,7 +402,8 @@ impl Engine {
     /// parameter `k` in the units of the spec (its constraint applied), row-major.
     ///
     /// # Errors
-    /// [`EngineError::Parameter`] if a tensor has the wrong number of elements.
+    /// [`EngineError::Parameter`] if a tensor has the wrong number of elements, [`EngineError::Device`] if a device
+    /// fails.
     pub fn bind(&self, params: &[Vec<f32>]) -> Result<Bound<'_>, EngineError> {
         for (k, p) in self.model().params.iter().enumerate() {
             let (found, expected) = (params.get(k).map_or(0, Vec::len), self.sizes().count(p.shape));
@@ -317,9 +421,13 @@ impl Engine {
         let initial = initial.into_iter().map(|t| t.iter().map(|x| *x as f32).collect()).collect();
         let packed = match self.backend {
             Backend::Interp => jit::Buffer::new(0),
-            Backend::Compiled(_) => jit::pack_params(self, narrow, &params),
+            Backend::Compiled(_) | Backend::Device(_) => jit::pack_params(self, narrow, &params),
         };
-        Ok(Bound { engine: self, params, packed, initial })
+        let on_device = match &self.kind {
+            Kind::Device(code) => Some(device::Params::new(code, packed.as_slice())?),
+            Kind::Interp | Kind::Jit(_) => None,
+        };
+        Ok(Bound { engine: self, params, packed, on_device, initial })
     }
 
     pub(crate) fn program_of(&self, rows: usize) -> &Program {
@@ -336,34 +444,30 @@ impl Engine {
 
     /// The sizes of the teams into which a batch is cut: rows that step together.
     pub fn teams(&self, rows: usize) -> Vec<usize> {
+        if self.device().is_some() {
+            return vec![rows];
+        }
         if rows == self.options.teams && !self.teams.is_empty() { cut(rows) } else { vec![1; rows] }
     }
 
     /// The memory of a team of rows, for up to `steps` steps; see [`Engine::teams`].
     pub fn team_tape(&self, steps: usize, mode: Mode, rows: usize) -> Tape {
-        match self.backend {
-            Backend::Interp => self.tape(steps, mode),
-            Backend::Compiled(_) => {
-                Tape(TapeKind::Jit(jit::Tape::new(self, steps, mode, self.options.checkpoint_every, rows)))
-            }
-        }
-    }
-
-    /// One row's memory for up to `steps` steps (any number of them in [`Mode::Infer`]).
-    pub fn tape(&self, steps: usize, mode: Mode) -> Tape {
-        Tape(match self.backend {
-            Backend::Interp => TapeKind::Interp(interp::Tape::new(self)),
-            Backend::Compiled(_) => {
-                TapeKind::Jit(jit::Tape::new(self, steps, mode, self.options.checkpoint_every, 1))
+        let interval = self.options.checkpoint_every;
+        Tape(match &self.kind {
+            Kind::Interp => TapeKind::Interp(interp::Tape::new(self)),
+            Kind::Jit(_) => TapeKind::Jit(jit::Tape::new(self, steps, mode, interval, rows)),
+            Kind::Device(code) => {
+                let room = device::Room { rows, steps, mode, interval };
+                TapeKind::Device(Box::new(device::Tape::new(self, code, room)))
             }
         })
     }
 
     /// The memory of a team of rows that waits for others before it runs backward, and is lent a [`Room`] then.
     pub fn waiting_tape(&self, steps: usize, rows: usize) -> Tape {
-        match self.backend {
-            Backend::Interp => self.tape(steps, Mode::Train),
-            Backend::Compiled(_) => {
+        match &self.kind {
+            Kind::Interp | Kind::Device(_) => self.team_tape(steps, Mode::Train, rows),
+            Kind::Jit(_) => {
                 let interval = self.options.checkpoint_every;
                 Tape(TapeKind::Jit(jit::Tape::without_room(self, steps, Mode::Train, interval, rows)))
             }
@@ -372,10 +476,15 @@ impl Engine {
 
     /// What a team of rows needs beside its [`Engine::waiting_tape`] while it runs backward.
     pub fn room(&self, steps: usize, rows: usize) -> Room {
-        match self.backend {
-            Backend::Interp => Room(jit::Room::default()),
-            Backend::Compiled(_) => Room(jit::Room::new(self, steps, self.options.checkpoint_every, rows)),
+        match &self.kind {
+            Kind::Interp | Kind::Device(_) => Room(jit::Room::default()),
+            Kind::Jit(_) => Room(jit::Room::new(self, steps, self.options.checkpoint_every, rows)),
         }
+    }
+
+    /// One row's memory for up to `steps` steps (any number of them in [`Mode::Infer`]).
+    pub fn tape(&self, steps: usize, mode: Mode) -> Tape {
+        self.team_tape(steps, mode, 1)
     }
 
     /// Gradient sums of one chunk of rows, zero.
@@ -384,9 +493,10 @@ impl Engine {
     }
 
     fn grads_for(&self, apart: bool) -> Grads {
-        Grads(match self.backend {
-            Backend::Interp => GradsKind::Interp(interp::Grads::new(self)),
-            Backend::Compiled(_) => GradsKind::Jit(jit::Grads::new(self, apart)),
+        Grads(match &self.kind {
+            Kind::Interp => GradsKind::Interp(interp::Grads::new(self)),
+            Kind::Jit(_) => GradsKind::Jit(jit::Grads::new(self, apart)),
+            Kind::Device(code) => GradsKind::Device(code.attempt(|| device::Grads::new(self, code))),
         })
     }
 
@@ -408,10 +518,11 @@ impl Engine {
 }
 
 impl Grads {
-    fn is_apart(&self) -> bool {
+    /// Whether it can be used again; `apart`: without hoisted gradients where it is compiled code's.
+    fn suits(&self, apart: bool) -> bool {
         match &self.0 {
-            GradsKind::Interp(_) => false,
-            GradsKind::Jit(g) => g.is_apart(),
+            GradsKind::Interp(_) | GradsKind::Device(_) => true,
+            GradsKind::Jit(g) => g.is_apart() == apart,
         }
     }
 
@@ -419,6 +530,7 @@ impl Grads {
         match &mut self.0 {
             GradsKind::Interp(g) => g.clear(),
             GradsKind::Jit(g) => g.clear(),
+            GradsKind::Device(g) => g.iter_mut().for_each(device::Grads::clear),
         }
     }
 }
@@ -427,6 +539,11 @@ impl Grads {
 fn cut(rows: usize) -> Vec<usize> {
     let count = rows.div_ceil(compiler::loops::TEAM).next_multiple_of(2).min(rows);
     (0..count).map(|k| (k + 1) * rows / count - k * rows / count).collect()
+}
+
+fn lowered(interpreter: &Interpreter, options: &EngineOptions) -> Program {
+    let lower = compiler::loops::LowerOptions { input_bars: options.input_bars };
+    compiler::loops::lower(&interpreter.model, &interpreter.sizes, &interpreter.adjoint, lower)
 }
 
 /// Offsets are 32-bit displacements.
@@ -470,22 +587,31 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(t) => t.begin(&starts[0]),
             TapeKind::Jit(t) => t.begin(self, &starts),
+            TapeKind::Device(t) => t.begin(self, &starts),
         }
     }
 
     /// From now on inputs, outputs, states and their cotangents are those of this row of a team.
     pub fn select(&self, tape: &mut Tape, row: usize) {
-        if let TapeKind::Jit(t) = &mut tape.0 {
-            t.select(row);
+        match &mut tape.0 {
+            TapeKind::Interp(_) => {}
+            TapeKind::Jit(t) => t.select(row),
+            TapeKind::Device(t) => t.select(row),
         }
     }
 
     /// Sets the states back before the next step, and cuts the gradient there.
     pub fn reset(&self, tape: &mut Tape, states: Option<&RowState>) {
-        let start = self.start(states);
+        self.reset_team(tape, &[states]);
+    }
+
+    /// The same for all rows of a team; only a device can have more than one.
+    pub fn reset_team(&self, tape: &mut Tape, states: &[Option<&RowState>]) {
+        let starts: Vec<Start<'_>> = states.iter().map(|s| self.start(*s)).collect();
         match &mut tape.0 {
-            TapeKind::Interp(t) => t.reset(&start),
-            TapeKind::Jit(t) => t.reset(self, &start),
+            TapeKind::Interp(t) => t.reset(&starts[0]),
+            TapeKind::Jit(t) => t.reset(self, &starts[0]),
+            TapeKind::Device(t) => t.reset(self, &starts),
         }
     }
 
@@ -503,6 +629,7 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(t) => t.input_mut(input),
             TapeKind::Jit(t) => t.input_mut(self, input),
+            TapeKind::Device(t) => t.input_mut(input),
         }
     }
 
@@ -511,6 +638,7 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(t) => t.step(self),
             TapeKind::Jit(t) => t.step(self),
+            TapeKind::Device(t) => t.step(self),
         }
     }
 
@@ -535,6 +663,7 @@ impl Bound<'_> {
                 }
             }
             TapeKind::Jit(t) => t.forward(self, steps, inputs),
+            TapeKind::Device(t) => t.forward(self, steps, inputs),
         }
     }
 
@@ -562,6 +691,7 @@ impl Bound<'_> {
         match &tape.0 {
             TapeKind::Interp(_) => 1,
             TapeKind::Jit(t) => t.rows(),
+            TapeKind::Device(t) => t.rows(),
         }
     }
 
@@ -570,6 +700,7 @@ impl Bound<'_> {
         match &tape.0 {
             TapeKind::Interp(t) => t.steps(),
             TapeKind::Jit(t) => t.steps(),
+            TapeKind::Device(t) => t.steps(),
         }
     }
 
@@ -578,6 +709,7 @@ impl Bound<'_> {
         match &tape.0 {
             TapeKind::Interp(tape) => tape.output(t, output),
             TapeKind::Jit(tape) => tape.output(self, t, output),
+            TapeKind::Device(tape) => tape.output(t, output),
         }
     }
 
@@ -587,6 +719,7 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(tape) => tape.penalty(t),
             TapeKind::Jit(tape) => tape.penalty(self, t),
+            TapeKind::Device(tape) => tape.penalty(self, t),
         }
     }
 
@@ -595,6 +728,7 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(t) => t.state(),
             TapeKind::Jit(t) => t.state(self),
+            TapeKind::Device(t) => t.state(self),
         }
     }
 
@@ -603,6 +737,7 @@ impl Bound<'_> {
         match &mut tape.0 {
             TapeKind::Interp(tape) => tape.output_bar_mut(t, output),
             TapeKind::Jit(tape) => tape.output_bar_mut(self, t, output),
+            TapeKind::Device(tape) => tape.output_bar_mut(t, output),
         }
     }
 
@@ -612,6 +747,8 @@ impl Bound<'_> {
         match (&mut tape.0, &mut grads.0) {
             (TapeKind::Interp(t), GradsKind::Interp(g)) => t.backward(self, g, penalty_bar, last),
             (TapeKind::Jit(t), GradsKind::Jit(g)) => t.backward(self, g, penalty_bar, last),
+            (TapeKind::Device(t), GradsKind::Device(Some(g))) => t.backward(self, g, penalty_bar, last),
+            (TapeKind::Device(t), GradsKind::Device(None)) => t.give_up(),
             _ => unreachable!("tape and gradients come from one engine"),
         }
     }
@@ -621,6 +758,7 @@ impl Bound<'_> {
         match &tape.0 {
             TapeKind::Interp(tape) => tape.input_bar(t, input),
             TapeKind::Jit(tape) => tape.input_bar(self, t, input),
+            TapeKind::Device(tape) => tape.input_bar(t, input),
         }
     }
 
@@ -629,6 +767,7 @@ impl Bound<'_> {
         match &tape.0 {
             TapeKind::Interp(t) => t.init_bar(),
             TapeKind::Jit(t) => t.init_bar(),
+            TapeKind::Device(t) => t.init_bar(self),
         }
     }
 

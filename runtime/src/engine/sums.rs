@@ -57,7 +57,7 @@ impl<'e> Sums<'e> {
 
     fn cleared(&self, apart: bool) -> Grads {
         let free = self.state().free.pop();
-        match free.or_else(|| self.engine.spare().pop()).filter(|g| g.is_apart() == apart) {
+        match free.or_else(|| self.engine.spare().pop()).filter(|g| g.suits(apart)) {
             Some(mut grads) => {
                 grads.clear();
                 grads
@@ -143,6 +143,9 @@ impl State {
         match &chunk.0 {
             GradsKind::Interp(g) => g.add_to(&mut self.boundary, &mut self.initial),
             GradsKind::Jit(g) => g.add_to(engine, &mut self.boundary, &mut self.initial),
+            GradsKind::Device(g) => {
+                g.iter().for_each(|g| g.add_to(engine, &mut self.boundary, &mut self.initial));
+            }
         }
     }
 }
