@@ -109,7 +109,7 @@ fn the_emulator_knows_mistakes() {
         }
     "#;
     let device = Device::of_text(source, 64);
-    let said = |name: &str| device.complaint(name).unwrap_or_default();
+    let said = |name: &str| device.complaint(name, 1).unwrap_or_default();
     assert_eq!(said("fine"), "");
     let lonely = "a barrier or a shuffle that not all threads reach";
     assert_eq!(said("some_threads"), lonely);

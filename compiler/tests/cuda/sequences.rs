@@ -2,8 +2,8 @@
 //! their own, resets, checkpoints and replay. Outputs, states and every gradient agree with the interpreter
 //! in double precision, within what single precision allows; and two orders of threads give the same bits.
 
-use crate::device::{At, Device, Tape, models, sizes, source};
-use compiler::back::cuda::Source;
+use crate::device::{At, Device, Span, Tape, models, sizes, source};
+use compiler::back::cuda::{Launch, Source};
 use compiler::gradcheck::{Case, Options, random_case};
 use compiler::interp::{Interpreter, Tensor};
 use compiler::ir::{Shape, Sizes, Value};
@@ -137,6 +137,20 @@ impl<'s> Batch<'s> {
         }
     }
 
+    /// All steps of a stretch at once.
+    fn sequence(&mut self, launch: &Launch, backward: bool, stretch: Stretch, checkpoints: &mut [f32]) {
+        self.seed += 1;
+        let span = Span {
+            frame: number(stretch.frame(stretch.first)),
+            adjoint: number(stretch.first),
+            steps: number(stretch.end - stretch.first),
+            interval: number(INTERVAL),
+            checkpoints: checkpoints.as_mut_ptr(),
+        };
+        let tape = self.tape(backward);
+        self.device.sequence(launch, ROWS, self.seed, (tape, span)).expect("it runs");
+    }
+
     fn slot(&mut self, row: usize, frame: usize, offset: usize, len: usize) -> &mut [f32] {
         let start = (frame * ROWS + row) * self.source.program.frame_len + offset;
         &mut self.frames[start..start + len]
@@ -191,6 +205,15 @@ impl<'s> Batch<'s> {
         let steps = stretch.end - stretch.first;
         let at = |t: usize| At { frame: number(stretch.frame(t)), ..At::default() };
         self.launch(BEFORE, steps, at(stretch.first));
+        if let Some(sequences) = &self.source.sequences {
+            let all = self.program().matrices_len * ROWS;
+            let count = steps.div_ceil(INTERVAL);
+            let mut saved = vec![f32::NAN; all * count];
+            self.sequence(&sequences.forward, false, stretch, &mut saved);
+            self.checkpoints.extend(saved.chunks(all.max(1)).map(<[f32]>::to_vec));
+            self.launch(AFTER, steps, at(stretch.first));
+            return;
+        }
         for t in stretch.first..stretch.end {
             let due = (t - stretch.first).is_multiple_of(INTERVAL);
             if due && !joined {
@@ -268,6 +291,15 @@ impl<'s> Batch<'s> {
             snapshot: number(t - start),
         };
         self.launch(BACK_BEFORE, end - first, at(first, first));
+        if let Some(sequences) = &self.source.sequences {
+            let count = if self.program().matrices_len > 0 { (end - first).div_ceil(INTERVAL) } else { 0 };
+            let from = self.checkpoints.len() - count;
+            let mut saved: Vec<f32> = self.checkpoints.drain(from..).flatten().collect();
+            self.sequence(&sequences.backward, true, stretch, &mut saved);
+            self.launch(BACK_AFTER, end - first, at(first, first));
+            self.hoist(at(first, first), end - first);
+            return (0..ROWS).map(|row| self.collect_bars(row, first)).collect();
+        }
         let starts: Vec<usize> = (first..end).step_by(INTERVAL).collect();
         let mut segment_end = end;
         for start in starts.into_iter().rev() {
