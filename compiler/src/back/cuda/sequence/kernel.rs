@@ -42,6 +42,7 @@ pub(super) fn write(text: &mut Text, subject: &Subject<'_>, mapping: &Mapping) -
         threads: mapping.threads(),
         cluster: mapping.cluster(),
         shared_bytes: mapping.shared_bytes(),
+        registers: mapping.registers,
     }
 }
 
@@ -60,13 +61,13 @@ impl Writer<'_> {
     fn head(&mut self, name: &str) {
         let backward = self.subject.backward;
         let Homes { threads, cluster, .. } = *self.homes;
-        let bytes = self.mapping.shared_bytes();
+        let (bytes, foreseen) = (self.mapping.shared_bytes(), self.mapping.registers);
         self.line(match backward {
             false => "// All steps of a stretch, the plastic state on the chip.",
             true => "// The adjoints of all steps of a stretch, from the last to the first.",
         });
         self.line(&format!(
-            "// launch {name}: blocks = {cluster} * rows, cluster = {cluster}, threads = {threads}, dynamic shared bytes = {bytes}, arguments = (Tape, Span)"
+            "// launch {name}: blocks = {cluster} * rows, cluster = {cluster}, threads = {threads}, dynamic shared bytes = {bytes}, arguments = (Tape, Span), registers foreseen = {foreseen}"
         ));
         let of = if cluster > 1 { format!("__cluster_dims__({cluster}, 1, 1) ") } else { String::new() };
         self.text.open(&format!(
@@ -81,7 +82,7 @@ impl Writer<'_> {
             let at = self.mapping.part(what);
             self.line(&format!("float *const {word} = memory + {at};"));
         }
-        self.line("const float *__restrict__ const params = tape.params;");
+        self.line("const float *const params = tape.params;");
         self.line("float *const carry = row_of(tape.carry, 0, CARRY_OF_ROW);".replace("CARRY_OF_ROW", self.carry()).as_str());
         if backward {
             self.line("float *const ends = row_of(tape.ends, 0, MATRICES);");

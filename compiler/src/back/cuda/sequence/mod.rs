@@ -75,6 +75,8 @@ pub struct Launch {
     pub cluster: usize,
     /// Dynamic shared memory of a block.
     pub shared_bytes: usize,
+    /// Registers of a thread, as foreseen.
+    pub registers: usize,
 }
 
 /// The kernels of whole sequences.

@@ -43,6 +43,9 @@ __device__ static inline void copy_ahead(float *to, const float *from) {
   const unsigned at = (unsigned)__cvta_generic_to_shared(to);
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
 }
+// What stands behind it reads memory no earlier: in a loop that is unrolled, a bound on the registers that
+// reads ahead would take.
+__device__ static inline void pause() { __syncwarp(); }
 // This thread's copies have arrived.
 __device__ static inline void wait_for_copies() {
   asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");

@@ -88,6 +88,9 @@ impl Sweep<'_> {
         if self.is_ragged() {
             self.writer.text.close();
         }
+        if self.homes.in_registers(self.writer.nest) && rows > 8 {
+            self.line("if (r % 8 == 7) pause();");
+        }
         self.writer.text.close();
     }
 
@@ -143,6 +146,9 @@ impl Sweep<'_> {
             self.line(&format!("const float {whole} = lane_row_sum<{lanes}>({sum});"));
             let warp = if warps > 1 { format!("own_column / 32 * {pre} + ") } else { String::new() };
             self.line(&format!("if ({guard}) shared[{at} + {warp}i] = {whole};"));
+        }
+        if self.homes.in_registers(self.writer.nest) && rows > 8 {
+            self.line("pause();");
         }
         self.writer.text.close();
     }
@@ -219,12 +225,16 @@ impl Sweep<'_> {
             let at = number * parts * columns;
             if parts > 1 {
                 self.line(&format!("{sum} = shared[{at} + own_column];"));
+                self.line("#pragma unroll 4");
                 self.line(&format!(
                     "for (int part = 1; part < {parts}; ++part) {sum} = {sum} + shared[{at} + part * {columns} + own_column];"
                 ));
             }
             let target = self.writer.target(Access::Post(self.writer.nest.effects[k].place()));
             let line = self.writer.lines[k];
+            if self.homes.cluster > 1 {
+                self.line("#pragma unroll 1");
+            }
             let statement = match self.homes.cluster {
                 1 => format!("{target} = {sum};"),
                 c => format!("for (int to = 0; to < {c}; ++to) *of_block(&{target}, to) = {sum};"),
@@ -256,6 +266,7 @@ impl Sweep<'_> {
                 self.writer.text.from(line, &format!("{target} = {total};"));
             } else {
                 let part = number * cluster * pre;
+                self.line("#pragma unroll 1");
                 self.line(&format!(
                     "for (int to = 0; to < {cluster}; ++to) *of_block(&ranks[{part} + rank * {pre} + i], to) = {total};"
                 ));
@@ -275,6 +286,7 @@ impl Sweep<'_> {
         for (number, (k, _)) in self.rows.clone().into_iter().enumerate() {
             let (part, total) = (number * cluster * pre, format!("total_{number}"));
             self.line(&format!("float {total} = ranks[{part} + i];"));
+            self.line("#pragma unroll 1");
             self.line(&format!(
                 "for (int of = 1; of < {cluster}; ++of) {total} = {total} + ranks[{part} + of * {pre} + i];"
             ));
