@@ -1,7 +1,7 @@
 //! A device that is none: the source of the CUDA back end, compiled for this processor with the emulator
 //! and loaded.
 
-use compiler::back::cuda::{EMULATOR, Launch, Source};
+use compiler::back::cuda::{EMULATOR, Launch, Mapping, Source};
 use compiler::ir::Sizes;
 use compiler::model::Model;
 use compiler::stages::{self, Subject};
@@ -339,10 +339,10 @@ pub(crate) fn sequences(
     model: &Model,
     bound: &BTreeMap<String, usize>,
     device: &compiler::back::cuda::Device,
-) -> Result<Source, compiler::back::cuda::Refusal> {
+) -> Result<(Source, [Mapping; 2]), compiler::back::cuda::Refusal> {
     let file = format!("{}.bpm", model.name);
     let subject = Subject { file: &file, source: text, model, bound, usage: &USAGE };
-    stages::cuda_sequences(&subject, device).expect("sizes for every axis").map(|(source, _)| source)
+    stages::cuda_sequences(&subject, device).expect("sizes for every axis")
 }
 
 /// The sizes as the compiler has them.

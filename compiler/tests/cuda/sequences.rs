@@ -50,6 +50,8 @@ struct Batch<'s> {
     penalty_bar: f32,
     /// Of the hoisted gradients.
     hoisted: Vec<Vec<f64>>,
+    /// What went wrong in a kernel of a whole sequence.
+    wrong: Option<String>,
 }
 
 /// Steps between resets: the first frame is that of the initial states.
@@ -106,6 +108,7 @@ impl<'s> Batch<'s> {
             params: vec![0.0; p.params_len],
             penalty_bar: 0.0,
             hoisted: p.rank1.iter().map(|r| vec![0.0; r.post * r.pre]).collect(),
+            wrong: None,
         }
     }
 
@@ -148,7 +151,8 @@ impl<'s> Batch<'s> {
             checkpoints: checkpoints.as_mut_ptr(),
         };
         let tape = self.tape(backward);
-        self.device.sequence(launch, ROWS, self.seed, (tape, span)).expect("it runs");
+        let done = self.device.sequence(launch, ROWS, self.seed, (tape, span));
+        self.wrong = self.wrong.take().or(done.err());
     }
 
     fn slot(&mut self, row: usize, frame: usize, offset: usize, len: usize) -> &mut [f32] {
@@ -422,6 +426,29 @@ impl<'s> Batch<'s> {
 
 /// Runs a batch of cases with equal parameters and resets.
 fn run(source: &Source, device: &Device, of: (&Arc<Model>, &Sizes), cases: &[Case], seed: u64) -> Results {
+    try_run(source, device, of, cases, seed).expect("it runs")
+}
+
+/// The bits of all results, by name; what goes wrong in a kernel of a whole sequence.
+pub(crate) fn bits(
+    source: &Source,
+    device: &Device,
+    of: (&Arc<Model>, &Sizes),
+    (steps, seed): (usize, u64),
+) -> Result<BTreeMap<(String, usize), Vec<u32>>, String> {
+    let options = Options { steps, state_scale: 0.3, ..Options::default() };
+    let found = try_run(source, device, of, &cases(of.0, of.1, &options), seed)?;
+    let plain = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect();
+    Ok(found.into_iter().map(|(name, row, x)| ((name, row), plain(x))).collect())
+}
+
+fn try_run(
+    source: &Source,
+    device: &Device,
+    of: (&Arc<Model>, &Sizes),
+    cases: &[Case],
+    seed: u64,
+) -> Result<Results, String> {
     let (model, sizes) = of;
     let simplified = Arc::new(passes::optimise(model));
     let interpreter = Interpreter::new(simplified, sizes.clone());
@@ -464,7 +491,7 @@ fn run(source: &Source, device: &Device, of: (&Arc<Model>, &Sizes), cases: &[Cas
     let params = interpreter.finish(&cases[0].params, &batch.boundary(), &zero);
     let named = model.params.iter().zip(params);
     results.extend(named.map(|(p, x)| (format!("grad.{}", p.name), 0, narrow(&x))));
-    results
+    batch.wrong.map_or(Ok(results), Err)
 }
 
 /// What the interpreter gives, by name and row.

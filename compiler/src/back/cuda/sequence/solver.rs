@@ -60,7 +60,7 @@ const WORKING: usize = 64;
 /// More for each sum over post: eight rows under way.
 const PER_ROW_SUM: usize = 12;
 /// More for each matrix that an unrolled loop reads from memory: loads under way.
-const PER_STREAM: usize = 9;
+const PER_STREAM: usize = 6;
 /// Of what is held: hundredths that it takes, with copies.
 const PER_HELD: usize = 112;
 /// Rows of a thread whose loops are unrolled, at most.
