@@ -105,22 +105,24 @@ fn one_row_group_gives_the_bits_of_single_steps() {
     if !has_compiler() {
         return;
     }
-    for (text, model) in models().into_iter().filter(|(_, m)| ["retroactive", "hebb"].contains(&m.name.as_str())) {
+    let mut compared = 0;
+    let wanted = ["retroactive", "hebb", "simple_fanout"];
+    for (text, model) in models().into_iter().filter(|(_, m)| wanted.contains(&m.name.as_str())) {
         let model = Arc::new(model);
         let bound = sizes(&model, 40);
-        let (whole, _) = sequences(&text, &model, &bound, &on(Some((1, 64)))).expect("it fits");
+        // One of these is an LSTM, with more columns than threads.
+        let Ok((whole, _)) = sequences(&text, &model, &bound, &on(Some((1, 64)))) else { continue };
         let single = source(&text, &model, &bound);
         let of = (&model, &bind(&model, &bound));
         let results = [&whole, &single].map(|s| bits(s, &Device::new(s), of, (9, 5)).expect("it runs"));
-        let mut compared = 0;
         for (key, expected) in &results[1] {
             if key.0.starts_with("out.") || key.0.starts_with("state.") {
                 assert!(results[0].get(key) == Some(expected), "{}: {key:?} has other bits", model.name);
                 compared += 1;
             }
         }
-        assert!(compared > 20);
     }
+    assert!(compared > 60, "only {compared} tensors");
 }
 
 /// Whether a kernel with a barrier less gives other bits, or does not run, for some order of threads.
@@ -165,6 +167,10 @@ fn barriers_of_sequences_that_are_left_out_are_noticed() {
             assert!(!is_noticed(&source, &device, of, &expected));
         }
     }
-    eprintln!("{tried} barriers, not noticed: {unnoticed:#?}");
-    assert!(tried > 60 && unnoticed.len() * 10 < tried, "{tried} barriers, not noticed: {unnoticed:#?}");
+    // In one block, some barriers keep shared memory from being taken again by the thread that last read it.
+    let in_clusters = unnoticed.iter().filter(|u| u.contains("(2, 64)")).count();
+    assert!(
+        tried > 60 && in_clusters == 0 && unnoticed.len() * 5 < tried,
+        "{tried} barriers, not noticed: {unnoticed:#?}"
+    );
 }

@@ -214,9 +214,16 @@ static void swap(unsigned a, unsigned b) {
   order[b] = t;
 }
 
-// Draws an order of threads: warp after warp, or without regard to warps.
+// Draws an order of threads: block after block, warp after warp, or without regard to either.
 static void draw_order() {
   for (unsigned t = 0; t < count; ++t) order[t] = t;
+  if (count > per_block && draw(2)) {
+    const unsigned turn = draw(count / per_block) * per_block;
+    for (unsigned t = 0; t < count; ++t) order[t] = (t + turn) % count;
+    for (unsigned first = 0; first < count; first += per_block)
+      for (unsigned k = per_block; k > 1; --k) swap(first + k - 1, first + draw(k));
+    return;
+  }
   if (draw(2)) {
     for (unsigned k = count; k > 1; --k) swap(k - 1, draw(k));
     return;
@@ -243,6 +250,10 @@ static void run_until_all_wait() {
     blockIdx = {block % gridDim.x, block / gridDim.x, 0};
     swapcontext(&scheduler, &threads[t].context);
     if (threads[t].wait == Wait::shuffle && finish_shuffle(t)) k = 0;
+    // A block can be far ahead of others of its cluster.
+    const unsigned first = t / per_block * per_block;
+    if (count > per_block && threads[t].wait == Wait::barrier && finish_barrier(first, first + per_block, Wait::barrier))
+      k = 0;
   }
 }
 

@@ -251,10 +251,11 @@ impl Subject<'_> {
     fn best(&self) -> Result<Mapping, Refusal> {
         let clusters = [1, 2, 4, 8].into_iter().filter(|c| *c <= self.arch.cluster);
         let threads = [64, 128, 192, 256, 384, 512, 768, 1024];
+        let all = clusters.flat_map(|c| threads.map(|t| (c, t)));
+        let all: Vec<(usize, usize)> = self.device.wanted.map_or_else(|| all.collect(), |wanted| vec![wanted]);
         let mut best: Option<Mapping> = None;
         let mut nearest: Option<(usize, Refusal)> = None;
-        let all = clusters.flat_map(|c| threads.map(|t| (c, t)));
-        for (cluster, threads) in all.filter(|(c, t)| self.device.wanted.is_none_or(|w| w == (*c, *t))) {
+        for (cluster, threads) in all {
             match self.candidate(threads, cluster) {
                 Ok(found) if best.as_ref().is_none_or(|b| found.cycles < b.cycles) => best = Some(found),
                 Ok(_) => {}
