@@ -1,5 +1,5 @@
 //! Kernels of whole sequences against the interpreter, as [`crate::sequences`] checks kernels of single steps:
-//! one block for each row of the batch, and clusters of blocks. By default one spec in three at 33, a few at
+//! one block for each row of the batch, and clusters of blocks. By default one spec in four at 33, a few at
 //! 1, 31 and 100; all specs at all sizes in several mappings with `BPM_CUDA=all`.
 
 use crate::device::{Device, bind, has_compiler, models, sequences, sizes, source};
@@ -52,10 +52,10 @@ fn whole_sequences_agree_with_the_interpreter() {
         for (which, (size, mapping)) in ALL.into_iter().enumerate() {
             // The large ones take longest.
             let chosen = match which {
-                0 => k % 3 == 0,
-                1 => k % 6 == 1,
-                4 | 5 => k % 30 == which,
-                _ => k % 12 == which,
+                0 => k % 4 == 0,
+                1 => k % 8 == 1,
+                4 | 5 => k % 40 == which,
+                _ => k % 20 == which,
             };
             if !all && !chosen {
                 continue;
@@ -83,7 +83,9 @@ fn it_does_not_matter_where_matrices_lie() {
     let small = Arch { shared: 72_000, ..Arch::named("sm_90a").expect("it is known") };
     let roomy = Arch::named("sm_90a").expect("it is known");
     let mut seen = String::new();
-    for (text, model) in models().into_iter().filter(|(_, m)| ["retroactive", "stpn"].contains(&m.name.as_str())) {
+    for (text, model) in
+        models().into_iter().filter(|(_, m)| ["retroactive", "stpn"].contains(&m.name.as_str()))
+    {
         let model = Arc::new(model);
         for (arch, wanted) in [(roomy, (1, 256)), (roomy, (1, 64)), (small, (1, 64)), (small, (2, 32))] {
             let device = cuda::Device { arch, batch: 2, wanted: Some(wanted) };
@@ -126,13 +128,8 @@ fn one_row_group_gives_the_bits_of_single_steps() {
 }
 
 /// Whether a kernel with a barrier less gives other bits, or does not run, for some order of threads.
-fn is_noticed(
-    source: &cuda::Source,
-    device: &Device,
-    of: (&Arc<Model>, &Sizes),
-    expected: &Bits,
-) -> bool {
-    (1..7).any(|seed| bits(source, device, of, (5, seed)).as_ref() != Ok(expected))
+fn is_noticed(source: &cuda::Source, device: &Device, of: (&Arc<Model>, &Sizes), expected: &Bits) -> bool {
+    (1..7).any(|seed| bits(source, device, of, (3, seed)).as_ref() != Ok(expected))
 }
 
 type Bits = std::collections::BTreeMap<(String, usize), Vec<u32>>;
@@ -143,16 +140,18 @@ fn barriers_of_sequences_that_are_left_out_are_noticed() {
         return;
     }
     let (mut tried, mut unnoticed) = (0, vec![]);
-    let wanted = ["retroactive", "modulated", "recurrent_delta"];
+    let all = std::env::var_os("BPM_CUDA").is_some_and(|v| v == "all");
+    let mappings: &[Mapping] = if all { &[(2, 64), (1, 128)] } else { &[(2, 64)] };
+    let wanted = ["retroactive", "recurrent_delta"];
     for (text, model) in models().into_iter().filter(|(_, m)| wanted.contains(&m.name.as_str())) {
         let model = Arc::new(model);
         let bound = sizes(&model, 41);
         let sizes = bind(&model, &bound);
-        for mapping in [(1, 128), (2, 64)] {
+        for mapping in mappings.iter().copied() {
             let (source, _) = sequences(&text, &model, &bound, &on(Some(mapping))).expect("it fits");
             let device = Device::new(&source);
             let of = (&model, &sizes);
-            let expected = bits(&source, &device, of, (5, 1)).expect("it runs");
+            let expected = bits(&source, &device, of, (3, 1)).expect("it runs");
             for (number, kernel) in barriers(&source).iter().enumerate() {
                 if !kernel.ends_with("_sequence") {
                     continue;
@@ -170,7 +169,7 @@ fn barriers_of_sequences_that_are_left_out_are_noticed() {
     // In one block, some barriers keep shared memory from being taken again by the thread that last read it.
     let in_clusters = unnoticed.iter().filter(|u| u.contains("(2, 64)")).count();
     assert!(
-        tried > 60 && in_clusters == 0 && unnoticed.len() * 5 < tried,
+        tried > 50 && in_clusters == 0 && unnoticed.len() * 5 < tried,
         "{tried} barriers, not noticed: {unnoticed:#?}"
     );
 }

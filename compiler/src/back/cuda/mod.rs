@@ -139,11 +139,7 @@ pub fn emit_sequences(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]
 ///
 /// # Errors
 /// Why they cannot be.
-pub fn map_sequences(
-    program: &Program,
-    spec: &Spec<'_>,
-    device: &Device,
-) -> Result<[Mapping; 2], Refusal> {
+pub fn map_sequences(program: &Program, spec: &Spec<'_>, device: &Device) -> Result<[Mapping; 2], Refusal> {
     let program = by_columns(program);
     let names = Names::new(&program, spec);
     let word = |place: Place, backward: bool| {

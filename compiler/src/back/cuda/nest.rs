@@ -246,8 +246,7 @@ impl Writer<'_> {
                 self.text.line(&format!("if (is_row) {partial} = {sum};"));
             }
             self.text.line(&format!("{sum} = sum_lanes({sum});"));
-            let target =
-                element(Access::Pre(place), self.nest.extent, self.kernel);
+            let target = element(Access::Pre(place), self.nest.extent, self.kernel);
             self.text.from(line, &format!("if (is_row && threadIdx.x % 8 == 0) {target} = {sum};"));
         }
     }

@@ -18,7 +18,17 @@ const LONGEST: usize = 64;
 
 /// Words that nests use.
 const LOCAL: [&str; 12] = [
-    "i", "j", "r", "top", "first", "is_row", "shared", "threadIdx", "lane_row", "own_column", "row_group",
+    "i",
+    "j",
+    "r",
+    "top",
+    "first",
+    "is_row",
+    "shared",
+    "threadIdx",
+    "lane_row",
+    "own_column",
+    "row_group",
     "is_column",
 ];
 

@@ -115,9 +115,7 @@ impl Homes {
             _ => None,
         });
         let loaded = nest.body.loads().filter(|a| matches!(a, Access::Matrix(_))).map(Access::place);
-        loaded
-            .chain(stored)
-            .any(|p| self.find(p).is_some_and(|h| matches!(h.home, Home::Registers(_))))
+        loaded.chain(stored).any(|p| self.find(p).is_some_and(|h| matches!(h.home, Home::Registers(_))))
     }
 
     /// An operand that does not lie in the region that its pointer leads to.
@@ -127,11 +125,9 @@ impl Homes {
             let held = self.find(place)?;
             return match &held.home {
                 Home::Registers(name) => Some(format!("{name}[r]")),
-                Home::Shared(_) => Some(format!(
-                    "held[held_at::{} + r * {} + threadIdx.x]",
-                    held.word,
-                    held.shape.threads()
-                )),
+                Home::Shared(_) => {
+                    Some(format!("held[held_at::{} + r * {} + threadIdx.x]", held.word, held.shape.threads()))
+                }
                 Home::Memory => None,
             };
         }

@@ -83,7 +83,11 @@ impl Writer<'_> {
             self.line(&format!("float *const {word} = memory + {at};"));
         }
         self.line("const float *const params = tape.params;");
-        self.line("float *const carry = row_of(tape.carry, 0, CARRY_OF_ROW);".replace("CARRY_OF_ROW", self.carry()).as_str());
+        self.line(
+            "float *const carry = row_of(tape.carry, 0, CARRY_OF_ROW);"
+                .replace("CARRY_OF_ROW", self.carry())
+                .as_str(),
+        );
         if backward {
             self.line("float *const ends = row_of(tape.ends, 0, MATRICES);");
             self.line("float *const grads = row_of(tape.grads, 0, GRADS);");
@@ -94,7 +98,9 @@ impl Writer<'_> {
         }
         let sums = self.homes.sums.clone();
         for (offset, len, at) in sums {
-            self.line(&format!("for (int k = threadIdx.x; k < {len}; k += THREADS) sums[{at} + k] = grads[{offset} + k];"));
+            self.line(&format!(
+                "for (int k = threadIdx.x; k < {len}; k += THREADS) sums[{at} + k] = grads[{offset} + k];"
+            ));
         }
     }
 
@@ -128,7 +134,10 @@ impl Writer<'_> {
             Base::Grads => "grads",
             _ => "params",
         };
-        format!("{base}[{}", self.subject.names.offset(held.place.base, held.place.offset, self.subject.backward))
+        format!(
+            "{base}[{}",
+            self.subject.names.offset(held.place.base, held.place.offset, self.subject.backward)
+        )
     }
 
     /// What stands for a thread's element `r`.
@@ -170,9 +179,8 @@ impl Writer<'_> {
         if held.home == Home::Memory {
             return;
         }
-        let is_given = held.place.base != Base::Carry
-            || !self.subject.backward
-            || self.subject.program.carries_states;
+        let is_given =
+            held.place.base != Base::Carry || !self.subject.backward || self.subject.program.carries_states;
         if let Home::Registers(name) = &held.home {
             self.line(&format!("float {name}[{}];", held.shape.rows));
         }
@@ -449,7 +457,11 @@ impl Writer<'_> {
             let kept = at("row_of(tape.snapshots, 1, MATRICES)");
             let first = at("row_of(tape.snapshots, 0, MATRICES)");
             let saved = at("row_of(span.checkpoints, begin / span.interval, MATRICES)");
-            self.each(&held, &format!("{{ if (end < span.steps) {whole} = {kept}; {first} = {saved}; }}"), true);
+            self.each(
+                &held,
+                &format!("{{ if (end < span.steps) {whole} = {kept}; {first} = {saved}; }}"),
+                true,
+            );
         }
         self.text.open("for (int when = begin; when < end; ++when) {");
         let params = self.homes.held.iter().filter(|h| h.place.base == Base::Params).cloned().collect();

@@ -54,13 +54,15 @@ pub struct Device {
 
 /// Registers of a multiprocessor.
 const REGISTERS: usize = 65_536;
-/// Registers that the code of a sweep takes beside what it holds. These four agree within a tenth with what
+/// Registers that the code of a sweep takes beside what it holds. These agree within a tenth with what
 /// NVRTC 12.9 reports, where nothing is spilled.
 const WORKING: usize = 64;
 /// More for each sum over post: eight rows under way.
 const PER_ROW_SUM: usize = 12;
 /// More for each matrix that an unrolled loop reads from memory: loads under way.
 const PER_STREAM: usize = 6;
+/// More where some threads have no elements.
+const PER_IDLE: usize = 8;
 /// Of what is held: hundredths that it takes, with copies.
 const PER_HELD: usize = 112;
 /// Rows of a thread whose loops are unrolled, at most.
@@ -130,8 +132,13 @@ impl Mapping {
             let _ = writeln!(text, "    {word:<16} [{post},{pre}] {columns} columns of a block: {at}");
         }
         let (bytes, most) = (self.shared_bytes(), arch.shared);
-        let _ = writeln!(text, "    shared memory: {bytes} of {most} bytes; registers: about {}", self.registers);
-        let _ = writeln!(text, "    a step: about {:.0} cycles in all waves (estimated, never measured)", self.cycles);
+        let _ =
+            writeln!(text, "    shared memory: {bytes} of {most} bytes; registers: about {}", self.registers);
+        let _ = writeln!(
+            text,
+            "    a step: about {:.0} cycles in all waves (estimated, never measured)",
+            self.cycles
+        );
         text
     }
 }
@@ -252,7 +259,8 @@ impl Subject<'_> {
         let clusters = [1, 2, 4, 8].into_iter().filter(|c| *c <= self.arch.cluster);
         let threads = [64, 128, 192, 256, 384, 512, 768, 1024];
         let all = clusters.flat_map(|c| threads.map(|t| (c, t)));
-        let all: Vec<(usize, usize)> = self.device.wanted.map_or_else(|| all.collect(), |wanted| vec![wanted]);
+        let all: Vec<(usize, usize)> =
+            self.device.wanted.map_or_else(|| all.collect(), |wanted| vec![wanted]);
         let mut best: Option<Mapping> = None;
         let mut nearest: Option<(usize, Refusal)> = None;
         for (cluster, threads) in all {
@@ -278,7 +286,10 @@ impl Subject<'_> {
             let over = (fixed + bytes).saturating_sub(self.arch.shared);
             let of = if cluster == 1 { "a block".to_owned() } else { format!("each of {cluster} blocks") };
             let most = self.arch.shared;
-            let why = format!("{what} of a row: {of} would need {over} bytes more shared memory than the {most} of {}", self.arch.name);
+            let why = format!(
+                "{what} of a row: {of} would need {over} bytes more shared memory than the {most} of {}",
+                self.arch.name
+            );
             (over, Refusal(why))
         };
         if fixed > self.arch.shared {
@@ -286,10 +297,10 @@ impl Subject<'_> {
         }
         let room = (self.arch.shared - fixed) / 4;
         let registers = self.place(&mut homes, room).map_err(|floats| lack(4 * floats, "the states"))?;
-        let held = homes.held.iter().filter(|h| matches!(h.home, Home::Shared(_))).map(|h| h.shape.len()).sum();
+        let held =
+            homes.held.iter().filter(|h| matches!(h.home, Home::Shared(_))).map(|h| h.shape.len()).sum();
         parts.insert(0, ("held", held));
-        let mut mapping =
-            Mapping { homes, parts, window, registers, cycles: 0.0, waves: 1, spilled: 0 };
+        let mut mapping = Mapping { homes, parts, window, registers, cycles: 0.0, waves: 1, spilled: 0 };
         self.estimate(&mut mapping);
         Ok(mapping)
     }
@@ -325,7 +336,11 @@ impl Subject<'_> {
             at += padded(g.len);
         }
         let columns = self.nests().flat_map(|n| {
-            n.body.loads().map(Access::place).chain(n.effects.iter().map(Effect::place)).collect::<Vec<Place>>()
+            n.body
+                .loads()
+                .map(Access::place)
+                .chain(n.effects.iter().map(Effect::place))
+                .collect::<Vec<Place>>()
         });
         let columns = columns.filter(|p| p.base == Base::Scratch && p.offset >= PARTIALS);
         let scratch_first = columns.map(|p| p.offset).min().unwrap_or(self.program.scratch_len);
@@ -378,7 +393,10 @@ impl Subject<'_> {
             };
             let streams = nest.body.loads().filter(is_stream).count();
             let streams = if homes.in_registers(nest) { streams } else { 0 };
-            row_sums * PER_ROW_SUM + (nest.body.ops.len() / 4).min(40) + streams * PER_STREAM
+            // Guards of threads without elements.
+            let idle = homes.shape(nest.extent).is_some_and(|s| s.threads() != homes.threads);
+            let idle = if idle { PER_IDLE } else { 0 };
+            idle + row_sums * PER_ROW_SUM + (nest.body.ops.len() / 4).min(40) + streams * PER_STREAM
         };
         let sweeps = self.nests().filter(|n| matches!(n.extent, Extent::Matrix { .. }));
         WORKING + sweeps.map(of_nest).max().unwrap_or(0) + held * PER_HELD / 100
@@ -390,7 +408,9 @@ impl Subject<'_> {
         let mut waiting = BARRIERS[2];
         let mut waits = Waits::default();
         let replay = if self.backward { &self.program.replay.nests[..] } else { &[] };
-        for (nest, is_step) in self.steady().iter().map(|n| (n, true)).chain(replay.iter().map(|n| (n, false))) {
+        for (nest, is_step) in
+            self.steady().iter().map(|n| (n, true)).chain(replay.iter().map(|n| (n, false)))
+        {
             let wait = if is_step { waits.before(nest, homes) } else { Wait::None };
             waiting += match wait {
                 Wait::None => 0.0,
@@ -402,7 +422,9 @@ impl Subject<'_> {
                 continue;
             };
             let sums = |post: bool| {
-                let wanted = |e: &&Effect| matches!((e, post), (Effect::SumPost(..), true) | (Effect::SumPre(..), false));
+                let wanted = |e: &&Effect| {
+                    matches!((e, post), (Effect::SumPost(..), true) | (Effect::SumPre(..), false))
+                };
                 nest.effects.iter().filter(wanted).count() as f64
             };
             waiting += if sums(true) + sums(false) > 0.0 { BARRIERS[0] + 60.0 } else { 0.0 };
@@ -494,6 +516,7 @@ pub(super) fn shared_floats(nest: &Nest, homes: &Homes) -> (usize, usize) {
     let rows = count(|e| matches!(e, Effect::SumPost(..)));
     let columns = count(|e| matches!(e, Effect::SumPre(..)));
     let parts = shape.row_parts(homes.threads);
-    let own = columns * (if parts > 1 { parts * shape.columns } else { 0 }) + rows * shape.column_warps() * shape.pre;
+    let own = columns * (if parts > 1 { parts * shape.columns } else { 0 })
+        + rows * shape.column_warps() * shape.pre;
     (own, if homes.cluster > 1 { rows * homes.cluster * shape.pre } else { 0 })
 }

@@ -55,7 +55,9 @@ impl Sweep<'_> {
     /// Which elements this thread has.
     fn who(&mut self) {
         let Shape { post, columns, .. } = self.shape;
-        self.line(&format!("const int own_column = threadIdx.x % {columns}, row_group = threadIdx.x / {columns};"));
+        self.line(&format!(
+            "const int own_column = threadIdx.x % {columns}, row_group = threadIdx.x / {columns};"
+        ));
         let first = if self.homes.cluster > 1 { format!("rank * {columns} + ") } else { String::new() };
         self.line(&format!("const bool is_column = {first}own_column < {post};"));
         // A thread without a column does what the last column's does, and keeps it to itself.

@@ -50,11 +50,13 @@ impl Waits {
         let all = || deeds.own.early.iter().chain(&deeds.own.late);
         let is_read_here = all().any(|t| self.handed.iter().any(|h| h.overlaps(t)));
         // Sums are handed out behind all that the nest itself touches early.
-        let replaces = deeds.handed.iter().any(|h| self.since.iter().chain(&self.handed).any(|t| t.overlaps(h)));
+        let replaces =
+            deeds.handed.iter().any(|h| self.since.iter().chain(&self.handed).any(|t| t.overlaps(h)));
         let cluster = is_read_here || replaces || self.ranks && deeds.ranks;
         let after = if deeds.own.has_barrier { &[][..] } else { &deeds.own.late[..] };
         let mut now = deeds.own.early.iter().chain(after);
-        let block = now.any(|t| self.local.iter().any(|p| p.conflicts(t))) || self.shared && deeds.own.uses_shared;
+        let block =
+            now.any(|t| self.local.iter().any(|p| p.conflicts(t))) || self.shared && deeds.own.uses_shared;
         let wait = if cluster {
             Wait::Cluster
         } else if block {
