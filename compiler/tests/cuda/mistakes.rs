@@ -12,11 +12,8 @@ pub(crate) fn barriers(source: &Source) -> Vec<String> {
     let mut found = vec![];
     for line in source.text.lines() {
         if line.starts_with("extern") || line.starts_with("__device__") {
-            kernel = line
-                .split('(')
-                .nth(usize::from(line.contains("__launch_bounds__(")))
-                .unwrap_or("")
-                .to_owned();
+            let is_kernel = line.contains("__launch_bounds__(");
+            kernel = line.split(if is_kernel { "(const " } else { "(" }).next().unwrap_or("").to_owned();
             kernel = kernel.rsplit([' ', ')']).next().unwrap_or("").to_owned();
         }
         let calls = ["__syncthreads();", "cluster_barrier();"].map(|call| line.matches(call).count());

@@ -324,7 +324,6 @@ impl Writer<'_> {
             self.put(&format!("span.steps + ({k})"));
         }
         self.store_states("carry");
-        self.leave();
     }
 
     fn forward_step(&mut self, routine: &Routine) {
@@ -357,13 +356,6 @@ impl Writer<'_> {
         for held in self.homes.held.clone().iter().filter(|h| h.place.base == Base::Carry) {
             let offset = self.subject.names.offset(Base::Carry, held.place.offset, self.subject.backward);
             self.store(held, &format!("{to}[{offset}"));
-        }
-    }
-
-    /// No block ends while others may reach into its memory.
-    fn leave(&mut self) {
-        if self.homes.cluster > 1 {
-            self.line("cluster_barrier();");
         }
     }
 
@@ -436,7 +428,6 @@ impl Writer<'_> {
             }
             self.text.close();
         }
-        self.leave();
     }
 
     /// Rebuilds the states of a segment. Every thread does so for its elements alone.

@@ -35,7 +35,8 @@
 //! # Barriers
 //!
 //! `waits` puts them where [`super::barriers`] would, and one for the whole cluster where a block reads what
-//! others have handed to it, or hands out what others may still be reading. Every step ends with one.
+//! others have handed to it, or hands out what others may still be reading. Every step ends with one, and
+//! nothing is handed to a block behind the last one, so that no block ends too early.
 //!
 //! # Launch
 //!

@@ -30,12 +30,11 @@ __device__ static inline float *of_block(float *own, int rank) {
   return own;
 #endif
 }
-// All threads of all blocks of the cluster have come, and see what the others have written.
+// All threads of all blocks of the cluster have come, and see what the others have written. Devices before
+// sm_90 have no clusters, and kernels for them none of these.
 __device__ static inline void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-#else
-  __syncthreads();
 #endif
 }
 // Copies 16 bytes to shared memory while other things happen.
