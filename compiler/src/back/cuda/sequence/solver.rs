@@ -456,7 +456,7 @@ impl Subject<'_> {
             }
         }
         // Few warps leave the schedulers without work.
-        let busy = (homes.threads as f64 / 512.0).min(1.0).max(0.25);
+        let busy = (homes.threads as f64 / 512.0).clamp(0.25, 1.0);
         let clusters = (self.arch.processors / homes.cluster).max(1);
         mapping.waves = self.device.batch.div_ceil(clusters).max(1);
         let step = (issued / 128.0 / IPC / busy.sqrt()).max(shared / 128.0).max(memory / MEMORY) + waiting;
