@@ -22,7 +22,7 @@ type Hoisted = unsafe extern "C" fn(TapeArgs, At, c_int, c_int, Address);
 type AddRows = unsafe extern "C" fn(Address, c_int, c_int, Address);
 type Moves = unsafe extern "C" fn(Move);
 type Thread = unsafe extern "C" fn(*const c_void);
-type Emulate = unsafe extern "C" fn(u32, u32, u32, u64, Thread, *const c_void) -> *const c_char;
+type Emulate = unsafe extern "C" fn(u32, u32, u32, u32, u64, Thread, *const c_void) -> *const c_char;
 
 unsafe extern "C" {
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
@@ -167,7 +167,7 @@ impl Inner {
                 let bundle = (function, call);
                 let bundle = (&raw const bundle).cast::<c_void>();
                 // SAFETY: the bundle outlives the launch, and the caller of `launch` vouches for the rest.
-                let wrong = unsafe { emulate(x, y, threads, self.launches, thread, bundle) };
+                let wrong = unsafe { emulate(x, y, 1, threads, self.launches, thread, bundle) };
                 if !wrong.is_null() {
                     // SAFETY: what is not null is a string.
                     let words = unsafe { CStr::from_ptr(wrong) }.to_string_lossy().into_owned();
