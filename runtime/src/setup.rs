@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::engine::device::Work;
-use crate::engine::{Backend, Engine, EngineOptions, Mode, Text};
+use crate::engine::{Backend, Chaining, Engine, EngineOptions, Mode, Text};
 use crate::language::NextWord;
 use crate::learner::{Baseline, Learner};
 use crate::memory::{Flags, Need, available};
@@ -37,7 +37,9 @@ pub fn trainer(
     let input_bars = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
     let is_known = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
     let teams = if is_known { recipe.schedule.batch } else { 0 };
-    let options = EngineOptions { input_bars, teams, ..EngineOptions::default() };
+    let chaining = if is_known { Chaining::IfLarge } else { Chaining::Never };
+    let options =
+        EngineOptions { input_bars, initial_bars: false, teams, chaining, ..EngineOptions::default() };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
     let text = Text { file: &spec.path, source: &spec.source };
     let engine = Engine::of_text(kept, kept_sizes, backend, &options, text)?;

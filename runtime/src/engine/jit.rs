@@ -171,14 +171,14 @@ impl Drop for Buffer {
 }
 
 /// Lays out the unbatched values.
-pub(super) fn pack_params(engine: &Engine, params: &[Vec<f32>], wide: &[Tensor]) -> Buffer {
+pub(super) fn pack_params(engine: &Engine, params: &[&[f32]], wide: &[Tensor]) -> Buffer {
     let values = engine.interpreter.prologue_without(wide, |p| engine.packed[p.index()]);
     let mut buffer = Buffer::new(engine.program.params_len);
     for bound in &engine.program.params {
         let narrow: Cow<'_, [f32]> =
             match (engine.model().step.at(bound.value).op.clone(), &values[bound.value.index()]) {
                 (_, Some(value)) => value.iter().map(|x| *x as f32).collect(),
-                (Op::Load(Source::Param(p)), None) => params[p.index()].as_slice().into(),
+                (Op::Load(Source::Param(p)), None) => params[p.index()].into(),
                 (op, None) => unreachable!("{op:?} is part of the prologue"),
             };
         let to = &mut buffer.as_mut_slice()[bound.offset..];
@@ -222,13 +222,23 @@ impl Grads {
         self.plain.values_mut().chain(&mut self.initial).for_each(|x| x.fill(0.0));
     }
 
+    /// Adds to sums in double precision: those of sweeps in their packed form, then [`unpack`] has them.
     pub(super) fn add_to(
         &self,
         engine: &Engine,
+        packed: &mut Vec<Vec<f64>>,
         boundary: &mut BTreeMap<Value, Vec<f64>>,
         initial: &mut [Vec<f64>],
     ) {
         use std::collections::btree_map::Entry;
+        let slots = &engine.program.grads;
+        packed.resize(slots.len(), vec![]);
+        for (slot, sum) in slots.iter().zip(packed) {
+            let len = slot.matrix.map_or(slot.len, |(post, pre)| Tiles::packed_len(post, pre));
+            sum.resize(len, 0.0);
+            let from = &self.packed.as_slice()[slot.offset..];
+            sum.iter_mut().zip(from).for_each(|(sum, x)| *sum += f64::from(*x));
+        }
         let mut add = |value: Value, x: &[f32]| match boundary.entry(value) {
             Entry::Vacant(place) => {
                 place.insert(x.iter().map(|x| 0.0 + f64::from(*x)).collect());
@@ -237,22 +247,31 @@ impl Grads {
                 sum.get_mut().iter_mut().zip(x).for_each(|(s, x)| *s += f64::from(*x));
             }
         };
-        for slot in &engine.program.grads {
-            let from = &self.packed.as_slice()[slot.offset..];
-            match slot.matrix {
-                Some((post, pre)) => {
-                    let mut plain = vec![0.0; post * pre];
-                    engine.program.unpack(post, pre, from, &mut plain);
-                    add(slot.value, &plain);
-                }
-                None => add(slot.value, &from[..slot.len]),
-            }
-        }
         for (value, x) in &self.plain {
             add(*value, x);
         }
         for (sum, x) in initial.iter_mut().zip(&self.initial) {
             sum.iter_mut().zip(x).for_each(|(s, x)| *s += f64::from(*x));
+        }
+    }
+}
+
+/// Gradients out of the packed sums of [`Grads::add_to`].
+pub(super) fn unpack(engine: &Engine, packed: Vec<Vec<f64>>, boundary: &mut BTreeMap<Value, Vec<f64>>) {
+    for (slot, sum) in engine.program.grads.iter().zip(packed) {
+        let plain = match slot.matrix {
+            Some((post, pre)) => {
+                let mut plain = vec![0.0; post * pre];
+                engine.program.unpack(post, pre, &sum, &mut plain);
+                plain
+            }
+            None => sum,
+        };
+        match boundary.get_mut(&slot.value) {
+            Some(sum) => sum.iter_mut().zip(plain).for_each(|(s, x)| *s += x),
+            None => {
+                boundary.insert(slot.value, plain);
+            }
         }
     }
 }
@@ -296,6 +315,8 @@ pub(super) struct Tape {
     steps: usize,
     /// Whether the last step has left work for the next call.
     pending: bool,
+    /// Whether the cotangents of the states at the start are wanted.
+    keeps_bars: bool,
     init_bar: RowState,
 }
 
@@ -369,6 +390,7 @@ impl Tape {
             stretches: vec![],
             steps: 0,
             pending: false,
+            keeps_bars: engine.options.initial_bars,
             init_bar: RowState::default(),
         }
     }
@@ -381,7 +403,7 @@ impl Tape {
         match &bound.engine.kind {
             super::Kind::Jit(_) if self.rows > 1 => &bound.engine.team(self.rows).1,
             super::Kind::Jit(code) => code,
-            super::Kind::Interp | super::Kind::Device(_) => {
+            super::Kind::Interp | super::Kind::Chain(_) | super::Kind::Device(_) => {
                 unreachable!("this tape belongs to a compiled engine")
             }
         }
@@ -395,6 +417,11 @@ impl Tape {
     /// Rows that step together.
     pub(super) fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// The row that the host speaks of.
+    pub(super) fn selected(&self) -> usize {
+        self.row
     }
 
     /// From now on the host speaks of this row.
@@ -700,12 +727,12 @@ impl Tape {
     }
 
     /// The cotangents of the logs after `events` events: zero, or what is given.
-    fn place_log_bars(&mut self, program: &Program, events: usize, bar: &[Vec<f32>]) {
+    fn place_log_bars(&mut self, program: &Program, events: usize, bar: Option<&[Vec<f32>]>) {
         for log in &program.logs {
             let rows = events.next_multiple_of(tile_of(program, log)).min(log.events);
             let to = &mut self.log_bars.as_mut_slice()[log.bar..][..rows * log.len];
             to.fill(0.0);
-            let given = bar.get(log.state).into_iter().flatten();
+            let given = bar.and_then(|b| b.get(log.state)).into_iter().flatten();
             for (k, x) in given.take(events * log.len).enumerate() {
                 to[log.at(program.widest, k / log.len, k % log.len)] = *x;
             }
@@ -746,6 +773,14 @@ impl Tape {
         self.slot(program, self.frame_of(t), offset, Self::output_len(bound, output))
     }
 
+    /// The same of a row that need not be the selected one.
+    pub(super) fn output_of(&self, bound: &Bound<'_>, row: usize, t: usize, output: OutputId) -> &[f32] {
+        let program = self.program(bound);
+        let offset = program.outputs[output.index()] + program.frame_len / self.rows * row;
+        let start = self.frame_start(program, self.frame_of(t)) + offset;
+        &self.frames.as_slice()[start..start + Self::output_len(bound, output)]
+    }
+
     pub(super) fn penalty(&mut self, bound: &Bound<'_>, t: usize) -> f32 {
         if t + 1 == self.steps {
             self.flush(bound);
@@ -774,16 +809,16 @@ impl Tape {
         self.flush(bound);
         let at = self.program(bound).penalty_bar;
         self.scratch.as_mut_slice()[at] = penalty_bar;
-        let zeros = zero_states(bound);
-        self.init_bar = RowState { states: zeros.clone() };
+        self.init_bar =
+            if self.keeps_bars { RowState { states: zero_states(bound) } } else { RowState::default() };
         let mut end = self.steps;
         for k in (0..self.stretches.len()).rev() {
             let first = self.stretches[k].first;
             self.stretch = k;
-            let bar = last.filter(|_| end == self.steps).map_or(&zeros, |s| &s.states);
+            let bar = last.filter(|_| end == self.steps).map(|s| s.states.as_slice());
             if first < end {
                 self.backward_stretch(bound, grads, first, end, bar);
-            } else if end == self.steps && k + 1 == self.stretches.len() {
+            } else if let (true, Some(bar)) = (end == self.steps && k + 1 == self.stretches.len(), bar) {
                 // A reset after the last step: the final states are the initial ones.
                 self.add_start(grads, first, bar);
             }
@@ -795,23 +830,32 @@ impl Tape {
     /// their share where a state started at its own.
     fn add_start(&mut self, grads: &mut Grads, first: usize, bar: &[Vec<f32>]) {
         add_all(&mut self.init_bar.states, bar);
-        let stretch = self.stretches.iter().rev().find(|s| s.first == first);
-        let own = stretch.map_or(&[][..], |s| &s.own);
-        for ((sum, bar), own) in grads.initial.iter_mut().zip(bar).zip(own) {
+        for ((sum, bar), own) in grads.initial.iter_mut().zip(bar).zip(self.own_starts(first)) {
             if *own {
                 sum.iter_mut().zip(bar).for_each(|(s, b)| *s += b);
             }
         }
     }
 
-    /// Steps `first..end`, from the last to the first.
+    /// Which states start a stretch at their own initial values.
+    fn own_starts(&self, first: usize) -> &[bool] {
+        self.stretches.iter().rev().find(|s| s.first == first).map_or(&[], |s| &s.own)
+    }
+
+    /// Whether somebody wants the cotangents of the states at the start of a stretch.
+    fn wants_bars(&self, grads: &Grads, first: usize) -> bool {
+        let is_learned = |(sum, own): (&Vec<f32>, &bool)| *own && !sum.is_empty();
+        self.keeps_bars || grads.initial.iter().zip(self.own_starts(first)).any(is_learned)
+    }
+
+    /// Steps `first..end`, from the last to the first; `bar` is zero if absent.
     fn backward_stretch(
         &mut self,
         bound: &Bound<'_>,
         grads: &mut Grads,
         first: usize,
         end: usize,
-        bar: &[Vec<f32>],
+        bar: Option<&[Vec<f32>]>,
     ) {
         self.place_bars(bound, end, bar);
         self.place_log_bars(self.program(bound), end - first, bar);
@@ -832,7 +876,8 @@ impl Tape {
             self.call_back(bound, BACK_FLUSH, first as isize - 1, first, grads);
         }
         self.apart_back(bound, BACK_AFTER, first..end, grads);
-        for row in 0..self.rows {
+        let wanted = if self.wants_bars(grads, first) { self.rows } else { 0 };
+        for row in 0..wanted {
             self.select(row);
             let bars = self.collect_bars(bound, first);
             self.add_start(grads, first, &bars);
@@ -843,24 +888,29 @@ impl Tape {
         }
     }
 
-    fn place_bars(&mut self, bound: &Bound<'_>, end: usize, bar: &[Vec<f32>]) {
+    fn place_bars(&mut self, bound: &Bound<'_>, end: usize, bar: Option<&[Vec<f32>]>) {
         let program = self.program(bound);
+        if bar.is_none_or(|b| b.len() < program.matrices.len()) {
+            self.room.ends.as_mut_slice().fill(0.0);
+        }
         for row in 0..self.rows {
             self.select(row);
             let start = end * program.adjoint_len + self.shift(program.adjoint_len);
             let shift = self.shift(program.matrices_len);
-            for (k, x) in bar.iter().enumerate() {
+            for k in 0..program.matrices.len() {
+                let x = bar.and_then(|b| b.get(k)).map(Vec::as_slice);
                 match (&program.matrices[k], program.state_bars[k]) {
                     (Some(m), _) => {
-                        program.pack(
-                            m.post,
-                            m.pre,
-                            x,
-                            &mut self.room.ends.as_mut_slice()[shift + m.offset..],
-                        );
+                        let to = &mut self.room.ends.as_mut_slice()[shift + m.offset..];
+                        x.into_iter().for_each(|x| program.pack(m.post, m.pre, x, to));
                     }
                     (None, Some(offset)) => {
-                        self.adjoint.as_mut_slice()[start + offset..][..x.len()].copy_from_slice(x);
+                        let len = bound.state_len(StateId(k as u32));
+                        let to = &mut self.adjoint.as_mut_slice()[start + offset..][..len];
+                        match x {
+                            Some(x) => to.copy_from_slice(x),
+                            None => to.fill(0.0),
+                        }
                     }
                     (None, None) => {}
                 }

@@ -6,7 +6,8 @@
 //! backward: they are then summed over all rows at once ([`Sums::products`]). So the memory for chunks grows with the threads, not with the rows, and the result
 //! depends on neither.
 
-use super::{Bound, Engine, Grads, GradsKind, Tape, TapeKind, jit};
+use super::chain::Chain;
+use super::{Bound, Engine, Grads, GradsKind, Kind, Tape, TapeKind, jit};
 use compiler::ir::{Op, ParamId, Sink, Source, Value};
 use compiler::model::Init;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +17,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub struct Sums<'e> {
     engine: &'e Engine,
     state: Mutex<State>,
+    /// Those of a chain's links, which then have everything.
+    links: Vec<Sums<'e>>,
 }
 
 struct State {
+    /// Of compiled code: sums of sweeps, as they are packed.
+    packed: Vec<Vec<f64>>,
     /// By boundary value.
     boundary: BTreeMap<Value, Vec<f64>>,
     /// By state: the cotangents of learned initial values.
@@ -37,8 +42,20 @@ impl<'e> Sums<'e> {
         let initial =
             engine.model().states.iter().map(|s| vec![0.0; engine.sizes().count(s.shape)]).collect();
         let (boundary, waiting) = (BTreeMap::new(), BTreeMap::new());
-        let state = State { boundary, initial, products: BTreeMap::new(), next: 0, waiting, free: vec![] };
-        Sums { engine, state: Mutex::new(state) }
+        let state = State {
+            packed: vec![],
+            boundary,
+            initial,
+            products: BTreeMap::new(),
+            next: 0,
+            waiting,
+            free: vec![],
+        };
+        let links = match &engine.kind {
+            Kind::Chain(chain) => chain.engines().map(Sums::new).collect(),
+            Kind::Interp | Kind::Jit(_) | Kind::Device(_) => vec![],
+        };
+        Sums { engine, state: Mutex::new(state), links }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -68,6 +85,15 @@ impl<'e> Sums<'e> {
 
     /// Sums products over all tapes, which have run backward, in their order. Takes memory from `spare`.
     pub fn products(&self, bound: &Bound<'_>, tapes: &[Tape], threads: usize, spare: &mut Vec<Vec<f32>>) {
+        for (l, (link, own)) in self.links.iter().zip(&bound.links).enumerate() {
+            let mut compiled: Vec<&jit::Tape> = vec![];
+            for tape in tapes {
+                if let TapeKind::Chain(tape) = &tape.0 {
+                    compiled.push(&tape.links()[l]);
+                }
+            }
+            link.state().products = jit::products(own, &compiled, threads, spare);
+        }
         let mut compiled: Vec<&jit::Tape> = vec![];
         for tape in tapes {
             if let TapeKind::Jit(tape) = &tape.0 {
@@ -87,21 +113,40 @@ impl<'e> Sums<'e> {
         loop {
             let next = state.next;
             let Some(chunk) = state.waiting.remove(&next) else { return };
-            state.add(self.engine, &chunk);
+            self.take(&mut state, &chunk);
             state.free.push(chunk);
             state.next += 1;
+        }
+    }
+
+    fn take(&self, state: &mut State, chunk: &Grads) {
+        match &chunk.0 {
+            GradsKind::Chain(parts) => {
+                for (link, part) in self.links.iter().zip(parts) {
+                    let State { packed, boundary, initial, .. } = &mut *link.state();
+                    part.add_to(link.engine, packed, boundary, initial);
+                }
+            }
+            GradsKind::Interp(_) | GradsKind::Jit(_) | GradsKind::Device(_) => state.add(self.engine, chunk),
         }
     }
 
     /// Runs the adjoint of the prologue. One tensor per parameter, in the units of the spec; zeros where
     /// there is no gradient path.
     pub fn finish(self, bound: &Bound<'_>) -> Vec<Vec<f32>> {
-        let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        // Chunks behind a missing number.
-        for chunk in std::mem::take(&mut state.waiting).into_values() {
-            state.add(self.engine, &chunk);
+        {
+            // Chunks behind a missing number.
+            let mut state = self.state();
+            for chunk in std::mem::take(&mut state.waiting).into_values() {
+                self.take(&mut state, &chunk);
+            }
+            self.engine.spare().append(&mut state.free);
         }
-        self.engine.spare().append(&mut state.free);
+        if let Kind::Chain(chain) = &self.engine.kind {
+            return merged(self.engine, chain, bound, self.links);
+        }
+        let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        jit::unpack(self.engine, std::mem::take(&mut state.packed), &mut state.boundary);
         let direct = state.direct(self.engine);
         for (value, sum) in &state.products {
             if !direct.values().any(|v| v == value) {
@@ -117,6 +162,25 @@ impl<'e> Sums<'e> {
         });
         found.collect()
     }
+}
+
+/// The gradients of all parameters from those of the links: a parameter of several links gets the sum.
+fn merged(engine: &Engine, chain: &Chain, bound: &Bound<'_>, links: Vec<Sums<'_>>) -> Vec<Vec<f32>> {
+    let mut all: Vec<Vec<f32>> = vec![vec![]; engine.model().params.len()];
+    for ((link, own), params) in links.into_iter().zip(&bound.links).zip(chain.params()) {
+        for (gradient, p) in link.finish(own).into_iter().zip(params) {
+            let sum = &mut all[p.index()];
+            if sum.is_empty() {
+                *sum = gradient;
+            } else {
+                sum.iter_mut().zip(gradient).for_each(|(s, x)| *s += x);
+            }
+        }
+    }
+    for (sum, p) in all.iter_mut().zip(&engine.model().params) {
+        sum.resize(engine.sizes().count(p.shape), 0.0);
+    }
+    all
 }
 
 impl State {
@@ -142,7 +206,8 @@ impl State {
     fn add(&mut self, engine: &Engine, chunk: &Grads) {
         match &chunk.0 {
             GradsKind::Interp(g) => g.add_to(&mut self.boundary, &mut self.initial),
-            GradsKind::Jit(g) => g.add_to(engine, &mut self.boundary, &mut self.initial),
+            GradsKind::Jit(g) => g.add_to(engine, &mut self.packed, &mut self.boundary, &mut self.initial),
+            GradsKind::Chain(_) => unreachable!("the links have sums of their own"),
             GradsKind::Device(g) => {
                 g.iter().for_each(|g| g.add_to(engine, &mut self.boundary, &mut self.initial));
             }
