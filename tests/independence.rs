@@ -8,7 +8,7 @@ use compiler::gradcheck::{Case, Options, random_case};
 use compiler::interp::{Cotangents, Sequence, Tensor};
 use compiler::ir::{InputId, OutputId, Sizes};
 use compiler::model::Model;
-use runtime::engine::{Backend, Engine, EngineOptions, KnownRow, Mode, RowState};
+use runtime::engine::{Backend, Chaining, Engine, EngineOptions, KnownRow, Mode, RowState};
 use std::sync::Arc;
 use support::{
     Manner, RowResult, all_specs, bits, feed, files, model_of, narrow, outputs_at, run_in_manner, run_on,
@@ -423,11 +423,14 @@ fn rows_that_step_together_are_as_rows_alone() {
         models().into_iter().flat_map(|m| [(m.clone(), Backend::CRANELIFT), (m, Backend::fastest())])
     {
         let checkpoint_every = Some(1 + count % 4);
-        let options = EngineOptions { checkpoint_every, teams: true, ..EngineOptions::default() };
-        let engine = Engine::new(model.clone(), sizes.clone(), backend, &options).expect("it compiles");
-        for rows in (2..=3).filter(|_| engine.teams(4).len() < 4) {
+        for rows in [2usize, 3, 5] {
+            let options = EngineOptions { checkpoint_every, teams: 2 * rows, ..EngineOptions::default() };
+            let engine = Engine::new(model.clone(), sizes.clone(), backend, &options).expect("it compiles");
+            if engine.teams(2 * rows).len() > 2 {
+                continue;
+            }
             count += 1;
-            let mut cases: Vec<Case> = (0..rows).map(|r| case(&model, &sizes, 20 + r, None)).collect();
+            let mut cases: Vec<Case> = (0..rows as u64).map(|r| case(&model, &sizes, 20 + r, None)).collect();
             for k in 0..cases.len() {
                 cases[k].params = cases[0].params.clone();
                 cases[k].bars.penalty = cases[0].bars.penalty;
@@ -450,6 +453,98 @@ fn rows_that_step_together_are_as_rows_alone() {
         }
     }
     assert!(count > 60, "{count}");
+}
+
+/// Outputs, penalties and states have the bits of the whole; the cotangent of what crosses is a sum in another order.
+#[test]
+fn links_one_after_the_other_are_as_the_whole() {
+    let mut found = vec![];
+    for (name, model, sizes) in models() {
+        let links = compiler::passes::chain::chain(&compiler::passes::optimise(&model)).len();
+        if links < 2 {
+            continue;
+        }
+        found.push(format!("{name} {links}"));
+        for backend in [Backend::CRANELIFT, Backend::fastest()] {
+            for rows in [1, 3] {
+                links_agree(&name, (&model, &sizes), backend, rows);
+            }
+        }
+    }
+    assert!(found.len() >= 8, "{found:?}");
+    assert!(found.iter().any(|f| f.ends_with(" 3")), "{found:?}");
+}
+
+fn links_agree(name: &str, (model, sizes): (&Arc<Model>, &Sizes), backend: Backend, rows: usize) {
+    let options = EngineOptions { checkpoint_every: Some(2), teams: 2 * rows, ..EngineOptions::default() };
+    let engine = |chaining| {
+        let options = EngineOptions { chaining, ..options };
+        Engine::new(Arc::clone(model), sizes.clone(), backend, &options).expect("it compiles")
+    };
+    let (whole, chain) = (engine(Chaining::Never), engine(Chaining::Always));
+    assert_eq!(whole.teams(2 * rows), chain.teams(2 * rows), "{name}");
+    let mut cases: Vec<Case> = (0..rows as u64).map(|r| case(model, sizes, 20 + r, None)).collect();
+    for k in 0..cases.len() {
+        cases[k].params = cases[0].params.clone();
+        cases[k].bars.penalty = cases[0].bars.penalty;
+        cases[k].bars.last =
+            if rows == 1 { cases[k].bars.last.clone() } else { zeros_of(&cases[k].bars.last) };
+    }
+    let same = |found: &RowResult, meant: &RowResult| {
+        let bits =
+            |r: &RowResult| bits(&RowResult { inputs: vec![], params: vec![], initial: vec![], ..r.clone() });
+        assert_eq!(bits(found), bits(meant), "{name}: {rows} rows, {}", backend.name());
+        for (t, (found, meant)) in found.inputs.iter().zip(&meant.inputs).enumerate() {
+            let paths = |all: &[Option<Vec<f32>>]| all.iter().map(Option::is_some).collect::<Vec<_>>();
+            assert_eq!(paths(found), paths(meant), "{name}: which inputs have a gradient");
+            found.iter().flatten().zip(meant.iter().flatten()).for_each(|(f, m)| near(name, t, f, m));
+        }
+    };
+    if rows == 1 {
+        for ahead in [true, false] {
+            let manner = Manner { ahead, ..Manner::default() };
+            let (found, meant) =
+                (run_in_manner(&chain, &cases[0], manner), run_in_manner(&whole, &cases[0], manner));
+            same(&found, &meant);
+            for (k, (f, m)) in found.params.iter().zip(&meant.params).enumerate() {
+                near(name, k, f, m);
+            }
+            found.initial.iter().zip(&meant.initial).enumerate().for_each(|(k, (f, m))| near(name, k, f, m));
+        }
+        for mode in [Mode::Infer, Mode::Forward] {
+            assert_eq!(
+                last_outputs(&chain, &cases[0], mode),
+                last_outputs(&whole, &cases[0], mode),
+                "{name}"
+            );
+        }
+    } else if whole.teams(2 * rows).len() == 2 {
+        let (found, gradients) = run_together(&chain, &cases);
+        let (meant, wanted) = run_together(&whole, &cases);
+        found.iter().zip(&meant).for_each(|(f, m)| same(f, m));
+        gradients.iter().zip(&wanted).enumerate().for_each(|(k, (f, m))| near(name, k, f, m));
+    }
+}
+
+/// The outputs of the last step, of a sequence that is taken in two parts.
+fn last_outputs(engine: &Engine, case: &Case, mode: Mode) -> Vec<Vec<f32>> {
+    let bound = engine.bind(&params(case)).expect("parameters fit");
+    let mut tape = engine.tape(STEPS, mode);
+    bound.begin(&mut tape, None);
+    for part in [0..3, 3..STEPS] {
+        let first = part.start;
+        bound.forward(&mut tape, part.len(), &mut |t, input, x| {
+            x.copy_from_slice(&narrow(&case.sequence.inputs[first + t][input.index()]));
+        });
+    }
+    outputs_at(&bound, &tape, STEPS - 1)
+}
+
+fn near(name: &str, which: usize, found: &[f32], meant: &[f32]) {
+    assert_eq!(found.len(), meant.len(), "{name}: {which}");
+    let norm = meant.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    let error = found.iter().zip(meant).map(|(f, m)| f64::from(f - m).powi(2)).sum::<f64>().sqrt();
+    assert!(error <= 3e-6 * norm + 1e-7, "{name}: {which}: {error} of {norm}");
 }
 
 fn zeros_of(tensors: &[Tensor]) -> Vec<Tensor> {

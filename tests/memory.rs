@@ -95,7 +95,7 @@ impl Run<'_> {
         drop(waiting);
         let gradients = sums.finish(&bound);
         let learned: Vec<bool> = self.params.about.iter().map(|a| a.learned).collect();
-        self.optimiser.step(&mut self.params.raw, &gradients, &learned, 1.0);
+        self.optimiser.step(&mut self.params.raw, (&gradients, 1.0), &learned, 1.0);
         self.carried = states;
     }
 }

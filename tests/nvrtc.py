@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 """Compiles the CUDA source of every spec of the library with NVRTC, which needs no GPU.
 
-    tests/nvrtc.py BPMC [--arch sm_80 --arch sm_90a] [--size 100] [SPEC...]
+    tests/nvrtc.py BPMC [--arch sm_80 --arch sm_90a] [--size 100] [--tier 1 --tier auto] [--alternate] [--jobs 2] [SPEC...]
 
 BPMC is the binary. NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 of the Python that runs this
 (tests/nvrtc.sh installs it). Every kernel must compile for every architecture, with the flags that the
-source names, without registers spilled to memory. Prints one line per spec, and fails if one fails.
+source names, without registers spilled to memory. Kernels of whole sequences (tiers 2 and auto) are compared
+with the registers that their mapping foresees. With --alternate each spec is compiled for one of the architectures,
+in turn. Prints one line per spec, and fails if one fails.
 """
 
 import argparse
+import concurrent.futures
 import ctypes
+import itertools
 import pathlib
 import re
 import subprocess
@@ -83,10 +87,10 @@ def specs(bpmc, files):
             yield path, name, re.findall(r"^  (\w+) = (?:\?|\d+)$", axes, re.M)
 
 
-def emit(bpmc, path, name, axes, size):
+def emit(bpmc, path, name, axes, size, tier, arch):
     """The CUDA source of a spec and the flags that it wants."""
     sizes = [f"--axis={axis}={size + k % 3}" for k, axis in enumerate(axes)]
-    command = [bpmc, "compile", path, "--spec", name, "--target", "cuda", *sizes]
+    command = [bpmc, "compile", path, "--spec", name, "--target", "cuda", "--tier", tier, "--arch", arch, *sizes]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return text, re.search(r"Compile it with (.*)\.$", text, re.M).group(1).split()
 
@@ -104,7 +108,10 @@ def judge(nvrtc, text, name, flags, arch):
         program.close()
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
-    wrong = [] if len(registers) == text.count("__global__ void") else ["some kernels were not reported"]
+    used = dict(re.findall(r"Compiling entry function '(\w+)'[^\0]*?Used (\d+) registers", log))
+    for kernel, foreseen in re.findall(r"// launch (\w+):.*registers foreseen = (\d+)", text):
+        print(f"  {kernel}: {foreseen} registers foreseen, {used.get(kernel)} used")
+    wrong = [] if len(registers) == len(re.findall(r"__global__ void", text)) else ["some kernels were not reported"]
     wrong += [line for line in log.splitlines() if "warning" in line]
     if any(int(n) > 0 for row in spills for n in row):
         wrong.append("registers are spilled, or a stack is used")
@@ -117,20 +124,36 @@ def main():
     parser.add_argument("specs", nargs="*")
     parser.add_argument("--arch", action="append")
     parser.add_argument("--size", action="append", type=int)
+    parser.add_argument("--alternate", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--tier", action="append")
     arguments = parser.parse_args()
     nvrtc = library()
     files = arguments.specs or sorted(str(p) for p in (ROOT / "specs").rglob("*.bpm"))
+    architectures = arguments.arch or ["sm_80", "sm_90a"]
+    turns = itertools.cycle([a] for a in architectures) if arguments.alternate else itertools.repeat(architectures)
+    jobs = [
+        (path, name, axes, size, arch, tier)
+        for path, name, axes in specs(arguments.bpmc, files)
+        for size in arguments.size or (100,)
+        for arch in next(turns)
+        for tier in arguments.tier or ("1",)
+    ]
+
+    def work(job):
+        path, name, axes, size, arch, tier = job
+        text, flags = emit(arguments.bpmc, path, name, axes, size, tier, arch)
+        return judge(nvrtc, text, name, flags, arch)
+
     failed, kernels = 0, 0
-    for path, name, axes in specs(arguments.bpmc, files):
-        for size in arguments.size or (100,):
-            text, flags = emit(arguments.bpmc, path, name, axes, size)
-            for arch in arguments.arch or ("sm_80", "sm_90a"):
-                count, registers, wrong = judge(nvrtc, text, name, flags, arch)
-                print(f"{name} {size} {arch}: {count} kernels, at most {registers} registers", flush=True)
-                for what in wrong:
-                    print(f"  FAILED: {what}", flush=True)
-                failed += bool(wrong)
-                kernels += count
+    # NVRTC compiles on several threads at once.
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        for (_, name, _, size, arch, tier), (count, registers, wrong) in zip(jobs, pool.map(work, jobs)):
+            print(f"{name} {size} {arch} tier {tier}: {count} kernels, at most {registers} registers", flush=True)
+            for what in wrong:
+                print(f"  FAILED: {what}", flush=True)
+            failed += bool(wrong)
+            kernels += count
     if kernels == 0:
         sys.exit("no kernel was compiled")
     print(f"{kernels} kernels compiled; {failed} sources failed")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles the CUDA source of every spec with NVRTC for two architectures, without a GPU. NVRTC comes from the
 # Python wheel nvidia-cuda-nvrtc-cu12, put into a virtual environment in the target folder. What is missing is
-# said; with --require it is an error. Other arguments go to nvrtc.py.
+# said; with --require it is an error. Other arguments go to nvrtc.py. Then bpm compiles kernels with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
@@ -27,3 +27,6 @@ if ! "$environment/bin/python" -c "import nvidia.cuda_nvrtc" 2>/dev/null; then
     missing "the wheel nvidia-cuda-nvrtc-cu12 cannot be installed"
 fi
 "$environment/bin/python" tests/nvrtc.py "$folder/debug/bpmc" "$@"
+# The way on which bpm itself compiles kernels.
+wheel=$("$environment/bin/python" -c "import nvidia.cuda_nvrtc as w; print(next(iter(w.__path__)))")
+LD_LIBRARY_PATH="$wheel/lib:${LD_LIBRARY_PATH:-}" cargo test --locked -q -p bpm-runtime --lib engine::device::nvrtc

@@ -26,6 +26,7 @@ def arguments(variants):
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda; JAX takes what JAX_PLATFORMS says")
     parser.add_argument("--data", type=Path, help="numbers to use; otherwise they are drawn")
     parser.add_argument("--out", type=Path, help="write outputs and gradients instead of timing")
     return parser.parse_args()

@@ -1,5 +1,8 @@
 """The networks in PyTorch: eager, and with a compiled step, in float32 with the whole batch at once.
 
+On a GPU there is a third variant, `graph`: all kernels of a sequence, forward and backward, of the compiled
+step, captured once as a CUDA graph and replayed.
+
 Eager mode runs one kernel per operation, so products and sums are fused by hand (addmm, baddbmm,
 addcmul). The compiler fuses elementwise operations and sums over them, but cannot look into library
 calls: for it, products of one row are written as elementwise operations.
@@ -90,22 +93,49 @@ COMPILED = SimpleNamespace(
     **SHARED, matvec=fused_matvec, synapses=fused_synapses, add_outer=fused_add_outer,
     add_product=fused_add_product,
 )  # fmt: skip
-VARIANTS = {"eager": EAGER, "compile": COMPILED}
+VARIANTS = {"eager": EAGER, "compile": COMPILED, "graph": COMPILED}
+
+
+def capture(work):
+    """Records what `work` launches on the GPU; gives what replays it."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # compiles and allocates
+            work()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 class Runner:
     """A network with its numbers as tensors."""
 
-    def __init__(self, network, numbers, variant):
+    def __init__(self, network, numbers, variant, device="cpu"):
         """Takes the numbers over."""
-        self.network, self.ops = network, VARIANTS[variant]
+        self.network, self.ops, self.device = network, VARIANTS[variant], device
         self.step = partial(network.step, self.ops)
-        if variant == "compile":
+        if variant != "eager":
             self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
-        self.params = {name: torch.tensor(x, requires_grad=True) for name, x in numbers.params.items()}
-        self.states = tuple(torch.tensor(numbers.states[name]) for name in network.states)
-        self.inputs = torch.tensor(numbers.inputs)
-        self.bars = {name: torch.tensor(x) for name, x in numbers.bars.items()}
+        tensor = partial(torch.tensor, device=device)
+        self.params = {name: tensor(x, requires_grad=True) for name, x in numbers.params.items()}
+        self.states = tuple(tensor(numbers.states[name]) for name in network.states)
+        self.inputs = tensor(numbers.inputs)
+        self.bars = {name: tensor(x) for name, x in numbers.bars.items()}
+        self.replays = {} if variant == "graph" else None
+
+    def finish(self, name, work):
+        """Does the work, or replays it where it was recorded; waits for the device."""
+        if self.replays is None:
+            work()
+        else:
+            if name not in self.replays:
+                self.replays[name] = capture(work)
+            self.replays[name]()
+        if self.device != "cpu":
+            torch.cuda.synchronize()
 
     def run(self):
         """Outputs of all steps."""
@@ -119,24 +149,29 @@ class Runner:
     def forward(self):
         """Outputs only."""
         with torch.no_grad():
-            self.run()
+            self.finish("forward", self.run)
 
     def forward_backward(self):
         """Outputs, and gradients in the parameters."""
+        self.finish("both", self.gradients)
+        return self.outputs
+
+    def gradients(self):
+        """The same, without waiting."""
         for x in self.params.values():
             x.grad = None
         outputs = self.run()
         torch.autograd.backward(list(outputs.values()), [self.bars[name] for name in outputs])
-        return outputs
+        self.outputs = outputs
 
     def result(self):
         """Outputs and gradients as arrays."""
-        outputs = {f"out.{name}": x.detach().numpy() for name, x in self.forward_backward().items()}
-        return outputs | {f"grad.{name}": x.grad.numpy() for name, x in self.params.items()}
+        outputs = {f"out.{name}": x.detach().cpu().numpy() for name, x in self.forward_backward().items()}
+        return outputs | {f"grad.{name}": x.grad.cpu().numpy() for name, x in self.params.items()}
 
 
 if __name__ == "__main__":
     args = peer.arguments(VARIANTS)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # as the kernels of bpm do
-    peer.main(args, Runner)
+    peer.main(args, partial(Runner, device=args.device))

@@ -1,6 +1,7 @@
 //! The arguments of `bpmc`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use compiler::back::cuda::Arch;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -110,6 +111,12 @@ pub(crate) struct Compile {
     /// Leave `#line` out of CUDA source, for reading.
     #[arg(long)]
     pub(crate) no_lines: bool,
+    /// The kernels of CUDA source: one per step (1), one for a whole sequence (2), or 2 where it fits (auto).
+    #[arg(long, value_enum, default_value_t, value_name = "TIER")]
+    pub(crate) tier: Tier,
+    /// The CUDA device that sequences are mapped to: sm_80, sm_86 or sm_90a.
+    #[arg(long, default_value = "sm_90a", value_parser = arch, value_name = "ARCH")]
+    pub(crate) arch: Arch,
     #[command(flatten)]
     pub(crate) load: Load,
 }
@@ -156,6 +163,12 @@ pub(crate) struct Plan {
     /// What may be used: 8GiB, 500MB.
     #[arg(long, value_parser = memory, value_name = "SIZE")]
     pub(crate) memory: Option<u64>,
+    /// What the plan is for; cuda adds how whole sequences are mapped to a device.
+    #[arg(long, value_enum, default_value_t, value_name = "TARGET")]
+    pub(crate) target: Target,
+    /// The CUDA device: sm_80, sm_86 or sm_90a.
+    #[arg(long, default_value = "sm_90a", value_parser = arch, value_name = "ARCH")]
+    pub(crate) arch: Arch,
 }
 
 /// `bpmc gradcheck`
@@ -198,6 +211,20 @@ pub(crate) enum Target {
     Cuda,
     /// PyTorch source.
     Torch,
+}
+
+/// The kernels of CUDA source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tier {
+    /// One for each step.
+    #[default]
+    #[value(name = "1")]
+    Steps,
+    /// One for a whole sequence.
+    #[value(name = "2")]
+    Sequences,
+    /// One for a whole sequence where that fits, else one for each step.
+    Auto,
 }
 
 /// What gives the gradients under test.
@@ -260,6 +287,11 @@ pub(crate) enum Color {
     Always,
     /// Never.
     Never,
+}
+
+fn arch(text: &str) -> Result<Arch, String> {
+    let known = || Arch::ALL.map(|a| a.name).join(", ");
+    Arch::named(text).ok_or_else(|| format!("`{text}` is no device that is known: {}", known()))
 }
 
 fn axis(text: &str) -> Result<(String, usize), String> {

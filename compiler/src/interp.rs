@@ -4,9 +4,9 @@
 //! every value of every step, so its memory grows with the length of the sequence.
 
 use crate::autodiff;
-use crate::ir::{Axis, Function, Op, Shape, Sink, Sizes, Source, StateId, Value};
-use crate::model::{Init, Model};
-use std::collections::BTreeMap;
+use crate::ir::{Axis, Function, Op, ParamId, Shape, Sink, Sizes, Source, StateId, Value};
+use crate::model::{Init, Model, Param};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A tensor in row-major order; its shape is known from the value it belongs to.
@@ -193,8 +193,19 @@ impl Interpreter {
 
     /// The unbatched values, from the parameters (by parameter, in the units of the spec).
     pub fn prologue(&self, params: &[Tensor]) -> Vec<Option<Tensor>> {
+        self.prologue_without(params, |_| false)
+    }
+
+    /// The same, but for parameters that nothing but batched code uses: those that are `packed` are nothing here.
+    pub fn prologue_without(
+        &self,
+        params: &[Tensor],
+        packed: impl Fn(ParamId) -> bool,
+    ) -> Vec<Option<Tensor>> {
         let step = &self.model.step;
-        evaluate(step, &self.sizes, &[], |v| !step.ty(v).batched, &mut |source| match source {
+        let is_packed = |v| matches!(step.at(v).op, Op::Load(Source::Param(p)) if packed(p));
+        let wanted = |v: Value| !step.ty(v).batched && !is_packed(v);
+        evaluate(step, &self.sizes, &[], wanted, &mut |source| match source {
             Source::Param(p) => params[p.index()].clone(),
             other => unreachable!("{other:?} is batched"),
         })
@@ -331,11 +342,28 @@ impl Interpreter {
         boundary: &BTreeMap<Value, Vec<f64>>,
         initial: &[Vec<f64>],
     ) -> Vec<Vec<f64>> {
+        self.finish_others(params, boundary, initial, &BTreeSet::new())
+    }
+
+    /// The same but for the parameters whose cotangents are known: nothing for these.
+    pub fn finish_others(
+        &self,
+        params: &[Tensor],
+        boundary: &BTreeMap<Value, Vec<f64>>,
+        initial: &[Vec<f64>],
+        known: &BTreeSet<ParamId>,
+    ) -> Vec<Vec<f64>> {
         let model = &self.model;
-        let mut gradients: Vec<Vec<f64>> =
-            model.params.iter().map(|p| vec![0.0; self.sizes.count(p.shape)]).collect();
+        let is_known = |k: usize| known.contains(&ParamId(k as u32));
+        let zeros =
+            |(k, p): (usize, &Param)| vec![0.0; if is_known(k) { 0 } else { self.sizes.count(p.shape) }];
+        let mut gradients: Vec<Vec<f64>> = model.params.iter().enumerate().map(zeros).collect();
         let f = &self.prologue_adjoint;
-        let values = evaluate(f, &self.sizes, &[], |_| true, &mut |source| match source {
+        let is_known = |sink: &Sink| matches!(sink, Sink::ParamBar(p) if known.contains(p));
+        let skipped: BTreeSet<Value> =
+            f.results.iter().filter(|(sink, _)| is_known(sink)).map(|(_, v)| *v).collect();
+        let wanted = |v: Value| !skipped.contains(&v);
+        let values = evaluate(f, &self.sizes, &[], wanted, &mut |source| match source {
             Source::Param(p) => params[p.index()].clone(),
             Source::BoundaryBar(v) => {
                 let count = self.sizes.count(model.step.ty(v).shape);

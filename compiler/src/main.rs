@@ -6,8 +6,9 @@ mod cli;
 use clap::Parser;
 use cli::{
     Check, Cli, Color, Command, Compile, Doc, DocFormat, Emit, Explain, Fmt, Format, Gradcheck, Load, Plan,
-    Target,
+    Target, Tier,
 };
+use compiler::back::cuda::{Arch, Device, Mapping, Refusal};
 use compiler::check::{Checked, check};
 use compiler::doc;
 use compiler::form::{self, Prefer};
@@ -214,7 +215,10 @@ fn compile(args: &Compile, voice: Voice) -> Done {
 /// Prints stages, or writes them into a folder.
 fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, args: &Compile) -> Done {
     for stage in wanted {
-        let mut text = stages::emit(*stage, subject)?;
+        let mut text = match (stage, args.tier) {
+            (Stage::Cuda, Tier::Sequences | Tier::Auto) => sequences(subject, args)?,
+            _ => stages::emit(*stage, subject)?,
+        };
         if args.no_lines {
             text = compiler::back::cuda::without_lines(&text);
         }
@@ -228,6 +232,20 @@ fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, args: &Compile) -> Done
         }
     }
     Ok(())
+}
+
+/// CUDA source that takes whole sequences; where that cannot be, the one for single steps, or an error.
+fn sequences(subject: &stages::Subject<'_>, args: &Compile) -> Result<String, Failure> {
+    let device = Device { arch: args.arch, batch: args.load.batch, wanted: None };
+    match (stages::cuda_sequences(subject, &device)?, args.tier) {
+        (Ok((source, _)), _) => Ok(source.text),
+        (Err(why), Tier::Auto) => {
+            say(&format!("one kernel per step: {why}"));
+            Ok(stages::emit(Stage::Cuda, subject)?)
+        }
+        (Err(why), _) => Err(Failure::machine(format!("no kernels of whole sequences: {why}"))
+            .help("use --tier 1, which runs every model, or --tier auto")),
+    }
 }
 
 /// `NAME.step.txt`, `NAME.cu`
@@ -328,16 +346,29 @@ fn plan(args: &Plan, voice: Voice) -> Done {
     let loaded = load(&args.subject, voice)?;
     let usage = usage(&args.load, args.memory);
     let plan = stages::planned_as(&loaded.subject(&usage), prefer(&args.load, Prefer::Auto))?;
+    let device = Device { arch: args.arch, batch: args.load.batch, wanted: None };
+    let mapped = match args.target {
+        Target::Cuda => Some(stages::cuda_sequences(&loaded.subject(&usage), &device)?.map(|(_, m)| m)),
+        Target::Cpu | Target::Torch => None,
+    };
     match voice.format {
         Format::Json => {
             let mut value = serde_json::to_value(&plan).map_err(|e| Failure::usage(e.to_string()))?;
             if let Some(fields) = value.as_object_mut() {
                 fields.insert("schema".to_owned(), 1.into());
                 fields.insert("reason".to_owned(), "plan".into());
+                if let Some(mapped) = &mapped {
+                    fields.insert("cuda".to_owned(), cuda_json(mapped, &args.arch));
+                }
             }
             print(&format!("{value}\n"))?;
         }
-        Format::Human | Format::Short => print(&plan.text())?,
+        Format::Human | Format::Short => {
+            print(&plan.text())?;
+            if let Some(mapped) = &mapped {
+                print(&cuda_text(mapped, &args.arch))?;
+            }
+        }
     }
     if plan.fits == Some(false) {
         let least = plan.total_bytes;
@@ -348,6 +379,35 @@ fn plan(args: &Plan, voice: Voice) -> Done {
         .help("use fewer threads, shorter episodes or smaller axes"));
     }
     Ok(())
+}
+
+/// How sequences are mapped to a CUDA device, in words.
+fn cuda_text(mapped: &Result<[Mapping; 2], Refusal>, arch: &Arch) -> String {
+    match mapped {
+        Ok([forward, backward]) => format!(
+            "CUDA, {}: whole sequences, the plastic state on the chip\n  forward\n{}  backward\n{}",
+            arch.name,
+            forward.text(arch),
+            backward.text(arch)
+        ),
+        Err(why) => format!("CUDA, {}: one kernel per step: {why}\n", arch.name),
+    }
+}
+
+/// The same for programs.
+fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, arch: &Arch) -> serde_json::Value {
+    let one = |m: &Mapping| {
+        serde_json::json!({
+            "cluster": m.cluster(), "threads": m.threads(), "shared_bytes": m.shared_bytes(),
+            "registers": m.registers, "waves": m.waves, "cycles_per_step": m.cycles.round(),
+        })
+    };
+    match mapped {
+        Ok([f, b]) => serde_json::json!({
+            "arch": arch.name, "tier": 2, "forward": one(f), "backward": one(b),
+        }),
+        Err(why) => serde_json::json!({ "arch": arch.name, "tier": 1, "why": why.to_string() }),
+    }
 }
 
 fn gradcheck(args: &Gradcheck, voice: Voice) -> Done {

@@ -228,6 +228,24 @@ pub fn cuda(subject: &Subject<'_>) -> Result<back::cuda::Source, StageError> {
     Ok(back::cuda::emit(&program, &spec))
 }
 
+/// A model as CUDA C that takes whole sequences, with its mapping forward and backward; or why it cannot.
+///
+/// # Errors
+/// [`StageError`] if sizes are missing or too large.
+pub fn cuda_sequences(
+    subject: &Subject<'_>,
+    device: &back::cuda::Device,
+) -> Result<Result<(back::cuda::Source, [back::cuda::Mapping; 2]), back::cuda::Refusal>, StageError> {
+    let Subject { file, source, model, bound, .. } = *subject;
+    let sizes = bind(model, bound)?;
+    let model = passes::optimise(model);
+    let program = lowered(&model, &sizes, LowerOptions { input_bars: true })?;
+    let adjoint = &autodiff::step(&model);
+    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
+    let mapping = back::cuda::map_sequences(&program, &spec, device);
+    Ok(mapping.map(|m| (back::cuda::emit_sequences(&program, &spec, &m), m)))
+}
+
 /// The cost of training a model with its matrices.
 ///
 /// # Errors

@@ -351,3 +351,27 @@ fn a_spec_is_a_document() {
     assert_eq!(braces('{'), braces('}'));
     assert_eq!(bpmc(&["doc", "specs/rules.bpm", "--spec", "nothing"]).code, 2);
 }
+
+/// Kernels of whole sequences where they fit; otherwise the reason, or kernels of single steps.
+#[test]
+fn cuda_sequences_are_printed_where_they_fit() {
+    let bpmc = |words: &[&str]| {
+        let spec = concat!(env!("CARGO_MANIFEST_DIR"), "/../specs/backpropamine/retroactive.bpm");
+        let axes = ["--axis", "I=17", "--axis", "A=4", "--target", "cuda"];
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bpmc"));
+        let done = command.arg(words[0]).arg(spec).args(axes).args(&words[1..]).output().expect("it starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (done.status.code(), text(&done.stdout), text(&done.stderr))
+    };
+    let (code, text, _) = bpmc(&["compile", "--tier", "2", "--axis", "N=100"]);
+    assert!(code == Some(0) && text.contains("// launch backward_sequence: blocks = 4 * rows"));
+    let (code, _, why) = bpmc(&["compile", "--tier", "2", "--arch", "sm_80", "--axis", "N=256"]);
+    assert!(code == Some(3) && why.contains("bytes more shared memory than the 166912 of sm_80"), "{why}");
+    let (code, text, why) = bpmc(&["compile", "--tier", "auto", "--arch", "sm_80", "--axis", "N=256"]);
+    assert!(
+        code == Some(0) && text.contains("forward_step(") && why.contains("one kernel per step"),
+        "{why}"
+    );
+    let (code, plan, _) = bpmc(&["plan", "--axis", "N=256"]);
+    assert!(code == Some(0) && plan.contains("CUDA, sm_90a") && plan.contains("registers, "), "{plan}");
+}

@@ -5,13 +5,14 @@
 //! each row at once. Times are wall-clock, the median over repetitions after one warm-up.
 
 use crate::Error;
-use crate::engine::{Backend, Bound, Engine, EngineOptions, KnownRow, Mode, RowState, Sums, Tape};
+use crate::engine::{Backend, Bound, Engine, EngineOptions, KnownRow, Mode, RowState, Sums, Tape, Text};
 use crate::memory::{Flags, Need, available};
 use crate::params::{ParamStore, draw};
 use crate::rng::{Address, Domain, Purpose};
+use crate::spec::Spec;
 use crate::{parallel, rollout};
 use compiler::form::{Form, Prefer};
-use compiler::ir::{InputId, Shape, Sizes};
+use compiler::ir::{InputId, OutputId, Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{ConstExpr, Init, Model, Role};
 use serde::Serialize;
@@ -66,9 +67,12 @@ pub struct Report {
     pub form: Form,
     /// The name of the back end that ran.
     pub backend: &'static str,
+    /// The name of the device, if it is none of the processor's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Compiling all kernels, in milliseconds.
     pub compile_ms: f64,
-    /// Bytes of machine code.
+    /// Bytes of machine code, on a device of source.
     pub code_bytes: usize,
     /// Forward, in milliseconds.
     pub forward_ms: Times,
@@ -79,7 +83,7 @@ pub struct Report {
     /// Growth of the process's peak memory, in MiB; zero where the system does not tell.
     pub peak_mib: f64,
     /// What training takes by plan, in MiB: without the compiler and this command's inputs, with
-    /// an optimiser.
+    /// an optimiser. On a device: what is taken of its memory.
     pub planned_mib: f64,
 }
 
@@ -87,7 +91,8 @@ pub struct Report {
 ///
 /// # Errors
 /// If axes are missing, the engine refuses the model, or memory does not suffice.
-pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
+pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
+    let model = Arc::clone(&spec.model);
     let plain = Arc::clone(&model);
     let (kept, form) = compiler::form::choose(&model, &job.axes, job.steps, job.prefer)?;
     let model = kept.map_or(model, Arc::new);
@@ -95,7 +100,8 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
     let before = peak_bytes();
     let started = Instant::now();
     let options = EngineOptions { input_bars: job.input_bars, ..EngineOptions::default() };
-    let engine = Engine::new(Arc::clone(&model), sizes.clone(), job.backend, &options)?;
+    let text = Text { file: &spec.path, source: &spec.source };
+    let engine = Engine::of_text(Arc::clone(&model), sizes.clone(), job.backend, &options, text)?;
     let compile_ms = started.elapsed().as_secs_f64() * 1e3;
     need(&engine, job).check(available())?;
     let params = ParamStore::new(&model, &sizes, 0, &BTreeMap::new())?;
@@ -114,6 +120,7 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
         })
     };
     let mut both: Vec<f64> = (0..=job.repeat).map(both).collect();
+    engine.check()?;
     // The first of each warms up.
     forward.remove(0);
     both.remove(0);
@@ -132,6 +139,7 @@ pub fn bench(model: Arc<Model>, job: &Job) -> Result<Report, Error> {
         threads: job.threads,
         form,
         backend: engine.backend().name(),
+        device: engine.device().map(|d| d.about().name.clone()),
         compile_ms,
         code_bytes: engine.code_bytes(),
         forward_ms: Times::of(forward),
@@ -169,15 +177,12 @@ impl Report {
         let line = |name: &str, t: Times| {
             format!("{name:<18} {:>10.2} ms   (min {:.2}, max {:.2})\n", t.median, t.min, t.max)
         };
-        format!(
-            "{}: batch {}, {} steps, {} on {} thread{}\n",
-            self.spec,
-            self.batch,
-            self.steps,
-            self.backend,
-            self.threads,
-            if self.threads == 1 { "" } else { "s" }
-        ) + &self.form.reasons().iter().map(|r| format!("  {r}\n")).collect::<String>()
+        let place = match &self.device {
+            Some(name) => name.clone(),
+            None => format!("{} thread{}", self.threads, if self.threads == 1 { "" } else { "s" }),
+        };
+        format!("{}: batch {}, {} steps, {} on {place}\n", self.spec, self.batch, self.steps, self.backend)
+            + &self.form.reasons().iter().map(|r| format!("  {r}\n")).collect::<String>()
             + &format!(
                 "{:<18} {:>10.2} ms   ({} bytes of code)\n",
                 "compile", self.compile_ms, self.code_bytes
@@ -190,7 +195,15 @@ impl Report {
                 self.synapse_steps_per_second / 1e6
             )
             + &format!("{:<18} {:>10.1} MiB\n", "peak memory", self.peak_mib)
-            + &format!("{:<18} {:>10.1} MiB   training, as planned\n", "", self.planned_mib)
+            + &format!(
+                "{:<18} {:>10.1} MiB   {}, as planned\n",
+                "",
+                self.planned_mib,
+                match self.device {
+                    Some(_) => "on the device",
+                    None => "training",
+                }
+            )
     }
 }
 
@@ -254,6 +267,10 @@ fn random_states(model: &Model, sizes: &Sizes, row: usize) -> Option<Vec<Vec<f32
 fn run(bound: &Bound<'_>, data: &Data, job: &Job, workers: &mut [Option<Tape>], sums: Option<&Sums<'_>>) {
     let engine = bound.engine();
     let mode = if sums.is_some() { Mode::Train } else { Mode::Forward };
+    if engine.device().is_some() {
+        let tape = workers[0].get_or_insert_with(|| engine.team_tape(job.steps, mode, job.batch));
+        return run_team(bound, data, job, tape, sums);
+    }
     let chunks = parallel::chunks(job.batch).into_iter().enumerate().collect();
     parallel::run(workers, chunks, |tape, (number, rows)| {
         let tape = tape.get_or_insert_with(|| engine.tape(job.steps, mode));
@@ -281,6 +298,28 @@ fn run(bound: &Bound<'_>, data: &Data, job: &Job, workers: &mut [Option<Tape>], 
             sums.add(number, grads);
         }
     });
+}
+
+/// All rows at once.
+fn run_team(bound: &Bound<'_>, data: &Data, job: &Job, tape: &mut Tape, sums: Option<&Sums<'_>>) {
+    let states: Vec<Option<RowState>> =
+        data.states.iter().map(|s| s.clone().map(|states| RowState { states })).collect();
+    bound.begin_team(tape, &states.iter().map(Option::as_ref).collect::<Vec<_>>());
+    bound.forward_team(tape, job.steps, &mut |row, t, input, x| {
+        x.copy_from_slice(&data.inputs[row][t][input.index()]);
+    });
+    let Some(sums) = sums else { return };
+    let mut grads = sums.zeros();
+    for row in 0..job.batch {
+        bound.select(tape, row);
+        for (t, bars) in data.bars.iter().enumerate() {
+            for (k, bar) in bars.iter().enumerate() {
+                bound.output_bar_mut(tape, t, OutputId(k as u32)).copy_from_slice(bar);
+            }
+        }
+    }
+    bound.backward(tape, &mut grads, 0.0, None);
+    sums.add(0, grads);
 }
 
 fn time(work: impl FnOnce()) -> f64 {

@@ -91,8 +91,8 @@ pub struct Train {
     /// chrome://tracing; a table of all updates is printed at the end.
     #[arg(long, value_name = "FILE.json")]
     pub timings: Option<PathBuf>,
-    /// Where to train.
-    #[arg(long, value_enum, default_value_t, value_name = "DEVICE")]
+    /// Where to train: auto, cpu, cuda or cuda:N. `auto` takes a GPU where it is estimated to win.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: Device,
     /// How plastic matrices are kept; short for --set run.prefer=FORM.
     #[arg(long, value_enum, value_name = "FORM")]
@@ -137,7 +137,10 @@ pub struct Eval {
     /// Threads; results do not depend on them [default: all cores].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// What runs the model.
+    /// Where to evaluate: auto, cpu, cuda or cuda:N. `auto` takes a GPU where it is estimated to win.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: Device,
+    /// What runs the model on the processor.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
     /// How plastic matrices are kept [default: as in training].
@@ -204,6 +207,9 @@ pub struct Run {
     /// What runs the model.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
+    /// Where to run: cpu, cuda or cuda:N; `auto` is the processor here.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: Device,
     /// How plastic matrices are kept: as matrices, or as the events that made them. Left out, they
     /// are matrices, for then all states are given out.
     #[arg(long, value_enum, value_name = "FORM")]
@@ -239,7 +245,10 @@ pub struct Bench {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-    /// What runs the model.
+    /// Where to run: cpu, cuda or cuda:N; `auto` is the processor here.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: Device,
+    /// What runs the model on the processor.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
     /// How plastic matrices are kept.
@@ -289,16 +298,32 @@ pub struct Compare {
     pub json: bool,
 }
 
-/// Where to train.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+/// Where to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The best there is.
+    /// A GPU where it is estimated to win, else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
-    /// A CUDA device.
-    Cuda,
+    /// A CUDA device, by its number.
+    Cuda(u32),
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Device, String> {
+        match text {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+                number.map(Device::Cuda).ok_or_else(|| "it can be auto, cpu, cuda or cuda:N".to_owned())
+            }
+        }
+    }
 }
 
 /// What runs the model.

@@ -1,6 +1,7 @@
 //! The commands of `bpm`: from arguments to work.
 
 use crate::cli::{BackendName, Bench, Compare, Device, Eval, Plot, Run as RunArgs, Sample, Train};
+use crate::engine::device::{self, DeviceId, Work};
 use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
 use crate::language::{self, Split, Text};
@@ -74,6 +75,32 @@ fn backend(name: BackendName, voice: Voice) -> Backend {
     }
 }
 
+/// Where a command runs that takes the processor unless it is told otherwise.
+fn here(device: Device, name: BackendName, voice: Voice) -> Result<Backend, Error> {
+    let Device::Cuda(number) = device else { return Ok(backend(name, voice)) };
+    if name != BackendName::Auto {
+        let error =
+            Error::usage("--backend says what runs a model on the processor, and --device cuda is none");
+        return Err(error.help("leave --backend out, or use --device cpu"));
+    }
+    Ok(Backend::Device(DeviceId::cuda(number)))
+}
+
+/// Where a command runs: `auto` weighs the work.
+fn place(
+    device: Device,
+    name: BackendName,
+    voice: Voice,
+    work: impl FnOnce() -> Result<Work, Error>,
+) -> Result<Backend, Error> {
+    if device != Device::Auto || name != BackendName::Auto {
+        return here(device, name, voice);
+    }
+    let choice = device::choose(&work()?);
+    choice.reason.iter().for_each(|r| voice.note(r));
+    Ok(choice.backend.unwrap_or_else(|| backend(name, voice)))
+}
+
 fn axes(texts: &[String]) -> Result<BTreeMap<String, usize>, Error> {
     let parse = |text: &String| {
         let (name, size) = text.split_once('=')?;
@@ -90,18 +117,16 @@ fn axes(texts: &[String]) -> Result<BTreeMap<String, usize>, Error> {
 /// # Errors
 /// Whatever can go wrong.
 pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error> {
-    if args.device == Device::Cuda {
-        let error = Error::device("CUDA devices are not built into this version");
-        return Err(error.help("leave --device out, or use --device cpu"));
-    }
     let Some(input) = &args.input else {
         return Err(Error::usage("`bpm train` needs a recipe, a spec or the folder of a run")
             .help("bpm train examples/cue-reward/small.toml")
             .help("bpm train specs/backpropamine/simple.bpm --task maze")
             .help("bpm train runs/cue-reward-small-seed0 --resume"));
     };
-    let machine = Machine { backend: backend(args.backend, voice), threads: threads(args.threads) };
+    let threads = threads(args.threads);
     let (spec, recipe, name) = read_input(input, &overrides(args)?, args)?;
+    let work = || setup::work(&spec, &recipe, threads);
+    let machine = Machine { backend: place(args.device, args.backend, voice, work)?, threads };
     report::spec_warnings(&spec, voice.format, voice.quiet);
     let trainer = setup::trainer(spec, recipe, machine.backend, machine.threads, Mode::Train)?;
     let seed = trainer.recipe.schedule.seed;
@@ -146,14 +171,17 @@ fn write_timings(args: &Train, run: &Run, voice: Voice) -> Result<(), Error> {
 fn headline(run: &Run, machine: Machine) -> String {
     let t = &run.trainer;
     let threads = machine.threads.min(t.recipe.schedule.batch);
+    let place = match t.engine.device() {
+        Some(device) => format!("on {}", device.about().name),
+        None => format!("on {threads} thread{}", if threads == 1 { "" } else { "s" }),
+    };
     format!(
-        "{} on {}: {} parameters, batch {}, {} on {threads} thread{}, seed {}, from update {} to {}, in {}",
+        "{} on {}: {} parameters, batch {}, {} {place}, seed {}, from update {} to {}, in {}",
         t.spec.model.name,
         t.recipe.task_name,
         t.params.count(),
         t.recipe.schedule.batch,
         machine.backend.name(),
-        if threads == 1 { "" } else { "s" },
         t.recipe.schedule.seed,
         t.update,
         t.recipe.schedule.updates,
@@ -236,8 +264,13 @@ fn read_input(input: &Path, sets: &[Override], args: &Train) -> Result<(Spec, Re
 /// # Errors
 /// Whatever can go wrong; a score below the wanted one.
 pub fn evaluate(args: &Eval, voice: Voice) -> Result<(), Error> {
-    let machine = Machine { backend: backend(args.backend, voice), threads: threads(args.threads) };
+    let threads = threads(args.threads);
     let moved = data(args.data.as_deref());
+    let work = || {
+        let stored = run::load(&args.run, moved.as_slice())?;
+        setup::work(&stored.spec, &stored.recipe, threads)
+    };
+    let machine = Machine { backend: place(args.device, args.backend, voice, work)?, threads };
     let prefer = args.prefer.map(|p| p.form());
     let trainer = run::load_trained(&args.run, machine, prefer, moved.as_slice())?;
     if let Some(text) = trainer.recipe.task.text() {
@@ -322,7 +355,7 @@ pub fn run(args: &RunArgs, voice: Voice) -> Result<(), Error> {
         axes: axes(&args.axes)?,
     };
     let prefer = args.prefer.map_or(Prefer::Dense, |p| p.form());
-    let results = exact::run(&spec, given, backend(args.backend, voice), args.dtype, prefer)?;
+    let results = exact::run(&spec, given, here(args.device, args.backend, voice)?, args.dtype, prefer)?;
     tensors::write(&args.out, &results, None)
 }
 
@@ -339,11 +372,11 @@ pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
         steps: args.steps as usize,
         repeat: args.repeat as usize,
         threads: usize::from(args.threads),
-        backend: backend(args.backend, voice),
+        backend: here(args.device, args.backend, voice)?,
         input_bars: args.input_gradients,
         prefer: args.prefer.form(),
     };
-    let report = bench::bench(spec.model, &job)?;
+    let report = bench::bench(&spec, &job)?;
     if args.json {
         let json = serde_json::to_string(&report).map_err(|e| Error::input(e.to_string()))?;
         print(&format!("{json}\n"))

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::engine::Tape;
 use crate::parallel;
 use crate::rng::{Address, Domain};
-use crate::rollout::{self, Choice, Place, Stage};
+use crate::rollout::{self, Choice, NonFinite, Place, Record, Stage};
 use crate::timings::Stopwatch;
 use crate::train::Trainer;
 use serde_json::{Map, Value, json};
@@ -51,6 +51,11 @@ pub fn evaluate(
         task: &*trainer.recipe.task,
         encoder: trainer.encoder(&trainer.params),
     };
+    if trainer.engine.device().is_some() {
+        let records = side_by_side(trainer, &stage, episodes, seed, choice);
+        trainer.engine.check()?;
+        return report(trainer, episodes, records);
+    }
     let mut workers: Vec<Option<Tape>> = (0..threads.max(1)).map(|_| None).collect();
     let results = parallel::run(&mut workers, (0..episodes).collect(), |tape, k: usize| {
         let mode = rollout::mode(stage.task);
@@ -58,6 +63,40 @@ pub fn evaluate(
         let address = Address { seed, domain: Domain::Eval, episode: 0, row: k as u32 };
         stage.run(tape, address, None, choice, &mut Stopwatch::default()).map_err(|e| (k, e))
     });
+    report(trainer, episodes, results)
+}
+
+/// Whatever an episode gave, with its number if it failed.
+type Outcome = Result<Record, (usize, NonFinite)>;
+
+/// On a device: as many episodes at once as the recipe has rows.
+fn side_by_side(
+    trainer: &Trainer,
+    stage: &Stage<'_>,
+    episodes: usize,
+    seed: u64,
+    choice: Choice,
+) -> Vec<Outcome> {
+    let most = trainer.recipe.schedule.batch;
+    let (steps, mode) = (stage.task.steps(), rollout::mode(stage.task));
+    let mut tape: Option<Tape> = None;
+    let mut all = vec![];
+    for first in (0..episodes).step_by(most) {
+        let rows = most.min(episodes - first);
+        let known = tape.take().filter(|t| stage.bound.rows(t) == rows);
+        let tape = tape.insert(known.unwrap_or_else(|| trainer.engine.team_tape(steps, mode, rows)));
+        let address = |k: usize| Address { seed, domain: Domain::Eval, episode: 0, row: k as u32 };
+        let addresses: Vec<Address> = (first..first + rows).map(address).collect();
+        let watch = &mut Stopwatch::default();
+        match stage.run_team(tape, &addresses, &vec![None; rows], choice, watch) {
+            Ok(records) => all.extend(records.into_iter().map(Ok)),
+            Err((row, e)) => all.push(Err((first + row, e))),
+        }
+    }
+    all
+}
+
+fn report(trainer: &Trainer, episodes: usize, results: Vec<Outcome>) -> Result<Report, Error> {
     let mut scores: Vec<Vec<f64>> = vec![vec![]; trainer.recipe.task.scores().len()];
     for result in results {
         let record = result.map_err(|(k, e)| {

@@ -5,8 +5,10 @@
 //! cotangents `grad.<param>`, `grad.in.<input>`, `grad.init.<state>`. Parameters are in the units
 //! of the spec, and so are their gradients.
 
+mod team;
+
 use crate::Error;
-use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState};
+use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState, Text};
 use crate::memory::{Flags, Need, available};
 use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
@@ -77,25 +79,27 @@ pub fn run(
     let job = Job::new(&spec.model, &sizes, given)?;
     let (kept, _) = compiler::form::choose(&spec.model, &axes, job.steps, prefer)?;
     let Some(kept) = kept.map(Arc::new) else {
-        let results = compute(&spec.model, &sizes, &job, backend, dtype)?;
+        let results = compute((spec, &spec.model), &sizes, &job, backend, dtype)?;
         return Ok(results.into_tensors(&spec.model, &sizes, &job, dtype));
     };
     let kept_sizes = Sizes::bind(&kept.axes, &axes)?;
     let initial = kept_initial(&spec.model, &kept, &job)?;
     let job = Job { initial, ..job };
-    let results = compute(&kept, &kept_sizes, &job, backend, dtype)?;
+    let results = compute((spec, &kept), &kept_sizes, &job, backend, dtype)?;
     let results = results.recalled(&spec.model, &kept, &kept_sizes, job.rows);
     Ok(results.into_tensors(&spec.model, &sizes, &job, dtype))
 }
 
 fn compute(
-    model: &Arc<Model>,
+    (spec, model): (&Spec, &Arc<Model>),
     sizes: &Sizes,
     job: &Job,
     backend: Backend,
     dtype: Dtype,
 ) -> Result<Results, Error> {
-    let engine = Engine::new(Arc::clone(model), sizes.clone(), backend, &EngineOptions::default())?;
+    let text = Text { file: &spec.path, source: &spec.source };
+    let options = EngineOptions::default();
+    let engine = Engine::of_text(Arc::clone(model), sizes.clone(), backend, &options, text)?;
     need(&engine, job).check(available())?;
     match dtype {
         Dtype::F64 => Ok(in_64_bits(model, sizes, job)),
@@ -120,16 +124,16 @@ fn kept_initial(model: &Model, kept: &Model, job: &Job) -> Result<Vec<Option<Vec
 }
 
 fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
-    // One row after the other, on one tape, into one sum of gradients.
+    // One row after the other, on one tape, into one sum of gradients; on a device all at once.
     let usage = Use {
-        batch: 1,
+        batch: if job.is_team(engine) { job.rows } else { 1 },
         steps: job.steps,
         threads: 1,
         tapes: Tapes::PerThread,
         checkpoint_every: None,
         memory: None,
     };
-    let mode = job.mode();
+    let mode = job.mode(engine);
     Need { engine, usage, mode, data: Results::bytes(engine, job), flags: Flags::default() }
 }
 
@@ -198,9 +202,19 @@ impl Job {
         own.into_iter().zip(&self.initial).map(choose).collect()
     }
 
-    /// Gradients need the whole sequence.
-    fn mode(&self) -> Mode {
-        if self.cotangents.is_some() { Mode::Train } else { Mode::Infer }
+    /// Gradients need the whole sequence, and so do the outputs of a device.
+    fn mode(&self, engine: &Engine) -> Mode {
+        match (&self.cotangents, engine.device()) {
+            (Some(_), _) => Mode::Train,
+            (None, Some(_)) => Mode::Forward,
+            (None, None) => Mode::Infer,
+        }
+    }
+
+    /// Whether all rows run side by side: on a device, if they are reset together.
+    fn is_team(&self, engine: &Engine) -> bool {
+        let alike = |t: usize| (1..self.rows).all(|b| self.resets_before(t, b) == self.resets_before(t, 0));
+        engine.device().is_some() && (1..self.steps).all(alike)
     }
 
     fn resets_before(&self, t: usize, b: usize) -> bool {
@@ -408,10 +422,13 @@ fn in_64_bits(model: &Arc<Model>, sizes: &Sizes, job: &Job) -> Results {
 
 /// An engine, with 32 bits at its edges.
 fn in_32_bits(engine: &Engine, job: &Job) -> Result<Results, Error> {
+    if job.is_team(engine) {
+        return team::run(engine, job);
+    }
     let (model, sizes) = (engine.model(), engine.sizes());
     let params: Vec<Vec<f32>> = job.params.iter().map(|x| narrow(x)).collect();
     let bound = engine.bind(&params)?;
-    let mut tape = engine.tape(job.steps, job.mode());
+    let mut tape = engine.tape(job.steps, job.mode(engine));
     let mut grads = engine.grads();
     let mut results = Results::new(model, sizes, job);
     // An empty tensor stands for the state's own initial value.
@@ -454,6 +471,7 @@ fn in_32_bits(engine: &Engine, job: &Job) -> Result<Results, Error> {
         bars.for_each(|(slot, x)| copy(slot, b, &widen(&x)));
     }
     results.params = engine.finish(&bound, vec![grads]).iter().map(|x| widen(x)).collect();
+    engine.check()?;
     Ok(results)
 }
 
@@ -527,7 +545,7 @@ mod tests {
     fn back_ends_agree_and_gradients_have_names() {
         let exact = go(Given { cotangents: cotangents(), ..given() }, Backend::Interp, Dtype::F64);
         let exact = exact.unwrap_or_else(|e| panic!("{e}"));
-        for backend in [Backend::Interp, Backend::CRANELIFT] {
+        for backend in [Backend::Interp, Backend::CRANELIFT].into_iter().chain(emulated()) {
             let found = go(Given { cotangents: cotangents(), ..given() }, backend, Dtype::F32);
             let found = found.unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(found.keys().collect::<Vec<_>>(), exact.keys().collect::<Vec<_>>());
@@ -541,10 +559,41 @@ mod tests {
         }
     }
 
+    /// The emulated device, where there is a C++ compiler.
+    fn emulated() -> Option<Backend> {
+        let id = crate::engine::device::DeviceId::Emulated;
+        crate::engine::device::open(id).is_ok().then_some(Backend::Device(id))
+    }
+
+    /// Rows that are reset together run side by side on a device, others one by one.
+    #[test]
+    fn a_device_resets_rows_together_and_apart() {
+        let Some(device) = emulated() else { return };
+        for resets in [[0; 12], [0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 0]] {
+            let run = |backend| {
+                let mut g = Given { cotangents: cotangents(), ..given() };
+                let mask = resets.iter().map(|x| f64::from(*x)).collect();
+                g.inputs.1.insert("reset".into(), Tensor::f64(vec![6, 2], mask));
+                go(g, backend, Dtype::F32).unwrap_or_else(|e| panic!("{e}"))
+            };
+            let (found, expected) = (run(device), run(Backend::CRANELIFT));
+            assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+            for (name, tensor) in &expected {
+                match name.starts_with("out.") || name.starts_with("state.") {
+                    true => assert_eq!(found[name], *tensor, "{name} {resets:?}"),
+                    false => close(&found[name].to_f64(), &tensor.to_f64(), 1e-5),
+                }
+            }
+        }
+    }
+
     /// A reset in the middle of a row is two rows, and a carried state is one.
     #[test]
     fn resets_and_initial_states() {
-        for (backend, dtype) in [(Backend::Interp, Dtype::F64), (Backend::CRANELIFT, Dtype::F32)] {
+        let device = emulated().map(|d| (d, Dtype::F32));
+        for (backend, dtype) in
+            [(Backend::Interp, Dtype::F64), (Backend::CRANELIFT, Dtype::F32)].into_iter().chain(device)
+        {
             let whole = go(given(), backend, dtype).unwrap_or_else(|e| panic!("{e}"));
             let cut = |from: usize, to: usize| {
                 let mut g = given();

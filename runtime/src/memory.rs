@@ -2,7 +2,8 @@
 //! allocated, with what would help.
 
 use crate::Error;
-use crate::engine::{Backend, Engine, Mode};
+use crate::engine::device::Memory;
+use crate::engine::{Backend, Engine, EngineError, Mode};
 use compiler::ir::Shape;
 use compiler::loops::plan::{TapeSizes, Use};
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ impl Need<'_> {
             (Backend::Compiled(_), Mode::Train) => self.engine.plan(usage).total_bytes,
             (Backend::Compiled(_), Mode::Infer) => inference(self.engine, usage, 4),
             (Backend::Compiled(_), Mode::Forward) => inference(self.engine, usage, usage.steps + 2),
+            // What the command holds lies elsewhere.
+            (Backend::Device(_), mode) => return self.engine.device_bytes(usage.batch, usage.steps, mode),
         };
         own.saturating_add(self.data)
     }
@@ -49,11 +52,16 @@ impl Need<'_> {
         self.bytes(&self.usage).saturating_sub(self.data)
     }
 
-    /// Refuses what needs more than there is. Where the system does not tell, everything passes.
+    /// Refuses what needs more than there is, on a device what needs more than the device has. Where the system
+    /// does not tell, everything passes.
     ///
     /// # Errors
     /// If the memory does not suffice.
     pub fn check(&self, available: Option<u64>) -> Result<(), Error> {
+        if let Some(device) = self.engine.device() {
+            let memory = device.memory().map_err(EngineError::from)?;
+            return self.check_device(&device.about().name, memory);
+        }
         let (needed, Some(available)) = (self.bytes(&self.usage), available) else { return Ok(()) };
         if needed <= available {
             return Ok(());
@@ -64,6 +72,27 @@ impl Need<'_> {
             error = error.help(help);
         }
         Err(error)
+    }
+
+    /// Refuses what a device cannot hold: before anything is allocated, with what would fit.
+    fn check_device(&self, name: &str, memory: Memory) -> Result<(), Error> {
+        let needed = self.bytes(&self.usage);
+        // A part is left for code, recordings and what the driver keeps.
+        let usable = memory.free - memory.free / 32;
+        if needed <= usable {
+            return Ok(());
+        }
+        let message = format!(
+            "this needs {} of memory on {name}, where {} of {} are free",
+            size(needed),
+            size(memory.free),
+            size(memory.total)
+        );
+        let mut error = Error::device(message).help(self.parts());
+        for help in self.advice(usable) {
+            error = error.help(help);
+        }
+        Err(error.help("or use --device cpu"))
     }
 
     /// Where it goes.
@@ -84,6 +113,11 @@ impl Need<'_> {
             (Backend::Compiled(_), Mode::Infer | Mode::Forward) => {
                 "parameters and states take nearly all of it".to_owned()
             }
+            (Backend::Device(_), mode) => {
+                let bytes = |rows: usize| self.engine.device_bytes(rows, steps, mode);
+                let (rows, one) = (self.usage.batch, size(bytes(2).saturating_sub(bytes(1))));
+                return format!("{rows} rows of {steps} steps are on the device at once, {one} each");
+            }
         };
         if self.data > 0 {
             text += &format!("; inputs and results take {}", size(self.data));
@@ -100,7 +134,9 @@ impl Need<'_> {
             (self.flags.steps, usage.steps, |u, n| Use { steps: n, ..u }),
         ];
         let mut found = vec![];
-        for (flag, now, with) in ways.into_iter().filter(|(flag, ..)| !flag.is_empty()) {
+        let has_threads = self.engine.device().is_none();
+        let ways = ways.into_iter().skip(if has_threads { 0 } else { 1 });
+        for (flag, now, with) in ways.filter(|(flag, ..)| !flag.is_empty()) {
             let smaller = std::iter::successors(Some(now / 2), |n| Some(n / 2)).take_while(|n| *n > 0);
             let fits = smaller.map(|n| (n, self.bytes(&with(usage, n)))).find(|(_, b)| *b <= available);
             if let Some((n, bytes)) = fits {

@@ -185,26 +185,30 @@ impl Optimiser {
         }
     }
 
-    /// Scales the gradients so that their norm does not exceed the bound; gives the norm before.
-    pub fn clip(&self, gradients: &mut [Vec<f32>]) -> f64 {
+    /// The norm of the gradients, and the factor with which it does not exceed the bound.
+    pub fn clip(&self, gradients: &[Vec<f32>]) -> (f64, f32) {
         let norm = norm(gradients, self.threads);
         let factor = self.settings.clip / (norm + 1e-6);
-        if self.settings.clip > 0.0 && factor < 1.0 {
-            let all = gradients.iter_mut().flat_map(|g| g.chunks_mut(BLOCK));
-            blocks(self.threads, all, |g| g.iter_mut().for_each(|g| *g *= factor as f32));
-        }
-        norm
+        let clips = self.settings.clip > 0.0 && factor < 1.0;
+        (norm, if clips { factor as f32 } else { 1.0 })
     }
 
-    /// Moves the parameters that are learned, at a multiple of the rate.
-    pub fn step(&mut self, params: &mut [Vec<f32>], gradients: &[Vec<f32>], learned: &[bool], multiple: f64) {
+    /// Moves the parameters that are learned, at a multiple of the rate, by the gradients times a factor.
+    pub fn step(
+        &mut self,
+        params: &mut [Vec<f32>],
+        (gradients, factor): (&[Vec<f32>], f32),
+        learned: &[bool],
+        multiple: f64,
+    ) {
         self.steps += 1;
         for k in (0..params.len()).filter(|&k| learned[k]) {
+            let gradients = (gradients[k].as_slice(), factor);
             match self.settings.rule {
                 Rule::Adam { beta1, beta2, epsilon } => {
-                    self.adam(k, &mut params[k], &gradients[k], [beta1, beta2, epsilon], multiple);
+                    self.adam(k, &mut params[k], gradients, [beta1, beta2, epsilon], multiple);
                 }
-                Rule::Sgd { momentum } => self.sgd(k, &mut params[k], &gradients[k], momentum, multiple),
+                Rule::Sgd { momentum } => self.sgd(k, &mut params[k], gradients, momentum, multiple),
             }
         }
     }
@@ -213,7 +217,7 @@ impl Optimiser {
         &mut self,
         k: usize,
         params: &mut [f32],
-        gradients: &[f32],
+        (gradients, factor): (&[f32], f32),
         [b1, b2, epsilon]: [f64; 3],
         multiple: f64,
     ) {
@@ -225,25 +229,32 @@ impl Optimiser {
         let (keep2, add1, add2) = (b2 as f32, (1.0 - b1) as f32, (1.0 - b2) as f32);
         let memory = self.mean[k].iter_mut().zip(&mut self.square[k]);
         for ((p, g), (m, v)) in params.iter_mut().zip(gradients).zip(memory) {
-            let g = g + decay * *p;
+            let g = factor * g + decay * *p;
             *m += (g - *m) * add1;
             *v = *v * keep2 + add2 * g * g;
             *p -= rate * (*m / (v.sqrt() / root2 + epsilon));
         }
     }
 
-    fn sgd(&mut self, k: usize, params: &mut [f32], gradients: &[f32], momentum: f64, multiple: f64) {
+    fn sgd(
+        &mut self,
+        k: usize,
+        params: &mut [f32],
+        (gradients, factor): (&[f32], f32),
+        momentum: f64,
+        multiple: f64,
+    ) {
         let rate = (self.settings.rate * multiple) as f32;
         let (decay, momentum) = (self.settings.decay as f32, momentum as f32);
         if momentum == 0.0 {
             let all = params.chunks_mut(BLOCK).zip(gradients.chunks(BLOCK));
             blocks(self.threads, all, |(params, gradients)| {
-                params.iter_mut().zip(gradients).for_each(|(p, g)| *p -= rate * (g + decay * *p));
+                params.iter_mut().zip(gradients).for_each(|(p, g)| *p -= rate * (factor * g + decay * *p));
             });
             return;
         }
         for ((p, g), v) in params.iter_mut().zip(gradients).zip(&mut self.mean[k]) {
-            let g = g + decay * *p;
+            let g = factor * g + decay * *p;
             // PyTorch starts the velocity at the first gradient, which is this with v = 0.
             *v = momentum * *v + g;
             *p -= rate * *v;
@@ -329,7 +340,7 @@ mod tests {
             let (mut q, mut m, mut v) = ([1.0f64, -0.5], [0.0; 2], [0.0; 2]);
             for t in 1..=3 {
                 let g = vec![p[0].iter().map(|x| x * x * x).collect()];
-                optimiser.step(&mut p, &g, &[true], 1.0);
+                optimiser.step(&mut p, (&g, 1.0), &[true], 1.0);
                 for k in 0..2 {
                     let g = q[k].powi(3) + decay * q[k];
                     m[k] = 0.9 * m[k] + 0.1 * g;
@@ -354,7 +365,7 @@ mod tests {
         let mut optimiser = Optimiser::new(settings, [1, 1], 1);
         let mut p = vec![vec![1.0f32], vec![1.0]];
         for _ in 0..2 {
-            optimiser.step(&mut p, &[vec![1.0], vec![1.0]], &[true, false], 1.0);
+            optimiser.step(&mut p, (&[vec![1.0], vec![1.0]], 1.0), &[true, false], 1.0);
         }
         assert!((p[0][0] - 0.75).abs() < 1e-6);
         assert_eq!(p[1][0], 1.0, "not learned");
@@ -362,15 +373,24 @@ mod tests {
 
     #[test]
     fn clipping_scales_all_gradients() {
-        let mut g = vec![vec![3.0f32, 0.0], vec![4.0]];
-        assert_eq!(adam(0.0, 2.0).clip(&mut g), 5.0);
-        assert!((norm(&g, 1) - 2.0).abs() < 1e-5);
-        let before = g.clone();
-        assert!((adam(0.0, 2.5).clip(&mut g) - 2.0).abs() < 1e-5);
-        assert_eq!(g, before);
-        let mut g = vec![vec![300.0f32]];
-        adam(0.0, 0.0).clip(&mut g);
-        assert_eq!(g[0][0], 300.0);
+        let g = [vec![3.0f32, 0.0], vec![4.0]];
+        let (norm, factor) = adam(0.0, 2.0).clip(&g);
+        assert_eq!(norm, 5.0);
+        assert!((factor - 0.4).abs() < 1e-6);
+        assert_eq!(adam(0.0, 5.5).clip(&g), (5.0, 1.0));
+        assert_eq!(adam(0.0, 0.0).clip(&[vec![300.0]]), (300.0, 1.0));
+        for momentum in [0.0, 0.5] {
+            let rule = Rule::Sgd { momentum };
+            let settings = Settings { rule, rate: 0.1, decay: 0.0, clip: 2.0, epochs: Epochs::default() };
+            let mut p = vec![vec![0.0f32, 0.0], vec![0.0]];
+            Optimiser::new(settings, [2, 1], 1).step(&mut p, (&g, factor), &[true, true], 1.0);
+            assert!((p[0][0] + 0.12).abs() < 1e-6 && (p[1][0] + 0.16).abs() < 1e-6, "{p:?}");
+        }
+        let (mut p, mut q) = (vec![vec![1.0f32, -1.0]], vec![vec![1.0f32, -1.0]]);
+        adam(0.1, 2.0).step(&mut p, (&g, factor), &[true], 1.0);
+        let scaled: Vec<Vec<f32>> = g.iter().map(|g| g.iter().map(|g| g * factor).collect()).collect();
+        adam(0.1, 0.0).step(&mut q, (&scaled, 1.0), &[true], 1.0);
+        assert_eq!(p, q);
     }
 
     #[test]
@@ -380,7 +400,7 @@ mod tests {
         let settings =
             Settings { rule: Rule::Sgd { momentum: 0.0 }, rate: 0.1, decay: 0.5, clip: 0.0, epochs: e };
         let mut p = vec![vec![1.0f32]];
-        Optimiser::new(settings, [1], 1).step(&mut p, &[vec![1.0]], &[true], e.factor(5));
+        Optimiser::new(settings, [1], 1).step(&mut p, (&[vec![1.0]], 1.0), &[true], e.factor(5));
         assert!((p[0][0] - (1.0 - 0.05 * 1.5)).abs() < 1e-6);
     }
 
@@ -407,7 +427,7 @@ mod tests {
         assert!(optimiser.average().is_none());
         let mut p = vec![vec![0.0f32]];
         for _ in 0..4 {
-            optimiser.step(&mut p, &[vec![-1.0]], &[true], 1.0);
+            optimiser.step(&mut p, (&[vec![-1.0]], 1.0), &[true], 1.0);
             optimiser.add_to_average(&p);
         }
         assert!((optimiser.average().expect("average")[0][0] - 2.5).abs() < 1e-6);

@@ -140,6 +140,109 @@ impl Stage<'_> {
         Ok(record)
     }
 
+    /// Runs an episode of each of these rows side by side, on a tape of as many rows; each is what [`Stage::run`]
+    /// gives for its row.
+    ///
+    /// # Errors
+    /// The first output that is not finite, and its row.
+    pub fn run_team(
+        &self,
+        tape: &mut Tape,
+        addresses: &[Address],
+        carried: &[Option<&RowState>],
+        choice: Choice,
+        watch: &mut Stopwatch,
+    ) -> Result<Vec<Record>, (usize, NonFinite)> {
+        let starts: Vec<Option<RowState>> =
+            addresses.iter().zip(carried).map(|(a, c)| self.start(*a, *c)).collect();
+        self.bound.begin_team(tape, &starts.iter().map(Option::as_ref).collect::<Vec<_>>());
+        let mut episodes: Vec<_> = addresses.iter().map(|a| self.task.episode(*a)).collect();
+        let mut records = vec![Record::default(); addresses.len()];
+        watch.lap(Phase::Environment);
+        if knows_inputs(self.task) {
+            self.run_known_team(tape, addresses, &mut episodes, &mut records, watch)?;
+            return Ok(records);
+        }
+        let mut totals = vec![0.0; addresses.len()];
+        for t in 0..self.task.steps() {
+            for (row, (episode, address)) in episodes.iter_mut().zip(addresses).enumerate() {
+                self.bound.select(tape, row);
+                episode.observe(t, self.bound.input_mut(tape, self.wiring.input));
+                if let Some(id) = self.wiring.reward {
+                    self.bound.input_mut(tape, id)[0] = episode.previous_reward();
+                }
+                self.put_noise(tape, *address, t);
+            }
+            watch.lap(Phase::Environment);
+            self.bound.step(tape);
+            watch.lap(Phase::Forward);
+            for (row, (episode, record)) in episodes.iter_mut().zip(&mut records).enumerate() {
+                self.bound.select(tape, row);
+                let total = &mut totals[row];
+                self.answer((tape, t), addresses[row], (&mut **episode, record, total), choice)
+                    .map_err(|e| (row, e))?;
+            }
+            watch.lap(Phase::Sampling);
+        }
+        Ok(records)
+    }
+
+    /// What the world makes of a step of the selected row.
+    fn answer(
+        &self,
+        (tape, t): (&Tape, usize),
+        address: Address,
+        (episode, record, total): (&mut dyn Episode, &mut Record, &mut f64),
+        choice: Choice,
+    ) -> Result<(), NonFinite> {
+        self.check_outputs(tape, t)?;
+        record.values.extend(self.wiring.value.map(|id| self.bound.output(tape, t, id)[0]));
+        let output = self.bound.output(tape, t, self.wiring.output);
+        if let Goal::Act(_) = self.task.goal() {
+            let action = choose(output, address, t, choice);
+            let reward = episode.act(t, action);
+            *total += f64::from(reward);
+            record.actions.push(action);
+            record.rewards.push(reward);
+        }
+        record.targets.extend(episode.target(t).map(|target| (t, target.to_vec())));
+        if t + 1 == self.task.steps() {
+            record.scores = episode.scores(output, *total);
+        }
+        Ok(())
+    }
+
+    /// Episodes that do not depend on what the network does, side by side: all steps at once.
+    fn run_known_team(
+        &self,
+        tape: &mut Tape,
+        addresses: &[Address],
+        episodes: &mut [Box<dyn Episode + '_>],
+        records: &mut [Record],
+        watch: &mut Stopwatch,
+    ) -> Result<(), (usize, NonFinite)> {
+        let steps = self.task.steps();
+        let mut shown = vec![];
+        for ((episode, record), address) in episodes.iter_mut().zip(records.iter_mut()).zip(addresses) {
+            shown.push(self.show(*address, &mut **episode, record, watch));
+        }
+        watch.lap(Phase::Environment);
+        self.bound.forward_team(tape, steps, &mut |row, t, id, x| put(&shown[row], t, id, x));
+        watch.lap(Phase::Forward);
+        for (row, (episode, record)) in episodes.iter().zip(records).enumerate() {
+            self.bound.select(tape, row);
+            for t in 0..steps {
+                self.check_outputs(tape, t).map_err(|e| (row, e))?;
+                record.values.extend(self.wiring.value.map(|id| self.bound.output(tape, t, id)[0]));
+            }
+            if let Some(last) = steps.checked_sub(1) {
+                record.scores = episode.scores(self.bound.output(tape, last, self.wiring.output), 0.0);
+            }
+        }
+        watch.lap(Phase::Environment);
+        Ok(())
+    }
+
     /// An episode that does not depend on what the network does: all steps at once.
     fn run_known(
         &self,

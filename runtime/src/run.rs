@@ -14,7 +14,7 @@
 //! Files are written beside and renamed into place, so a kill at any time leaves a run that can go
 //! on. `run.json` is written last: a folder that has it is complete.
 
-use crate::engine::Backend;
+use crate::engine::{Backend, device};
 use crate::error::{Error, Kind};
 use crate::language::Validation;
 use crate::metrics::{self, Log, Window};
@@ -430,7 +430,7 @@ fn place(machine: Machine) -> Value {
     let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     json!({
         "bpm": env!("CARGO_PKG_VERSION"),
-        "device": "cpu",
+        "device": device(machine.backend),
         "backend": machine.backend.name(),
         "simd": simd(),
         "denormals": crate::engine::DENORMALS,
@@ -438,6 +438,14 @@ fn place(machine: Machine) -> Value {
         "started": started.map_or(0, |t| t.as_secs()),
         "flags": std::env::args().skip(1).collect::<Vec<_>>(),
     })
+}
+
+/// The name of the device.
+fn device(backend: Backend) -> String {
+    match backend {
+        Backend::Interp | Backend::Compiled(_) => "cpu".to_owned(),
+        Backend::Device(id) => device::open(id).map_or(id.name().to_owned(), |d| d.about().name.clone()),
+    }
 }
 
 /// The processor, and those of its vector extensions that matter.

@@ -1,17 +1,19 @@
 //! From a recipe to a run in memory: spec, sizes, connections, parameters, kernels.
 
 use crate::Error;
-use crate::engine::{Backend, Engine, EngineOptions, Mode};
+use crate::engine::device::Work;
+use crate::engine::{Backend, Chaining, Engine, EngineOptions, Mode, Text};
 use crate::language::NextWord;
 use crate::learner::{Baseline, Learner};
 use crate::memory::{Flags, Need, available};
 use crate::params::ParamStore;
 use crate::recipe::Recipe;
 use crate::spec::Spec;
+use crate::task::Goal;
 use crate::train::Trainer;
 use crate::wiring::{Wiring, bind_sizes, seen};
 use compiler::form::{Form, Prefer};
-use compiler::ir::Sizes;
+use compiler::ir::{Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::Model;
 use std::collections::BTreeMap;
@@ -33,12 +35,16 @@ pub fn trainer(
     let sizes = bind_sizes(&model, &*recipe.task, seen, &recipe.sizes)?;
     let wiring = Wiring::new(&model, &sizes, &*recipe.task, seen)?;
     // Only an embedding and an encoder learn from the gradients of inputs.
+    let is_known = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
     let encodes = !recipe.encoder.layers.is_empty();
-    let input_bars = (matches!(recipe.learner, Learner::NextWord(_)) || encodes) && mode == Mode::Train;
-    let teams = matches!(recipe.learner, Learner::NextWord(_)) && mode == Mode::Train;
-    let options = EngineOptions { input_bars, teams, ..EngineOptions::default() };
+    let input_bars = is_known || encodes && mode == Mode::Train;
+    let teams = if is_known { recipe.schedule.batch } else { 0 };
+    let chaining = if is_known { Chaining::IfLarge } else { Chaining::Never };
+    let options =
+        EngineOptions { input_bars, initial_bars: false, teams, chaining, ..EngineOptions::default() };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
-    let engine = Engine::new(kept, kept_sizes, backend, &options)?;
+    let text = Text { file: &spec.path, source: &spec.source };
+    let engine = Engine::of_text(kept, kept_sizes, backend, &options, text)?;
     need(&engine, &recipe, threads, mode).check(available())?;
     let mut params = ParamStore::new(&model, &sizes, recipe.schedule.seed, &recipe.init)?;
     if let (Learner::NextWord(learner), Some(text)) = (&recipe.learner, recipe.task.text()) {
@@ -47,6 +53,21 @@ pub fn trainer(
     }
     recipe.encoder.add_parameters(&mut params, recipe.schedule.seed);
     Ok(Trainer::new(spec, recipe, (engine, form), wiring, params, threads))
+}
+
+/// What a recipe is going to run, as the choice of a device weighs it.
+///
+/// # Errors
+/// If spec and task do not fit together.
+pub fn work(spec: &Spec, recipe: &Recipe, threads: usize) -> Result<Work, Error> {
+    let seen = seen(&*recipe.task, &recipe.learner, &recipe.encoder);
+    let sizes = bind_sizes(&spec.model, &*recipe.task, seen, &recipe.sizes)?;
+    let matrix = |s: &&compiler::model::State| matches!(s.shape, Shape::Matrix { .. });
+    let elements = spec.model.states.iter().filter(matrix).map(|s| sizes.count(s.shape)).sum();
+    let batch = recipe.schedule.batch;
+    let steps = recipe.task.text().map_or(recipe.task.steps(), |t| t.windows(batch, 0).longest());
+    let answers = matches!(recipe.task.goal(), Goal::Act(_));
+    Ok(Work { elements, batch, steps, answers, threads })
 }
 
 /// The number of features from which the next word is predicted.
@@ -84,13 +105,12 @@ fn in_form(model: &Arc<Model>, sizes: &Sizes, recipe: &Recipe) -> Result<(Arc<Mo
 
 fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> Need<'a> {
     let batch = recipe.schedule.batch;
-    // Rows that share a baseline wait for each other, each on a tape of its own.
-    let shared = match &recipe.learner {
-        Learner::ActorCritic(a) => a.baseline == Baseline::First,
-        Learner::NextWord(_) => true,
-        Learner::SquaredError(_) | Learner::CrossEntropy(_) => false,
+    // Rows that share a baseline, or a softmax, wait for each other, each on a tape of its own.
+    let tapes = match &recipe.learner {
+        Learner::ActorCritic(a) if a.baseline == Baseline::First => Tapes::PerRow,
+        Learner::NextWord(_) => Tapes::Waiting,
+        Learner::ActorCritic(_) | Learner::SquaredError(_) | Learner::CrossEntropy(_) => Tapes::PerThread,
     };
-    let tapes = if shared { Tapes::PerRow } else { Tapes::PerThread };
     let threads_too = Flags { threads: "--threads ", ..Flags::default() };
     let flags = match mode {
         Mode::Train => Flags { batch: "--set run.batch=", steps: steps_flag(recipe), ..threads_too },

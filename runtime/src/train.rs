@@ -155,14 +155,14 @@ impl Trainer {
         let threads = self.workers.len();
         let before_chain = if self.params.chains() { crate::optim::norm(&gradients, threads) } else { 0.0 };
         self.params.chain(&mut gradients);
-        let grad_norm = self.optimiser.clip(&mut gradients);
+        let (grad_norm, factor) = self.optimiser.clip(&gradients);
         if !(before_chain.is_finite() && grad_norm.is_finite()) {
             return Err(self.bad_gradient(&gradients));
         }
         if self.update >= self.recipe.learner.burn_in() {
             let learned: Vec<bool> = self.params.about.iter().map(|a| a.learned).collect();
             let multiple = self.multiple();
-            self.optimiser.step(&mut self.params.raw, &gradients, &learned, multiple);
+            self.optimiser.step(&mut self.params.raw, (&gradients, factor), &learned, multiple);
             if self.averages() {
                 self.optimiser.add_to_average(&self.params.raw);
             }
@@ -262,7 +262,9 @@ impl Trainer {
             batch: self.recipe.schedule.batch,
             threads: self.workers.len(),
         };
-        let found = update.run(memory, &mut self.timings).map_err(|(row, at)| self.bad_number(row, at))?;
+        let found = update.run(memory, &mut self.timings);
+        self.engine.check()?;
+        let found = found.map_err(|(row, at)| self.bad_number(row, at))?;
         let rows = found.losses.into_iter().zip(found.penalties).zip(found.states);
         let row = |((loss, penalty), state)| RowOutcome {
             scores: vec![loss],
@@ -293,6 +295,7 @@ impl Trainer {
             sums: &sums,
         };
         let done = match &self.recipe.learner {
+            _ if self.engine.device().is_some() => pass.side_by_side(&mut self.workers[0]),
             Learner::ActorCritic(a) if a.baseline == Baseline::First => {
                 pass.with_shared_baseline(a, &mut self.workers, &mut self.tapes)
             }
@@ -301,11 +304,13 @@ impl Trainer {
         if let Some(timings) = &mut self.timings {
             timings.collect(self.workers.iter().map(|w| &w.watch));
         }
+        self.engine.check()?;
         let Chunk { rows, encoder } = match done {
             Ok(done) => done,
             Err((row, at)) => return Err(self.bad_number(row, self.locate(row).unwrap_or(at))),
         };
         let mut gradients = sums.finish(&bound);
+        self.engine.check()?;
         gradients.truncate(self.engine.model().params.len());
         gradients.extend(encoder);
         timings::lap(&mut self.timings, Phase::Gradient);
@@ -475,13 +480,7 @@ impl Pass<'_> {
         let records: Result<Vec<Record>, RowError> =
             parallel::run(workers, jobs, forward).into_iter().collect();
         let records = records?;
-        let baseline = records.first().map(|r| r.values.clone()).unwrap_or_default();
-        let mut pooled = vec![0.0; baseline.len()];
-        for record in &records {
-            for (sum, advantage) in pooled.iter_mut().zip(advantages(learner, record, &baseline)) {
-                *sum += advantage;
-            }
-        }
+        let shared = SharedBaseline::new(learner, &records);
         let mut rest = tapes.as_mut_slice();
         let mut jobs = vec![];
         for (number, rows) in parallel::chunks(self.batch).into_iter().enumerate() {
@@ -493,16 +492,51 @@ impl Pass<'_> {
         let work = |Worker { watch, .. }: &mut Worker, (number, rows, tapes): Job<'_>| {
             watch.start();
             let mut grads = self.sums.zeros();
-            let zeros = vec![0.0; pooled.len()];
             let outcome = |(row, tape): (usize, &mut Tape)| {
-                let values = if row == 0 { &pooled } else { &zeros };
-                self.backward((tape, watch), &records[row], &baseline, Some(values), &mut grads)
+                let held = Some(shared.held(row));
+                self.backward((tape, watch), &records[row], &shared.baseline, held, &mut grads)
             };
             let rows = rows.zip(tapes).map(outcome).collect();
             self.sums.add(number, grads);
             Ok(Chunk { rows, ..self.chunk() })
         };
         gather(parallel::run(workers, jobs, work))
+    }
+
+    /// On a device: all rows side by side on one tape, forward and backward.
+    fn side_by_side(&self, Worker { tape, watch }: &mut Worker) -> Outcomes {
+        watch.start();
+        let steps = self.stage.task.steps();
+        let tape = tape.get_or_insert_with(|| self.engine.team_tape(steps, Mode::Train, self.batch));
+        let mut grads = self.sums.zeros();
+        let addresses: Vec<Address> = (0..self.batch).map(|row| self.address(row)).collect();
+        let carried: Vec<Option<&RowState>> = (0..self.batch).map(|row| self.carried.get(row)).collect();
+        let records = self.stage.run_team(tape, &addresses, &carried, Choice::Sample, watch)?;
+        let shared = match self.learner {
+            Learner::ActorCritic(a) if a.baseline == Baseline::First => {
+                Some(SharedBaseline::new(a, &records))
+            }
+            Learner::ActorCritic(_)
+            | Learner::SquaredError(_)
+            | Learner::NextWord(_)
+            | Learner::CrossEntropy(_) => None,
+        };
+        let mut chunk = self.chunk();
+        for (row, record) in records.iter().enumerate() {
+            self.stage.bound.select(tape, row);
+            let baseline = shared.as_ref().map_or(&record.values, |s| &s.baseline);
+            let held = shared.as_ref().map(|s| s.held(row));
+            chunk.rows.push(self.losses(tape, record, baseline, held));
+        }
+        watch.lap(Phase::Losses);
+        self.stage.bound.backward(tape, &mut grads, self.share() as f32, None);
+        self.sums.add(0, grads);
+        for (row, record) in records.iter().enumerate() {
+            self.stage.bound.select(tape, row);
+            self.encoder_backward(tape, record, &mut chunk.encoder);
+        }
+        watch.lap(Phase::Backward);
+        Ok(chunk)
     }
 
     /// Writes the cotangents of a row and runs its backward pass. `value_advantages` says what the
@@ -514,6 +548,21 @@ impl Pass<'_> {
         baseline: &[f32],
         value_advantages: Option<&Vec<f64>>,
         grads: &mut Grads,
+    ) -> RowOutcome {
+        let row = self.losses(tape, record, baseline, value_advantages);
+        watch.lap(Phase::Losses);
+        self.stage.bound.backward(tape, grads, self.share() as f32, None);
+        watch.lap(Phase::Backward);
+        row
+    }
+
+    /// Writes the cotangents of a row.
+    fn losses(
+        &self,
+        tape: &mut Tape,
+        record: &Record,
+        baseline: &[f32],
+        value_advantages: Option<&Vec<f64>>,
     ) -> RowOutcome {
         let mut row = RowOutcome { scores: record.scores.clone(), ..RowOutcome::default() };
         row.penalty =
@@ -530,9 +579,6 @@ impl Pass<'_> {
             Learner::CrossEntropy(c) => self.class_cotangents(*c, tape, record, &mut row),
             Learner::NextWord(_) => {}
         }
-        watch.lap(Phase::Losses);
-        self.stage.bound.backward(tape, grads, self.share() as f32, None);
-        watch.lap(Phase::Backward);
         row
     }
 
@@ -608,6 +654,33 @@ impl Pass<'_> {
             let bar = bound.output_bar_mut(tape, *t, id);
             learner.output_bar(&output, target, 1.0 / self.batch as f64, bar);
         }
+    }
+}
+
+/// The values of row 0 as the baseline of all rows.
+struct SharedBaseline {
+    baseline: Vec<f32>,
+    /// The sums of all rows' advantages, which train the value head of row 0.
+    pooled: Vec<f64>,
+    zeros: Vec<f64>,
+}
+
+impl SharedBaseline {
+    fn new(learner: &ActorCritic, records: &[Record]) -> SharedBaseline {
+        let baseline = records.first().map(|r| r.values.clone()).unwrap_or_default();
+        let mut pooled = vec![0.0; baseline.len()];
+        for record in records {
+            for (sum, advantage) in pooled.iter_mut().zip(advantages(learner, record, &baseline)) {
+                *sum += advantage;
+            }
+        }
+        let zeros = vec![0.0; pooled.len()];
+        SharedBaseline { baseline, pooled, zeros }
+    }
+
+    /// What the value output of a row is held against.
+    fn held(&self, row: usize) -> &Vec<f64> {
+        if row == 0 { &self.pooled } else { &self.zeros }
     }
 }
 

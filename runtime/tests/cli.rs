@@ -120,7 +120,12 @@ fn usage() -> Outcome {
     p.fails("trian", 2, &["train"])?;
     assert!(p.ok("--version")?.starts_with("bpm "));
     assert!(p.ok("tasks")?.contains("wall_penalty"));
-    p.fails("train r.toml --device cuda", 3, &["CUDA", "--device cpu"])
+    p.fails("train r.toml --device gpu", 2, &["auto, cpu, cuda or cuda:N"])?;
+    p.fails("train r.toml --device cuda --backend x64", 2, &["leave --backend out", "--device cpu"])?;
+    p.ok("train r.toml --device auto --updates 1 --out auto")?;
+    p.ok("train r.toml --device cpu --updates 1 --out cpu")?;
+    assert!(std::fs::read_to_string(p.path("cpu/run.json"))?.contains("\"device\": \"cpu\""));
+    Ok(())
 }
 
 #[test]

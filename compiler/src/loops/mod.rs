@@ -56,6 +56,7 @@ mod hoist;
 mod lower;
 mod math;
 mod parse;
+mod parts;
 pub mod plan;
 mod print;
 mod rows;
@@ -67,7 +68,7 @@ pub use hoist::{TOGETHER, together};
 pub use lower::{LowerOptions, lower};
 pub use parse::parse;
 pub use print::{NAMES, print, routines};
-pub use rows::{SIDE_BY_SIDE, gains, side_by_side};
+pub use rows::{SIDE_BY_SIDE, TEAM, gains, side_by_side};
 pub use verify::verify;
 
 use crate::ir::Value;
@@ -77,6 +78,9 @@ use std::ops::Range;
 
 /// The number of lanes of a vector register in the loop IR.
 pub const LANES: usize = 8;
+
+/// Columns of a matrix that are packed at a time: few enough to stay in the first cache meanwhile.
+const BLOCK: usize = 16;
 
 /// The most registers in a tile of a packed matrix.
 pub const WIDEST: usize = 4;
@@ -527,26 +531,25 @@ impl Program {
     pub fn pack(&self, post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
         for (start, width, rows) in self.packed_tiles(post, pre) {
             let tile = &mut to[start..start + width * pre];
-            for lane in 0..width {
-                let mut put = |i: usize, x: f32| tile[i * width + lane] = x;
-                match rows.start + lane {
-                    j if j < rows.end => {
-                        let row = &from[j * pre..(j + 1) * pre];
-                        row.iter().enumerate().for_each(|(i, x)| put(i, *x));
-                    }
-                    _ => (0..pre).for_each(|i| put(i, 0.0)),
+            for (block, columns) in tile.chunks_mut(width * BLOCK).enumerate() {
+                columns.fill(0.0);
+                for (lane, j) in rows.clone().enumerate() {
+                    let row = &from[j * pre + block * BLOCK..(j + 1) * pre];
+                    columns[lane..].iter_mut().step_by(width).zip(row).for_each(|(to, x)| *to = *x);
                 }
             }
         }
     }
 
     /// Unpacks into a row-major `[post, pre]` matrix.
-    pub fn unpack(&self, post: usize, pre: usize, from: &[f32], to: &mut [f32]) {
+    pub fn unpack<T: Copy>(&self, post: usize, pre: usize, from: &[T], to: &mut [T]) {
         for (start, width, rows) in self.packed_tiles(post, pre) {
             let tile = &from[start..start + width * pre];
-            for (lane, j) in rows.enumerate() {
-                let row = to[j * pre..(j + 1) * pre].iter_mut();
-                row.enumerate().for_each(|(i, x)| *x = tile[i * width + lane]);
+            for (block, columns) in tile.chunks(width * BLOCK).enumerate() {
+                for (lane, j) in rows.clone().enumerate() {
+                    let row = &mut to[j * pre + block * BLOCK..(j + 1) * pre];
+                    row.iter_mut().zip(columns[lane..].iter().step_by(width)).for_each(|(to, x)| *to = *x);
+                }
             }
         }
     }

@@ -14,9 +14,9 @@
 //!
 //! Not counted are the program with its machine code, and what a matrix product packs.
 
-use super::{Extent, Program, Steps};
+use super::{Extent, Program, Steps, TEAM};
 use crate::form::Form;
-use crate::ir::{Function, Op, Shape, Sizes, Source, Value};
+use crate::ir::{Function, Op, ParamId, Shape, Sizes, Source, Value};
 use crate::model::{Init, Model, ResetPolicy, State};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -70,6 +70,12 @@ impl TapeSizes {
         }
     }
 
+    /// Bytes of what only the backward pass needs.
+    pub fn room(&self) -> u64 {
+        let all = [self.back_carry, self.ends, self.snapshots];
+        all.iter().fold(0, |sum, n| sum.saturating_add(allocated(*n)))
+    }
+
     /// Bytes of all regions.
     pub fn bytes(&self) -> u64 {
         let all = [
@@ -121,6 +127,9 @@ pub enum Tapes {
     PerThread,
     /// All of them: every row waits for the others before it runs backward.
     PerRow,
+    /// All of them, while what only the backward pass needs exists once per thread, for the rows that step
+    /// together. Hoisted gradients are summed over all rows at once.
+    Waiting,
 }
 
 impl Use {
@@ -129,11 +138,19 @@ impl Use {
         self.threads.min(self.batch).min(CHUNKS)
     }
 
+    /// Tapes whose room is another's.
+    fn roomless(&self) -> u64 {
+        match self.tapes {
+            Tapes::PerThread | Tapes::PerRow => 0,
+            Tapes::Waiting => self.batch.saturating_sub(self.busy() * TEAM) as u64,
+        }
+    }
+
     /// How many tapes exist.
     pub fn tape_count(&self) -> usize {
         match self.tapes {
             Tapes::PerThread => self.busy(),
-            Tapes::PerRow => self.batch,
+            Tapes::PerRow | Tapes::Waiting => self.batch,
         }
     }
 }
@@ -253,14 +270,16 @@ pub fn plan(subject: &Subject<'_>, usage: &Use) -> Plan {
     let tapes = usage.tape_count() as u64;
     let ends = cotangent_elements(subject).saturating_mul(4);
     let choice = |every: usize| {
-        let tape = TapeSizes::new(program, usage.steps, Some(every)).bytes().saturating_add(ends);
+        let parts = TapeSizes::new(program, usage.steps, Some(every));
+        let tape = parts.bytes().saturating_add(ends);
+        let lent = parts.room().saturating_mul(usage.roomless());
         Choice {
             every,
             checkpoints: usage.steps.div_ceil(every),
             snapshots: every + 1,
             replayed: if program.matrices_len == 0 { 0 } else { usage.steps },
             tape,
-            total: fixed.saturating_add(tape.saturating_mul(tapes)),
+            total: fixed.saturating_add(tape.saturating_mul(tapes)).saturating_sub(lent),
         }
     };
     let chosen = chosen(program, usage, &choice);
@@ -372,7 +391,7 @@ fn shared(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
     let mut items = vec![
         numbers("parameters", 4, params),
         numbers("Adam's moments", 8, params),
-        numbers("parameters in double precision, for what follows from them alone", 8, params),
+        numbers("parameters in double precision, for what follows from them alone", 8, wide(subject)),
         numbers("initial states", 4, states),
         item("unbatched values as the kernels read them", allocated(program.params_len)),
     ];
@@ -385,6 +404,24 @@ fn shared(subject: &Subject<'_>, usage: &Use) -> Vec<Item> {
     let moments = moments.into_iter().chain([finishing(subject, params)]);
     items.extend(moments.max_by_key(|m| sum(m)).unwrap_or_default());
     items
+}
+
+/// Elements of the parameters that are known in double precision.
+fn wide(subject: &Subject<'_>) -> u64 {
+    let Subject { model, sizes, prologue, .. } = *subject;
+    let ids = (0..model.params.len()).map(|k| ParamId(k as u32));
+    elements(ids.filter(|p| !is_packed(model, prologue, *p)).map(|p| model.params[p.index()].shape), sizes)
+}
+
+/// Whether batched code alone uses a parameter, so that it need not be known in double precision. `prologue` is the
+/// adjoint of the prologue.
+pub fn is_packed(model: &Model, prologue: &Function, p: ParamId) -> bool {
+    let load = Op::Load(Source::Param(p));
+    let is_load = |v: &Value| model.step.at(*v).op == load;
+    let in_prologue = model.step.values().any(|(_, i)| !i.ty.batched && i.op.operands().iter().any(is_load));
+    let in_adjoint = prologue.values().any(|(_, i)| i.op == load);
+    let initial = model.states.iter().any(|s| s.init == Init::Param(p));
+    !in_prologue && !in_adjoint && !initial
 }
 
 /// While parameters are laid out for the kernels.
@@ -434,10 +471,15 @@ fn partial_sums(subject: &Subject<'_>, usage: &Use) -> Item {
     let hoisted: usize = hoisted(program).values().sum();
     let initial = |s: &State| matches!(s.init, Init::Param(_)).then(|| sizes.count(s.shape));
     let initial: usize = model.states.iter().filter_map(initial).sum();
-    let chunk = allocated(program.grads_len) + 4 * (hoisted + initial) as u64;
+    let (each, once) = match usage.tapes {
+        Tapes::Waiting => (initial, hoisted),
+        Tapes::PerThread | Tapes::PerRow => (hoisted + initial, 0),
+    };
+    let chunk = allocated(program.grads_len) + 4 * each as u64;
     // One per thread, and those that wait for their turn.
     let chunks = usage.batch.min(CHUNKS).min(2 * usage.busy() - 1);
-    item(format!("partial sums of gradients, {chunks} of them"), chunk.saturating_mul(chunks as u64))
+    let all = chunk.saturating_mul(chunks as u64).saturating_add(4 * once as u64);
+    item(format!("partial sums of gradients, {chunks} of them"), all)
 }
 
 /// Elements of the hoisted gradients.

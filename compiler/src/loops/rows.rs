@@ -5,16 +5,23 @@
 //! the time. [`side_by_side`] makes a program for several rows that step together. Each region of a row
 //! ([`Base::Frame`], [`Base::Adjoint`], [`Base::Carry`], [`Base::Ends`], [`Base::Snapshot`]) is followed by that
 //! of the next row; parameters, gradient sums and scratch are shared. Nests over matrices of parameters alone
-//! are joined, so that a parameter is read once for all rows; others are repeated.
+//! are joined, so that a parameter is read once for all rows, and so are sweeps that read parameters or add to their
+//! gradients, in parts that share no matrix; other nests are repeated.
 //!
 //! Every row has the bits that it has alone. Sums of gradients over rows take another order: all rows of a
 //! step, then the step before.
 
 use super::hoist::join;
+use super::parts::parts;
 use super::{Access, Base, Effect, Extent, Nest, Place, Program, Routine, Slot, Steps};
+use std::ops::Range;
 
 /// How many rows fit into the registers of a joined nest.
 pub const SIDE_BY_SIDE: usize = 3;
+
+/// How many rows step together at most: several groups that fit into the registers. What the first group reads
+/// is near when the others read it.
+pub const TEAM: usize = 6;
 
 /// Whether rows gain from stepping together: whether a step has products with parameters alone.
 pub fn gains(program: &Program) -> bool {
@@ -86,10 +93,13 @@ impl Side<'_> {
 
     fn lockstep(&self, routine: &Routine) -> Routine {
         let mut nests = vec![];
-        for nest in &routine.nests {
-            if reads_parameters_alone(nest) {
-                let label = format!("{}, {} rows", nest.label, self.rows);
-                nests.push(join(nest, self.rows, label, |row, place| self.shift(row, place)));
+        for nest in &routine.nests.iter().flat_map(parts).collect::<Vec<_>>() {
+            if reads_parameters_alone(nest) || shares_parameters(nest) {
+                for group in groups(self.rows) {
+                    let label = format!("{}, {} rows", nest.label, group.len());
+                    let place = |row: usize, place| self.shift(group.start + row, place);
+                    nests.push(join(nest, group.len(), label, place));
+                }
             } else {
                 nests.extend((0..self.rows).map(|row| self.one(nest, row)));
             }
@@ -100,6 +110,21 @@ impl Side<'_> {
     fn one(&self, nest: &Nest, row: usize) -> Nest {
         join(nest, 1, nest.label.clone(), |_, place| self.shift(row, place))
     }
+}
+
+/// Groups of nearly equal size that fit into the registers.
+fn groups(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = rows.div_ceil(SIDE_BY_SIDE).max(1);
+    (0..count).map(move |k| k * rows / count..(k + 1) * rows / count)
+}
+
+/// Whether a nest over matrices of rows reads parameters or adds to gradients.
+fn shares_parameters(nest: &Nest) -> bool {
+    let is_matrix = matches!(nest.extent, Extent::Matrix { .. });
+    let is_shared = |p: Place| matches!(p.base, Base::Params | Base::Grads);
+    let loads = nest.body.loads().any(|a| matches!(a, Access::Matrix(p) if is_shared(p)));
+    let adds = nest.effects.iter().any(|e| matches!(e, Effect::Add(Access::Matrix(p), ..) if is_shared(*p)));
+    is_matrix && (loads || adds)
 }
 
 /// Whether a nest multiplies matrices of parameters, and no others, with vectors.

@@ -3,6 +3,7 @@
 //! The interpreter runs the step as the checker made it; every rewrite here is compared with it by
 //! the tests, to rounding.
 
+pub mod chain;
 pub mod events;
 mod spread;
 

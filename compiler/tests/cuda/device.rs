@@ -1,7 +1,7 @@
 //! A device that is none: the source of the CUDA back end, compiled for this processor with the emulator
 //! and loaded.
 
-use compiler::back::cuda::{EMULATOR, Source};
+use compiler::back::cuda::{EMULATOR, Launch, Mapping, Source};
 use compiler::ir::Sizes;
 use compiler::model::Model;
 use compiler::stages::{self, Subject};
@@ -37,10 +37,23 @@ pub(crate) struct At {
     pub(crate) snapshot: c_int,
 }
 
+/// The steps that a kernel of a whole sequence takes, as its prelude has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) frame: c_int,
+    pub(crate) adjoint: c_int,
+    pub(crate) steps: c_int,
+    pub(crate) interval: c_int,
+    pub(crate) checkpoints: *mut f32,
+}
+
+type Sequence = unsafe extern "C" fn(Tape, Span);
 type Kernel = unsafe extern "C" fn(Tape, At);
 type Hoisted = unsafe extern "C" fn(Tape, At, c_int, c_int, *mut f64);
 type AddRows = unsafe extern "C" fn(*const f32, c_int, c_int, *mut f64);
 type Emulate = unsafe extern "C" fn(
+    u32,
     u32,
     u32,
     u32,
@@ -59,6 +72,7 @@ unsafe extern "C" {
 /// A kernel and its arguments.
 enum Call {
     Step(Kernel, Tape, At),
+    Sequence(Sequence, Tape, Span),
     Hoisted(Hoisted, (Tape, At), [c_int; 2], *mut f64),
     AddRows(AddRows, *const f32, [c_int; 2], *mut f64),
 }
@@ -69,6 +83,8 @@ unsafe extern "C" fn thread(call: *const c_void) {
     match unsafe { &*call.cast::<Call>() } {
         // SAFETY: the kernels have these types, and their callers give them the memory that they need.
         Call::Step(f, tape, at) => unsafe { f(*tape, *at) },
+        // SAFETY: as above.
+        Call::Sequence(f, tape, span) => unsafe { f(*tape, *span) },
         // SAFETY: as above.
         Call::Hoisted(f, (tape, at), [steps, rows], sum) => unsafe { f(*tape, *at, *steps, *rows, *sum) },
         // SAFETY: as above.
@@ -145,7 +161,23 @@ impl Device {
     pub(crate) fn launch(&self, name: &str, rows: usize, steps: usize, seed: u64, tape: Tape, at: At) {
         // SAFETY: the kernels of routines have this type.
         let kernel = unsafe { std::mem::transmute::<*mut c_void, Kernel>(find(self.library, name)) };
-        self.emulate([rows, steps], self.threads, seed, &Call::Step(kernel, tape, at)).expect("it runs");
+        self.emulate([rows, steps], [1, self.threads], seed, &Call::Step(kernel, tape, at)).expect("it runs");
+    }
+
+    /// Launches a kernel of a whole sequence; what goes wrong.
+    pub(crate) fn sequence(
+        &self,
+        launch: &Launch,
+        rows: usize,
+        seed: u64,
+        (tape, span): (Tape, Span),
+    ) -> Result<(), String> {
+        let symbol = find(self.library, &launch.name);
+        // SAFETY: the kernels of whole sequences have this type.
+        let kernel = unsafe { std::mem::transmute::<*mut c_void, Sequence>(symbol) };
+        assert!(launch.shared_bytes <= 232_448, "a block has so much shared memory");
+        let block = [launch.cluster, launch.threads].map(|n| u32::try_from(n).expect("few threads"));
+        self.emulate([rows * launch.cluster, 1], block, seed, &Call::Sequence(kernel, tape, span))
     }
 
     /// Launches the kernel of a hoisted gradient.
@@ -162,7 +194,7 @@ impl Device {
         let count = count.map(|n| c_int::try_from(n).expect("a small number"));
         let threads = u32::try_from(compiler::back::cuda::HOISTED_THREADS).expect("few threads");
         let call = Call::Hoisted(kernel, batch, count, sum.as_mut_ptr());
-        self.emulate(grid, threads, 1, &call).expect("it runs");
+        self.emulate(grid, [1, threads], 1, &call).expect("it runs");
     }
 
     /// Adds up the gradients of the rows.
@@ -171,14 +203,20 @@ impl Device {
         let kernel = unsafe { std::mem::transmute::<*mut c_void, AddRows>(find(self.library, "add_rows")) };
         let count = [rows, sum.len()].map(|n| c_int::try_from(n).expect("a small number"));
         let call = Call::AddRows(kernel, grads.as_ptr(), count, sum.as_mut_ptr());
-        self.emulate([sum.len().div_ceil(64), 1], 64, 1, &call).expect("it runs");
+        self.emulate([sum.len().div_ceil(64), 1], [1, 64], 1, &call).expect("it runs");
     }
 
-    fn emulate(&self, grid: [usize; 2], threads: u32, seed: u64, call: &Call) -> Result<(), String> {
+    fn emulate(
+        &self,
+        grid: [usize; 2],
+        [cluster, threads]: [u32; 2],
+        seed: u64,
+        call: &Call,
+    ) -> Result<(), String> {
         let [x, y] = grid.map(|n| u32::try_from(n).expect("a small grid"));
         let call = std::ptr::from_ref(call).cast::<c_void>();
         // SAFETY: `thread` takes the call, which outlives the launch.
-        let wrong = unsafe { (self.emulate)(x, y, threads, seed, thread, call) };
+        let wrong = unsafe { (self.emulate)(x, y, cluster, threads, seed, thread, call) };
         // SAFETY: what is not null is a string.
         if wrong.is_null() {
             Ok(())
@@ -187,8 +225,8 @@ impl Device {
         }
     }
 
-    /// What goes wrong when a kernel without arguments that matter is launched once.
-    pub(crate) fn complaint(&self, name: &str) -> Option<String> {
+    /// What goes wrong when a kernel without arguments that matter is launched for two blocks.
+    pub(crate) fn complaint(&self, name: &str, cluster: u32) -> Option<String> {
         // SAFETY: the kernels under test touch no memory of the tape.
         let kernel = unsafe { std::mem::transmute::<*mut c_void, Kernel>(find(self.library, name)) };
         let (p, q) = (std::ptr::null_mut(), std::ptr::null());
@@ -205,7 +243,7 @@ impl Device {
             params: q,
             penalty_bar: 0.0,
         };
-        self.emulate([1, 1], self.threads, 1, &Call::Step(kernel, tape, At::default())).err()
+        self.emulate([2, 1], [cluster, self.threads], 1, &Call::Step(kernel, tape, At::default())).err()
     }
 }
 
@@ -281,17 +319,30 @@ pub(crate) fn sizes(model: &Model, n: usize) -> BTreeMap<String, usize> {
 
 /// A model as CUDA C.
 pub(crate) fn source(text: &str, model: &Model, bound: &BTreeMap<String, usize>) -> Source {
-    let usage = compiler::loops::plan::Use {
-        batch: 2,
-        steps: 4,
-        threads: 1,
-        tapes: compiler::loops::plan::Tapes::PerThread,
-        checkpoint_every: None,
-        memory: None,
-    };
     let file = format!("{}.bpm", model.name);
-    let subject = Subject { file: &file, source: text, model, bound, usage: &usage };
+    let subject = Subject { file: &file, source: text, model, bound, usage: &USAGE };
     stages::cuda(&subject).expect("sizes for every axis")
+}
+
+const USAGE: compiler::loops::plan::Use = compiler::loops::plan::Use {
+    batch: 2,
+    steps: 4,
+    threads: 1,
+    tapes: compiler::loops::plan::Tapes::PerThread,
+    checkpoint_every: None,
+    memory: None,
+};
+
+/// A model as CUDA C that takes whole sequences, or why it cannot.
+pub(crate) fn sequences(
+    text: &str,
+    model: &Model,
+    bound: &BTreeMap<String, usize>,
+    device: &compiler::back::cuda::Device,
+) -> Result<(Source, [Mapping; 2]), compiler::back::cuda::Refusal> {
+    let file = format!("{}.bpm", model.name);
+    let subject = Subject { file: &file, source: text, model, bound, usage: &USAGE };
+    stages::cuda_sequences(&subject, device).expect("sizes for every axis")
 }
 
 /// The sizes as the compiler has them.

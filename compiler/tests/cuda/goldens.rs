@@ -1,16 +1,34 @@
 //! The source of a few specs, as files that people read: `snapshots`. What is the same for all specs stands
 //! in the first alone; `#line` too. They prove that nothing changes unseen.
 
-use crate::device::{models, source};
+use crate::device::{models, sequences, source};
 use compiler::back::cuda::without_lines;
+use compiler::back::cuda::{Arch, Device};
+use compiler::model::Model;
 use std::collections::BTreeMap;
 
-fn text(name: &str) -> String {
+fn spec(name: &str) -> (String, Model, BTreeMap<String, usize>) {
     let (text, model) = models().into_iter().find(|(_, m)| m.name == name).expect("the library has it");
     let named = model.axes.named.iter().enumerate();
     // Sizes that differ, so that no axis can be taken for another.
-    let bound: BTreeMap<String, usize> = named.map(|(k, a)| (a.name.clone(), 5 + 2 * k)).collect();
+    let bound = named.map(|(k, a)| (a.name.clone(), 5 + 2 * k)).collect();
+    (text, model, bound)
+}
+
+fn text(name: &str) -> String {
+    let (text, model, bound) = spec(name);
     source(&text, &model, &bound).text
+}
+
+/// The kernels of whole sequences, without `#line`.
+fn whole(name: &str, cluster: usize) -> String {
+    let (text, model, bound) = spec(name);
+    let arch = Arch::named("sm_90a").expect("it is known");
+    let device = Device { arch, batch: 2, wanted: Some((cluster, 64)) };
+    let (source, _) = sequences(&text, &model, &bound, &device).expect("it fits");
+    let all = without_lines(&source.text);
+    let start = all.find("// All steps of a stretch").expect("the first of two kernels");
+    all[start..].to_owned()
 }
 
 /// What depends on the spec, without `#line`.
@@ -26,4 +44,7 @@ fn sources_are_as_they_were() {
     insta::assert_snapshot!("simple_fanout", own_part("simple_fanout"));
     insta::assert_snapshot!("modulated", own_part("modulated"));
     insta::assert_snapshot!("stpn", own_part("stpn"));
+    insta::assert_snapshot!("whole_retroactive", whole("retroactive", 1));
+    insta::assert_snapshot!("whole_retroactive_in_two_blocks", whole("retroactive", 2));
+    insta::assert_snapshot!("whole_deltanet", whole("deltanet", 1));
 }

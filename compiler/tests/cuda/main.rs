@@ -7,4 +7,5 @@ mod device;
 mod goldens;
 mod library;
 mod mistakes;
+mod persistent;
 mod sequences;

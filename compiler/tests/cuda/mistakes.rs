@@ -7,19 +7,17 @@ use compiler::back::cuda::Source;
 use compiler::loops::NAMES;
 
 /// The kernel that every barrier of a source belongs to, in the order of the text.
-fn barriers(source: &Source) -> Vec<String> {
+pub(crate) fn barriers(source: &Source) -> Vec<String> {
     let mut kernel = String::new();
     let mut found = vec![];
     for line in source.text.lines() {
         if line.starts_with("extern") || line.starts_with("__device__") {
-            kernel = line
-                .split('(')
-                .nth(usize::from(line.contains("__launch_bounds__(")))
-                .unwrap_or("")
-                .to_owned();
+            let is_kernel = line.contains("__launch_bounds__(");
+            kernel = line.split(if is_kernel { "(const " } else { "(" }).next().unwrap_or("").to_owned();
             kernel = kernel.rsplit([' ', ')']).next().unwrap_or("").to_owned();
         }
-        found.extend(line.matches("__syncthreads()").map(|_| kernel.clone()));
+        let calls = ["__syncthreads();", "cluster_barrier();"].map(|call| line.matches(call).count());
+        found.extend((0..calls.iter().sum()).map(|_| kernel.clone()));
     }
     found
 }
@@ -103,17 +101,49 @@ fn the_emulator_knows_mistakes() {
             cells[threadIdx.x] = 1.0f;
             if (cells[63 - threadIdx.x] != 1.0f) emulator::fail("read too early");
         }
+        extern "C" __global__ void others(const Tape, const At) {
+            float *const own = dynamic_shared();
+            *of_block(own + threadIdx.x, 1 - blockIdx.x) = 1.0f + blockIdx.x;
+            cluster_barrier();
+            if (own[63 - threadIdx.x] != 2.0f - blockIdx.x) emulator::fail("not handed over");
+        }
+        extern "C" __global__ void others_too_early(const Tape, const At) {
+            float *const own = dynamic_shared();
+            *of_block(own + threadIdx.x, 1 - blockIdx.x) = 1.0f + blockIdx.x;
+            __syncthreads();
+            if (own[63 - threadIdx.x] != 2.0f - blockIdx.x) emulator::fail("read too early");
+        }
+        extern "C" __global__ void half_a_cluster(const Tape, const At) {
+            if (blockIdx.x == 0) cluster_barrier();
+        }
+        extern "C" __global__ void no_such_block(const Tape, const At) {
+            of_block(dynamic_shared(), 2);
+        }
+        extern "C" __global__ void copied_too_early(const Tape tape, const At) {
+            float *const own = dynamic_shared();
+            static float from[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+            copy_ahead(own, from);
+            if (own[0] == 1.0f) emulator::fail("no copy has to be there yet");
+            if (own[0] != 1.0f) emulator::fail("read before it was copied");
+        }
         extern "C" __global__ void early_end(const Tape, const At) {
             if (threadIdx.x == 9) return;
             __shfl_sync(0xffffffffu, 1.0f, 20);
         }
     "#;
     let device = Device::of_text(source, 64);
-    let said = |name: &str| device.complaint(name).unwrap_or_default();
+    let said = |name: &str| device.complaint(name, 1).unwrap_or_default();
+    let in_cluster = |name: &str| device.complaint(name, 2).unwrap_or_default();
     assert_eq!(said("fine"), "");
     let lonely = "a barrier or a shuffle that not all threads reach";
     assert_eq!(said("some_threads"), lonely);
     assert_eq!(said("two_barriers"), lonely);
+    assert_eq!(in_cluster("fine"), "");
+    assert_eq!(in_cluster("others"), "");
+    assert_eq!(in_cluster("others_too_early"), "read too early");
+    assert_eq!(in_cluster("half_a_cluster"), lonely);
+    assert_eq!(in_cluster("no_such_block"), "a block that the cluster does not have");
+    assert_eq!(said("copied_too_early"), "read before it was copied");
     assert_eq!(said("early_end"), lonely);
     assert_eq!(said("foreign_lane"), "a shuffle with a thread that is not in its mask");
     assert_eq!(said("too_early"), "read too early");

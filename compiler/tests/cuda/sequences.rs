@@ -2,8 +2,8 @@
 //! their own, resets, checkpoints and replay. Outputs, states and every gradient agree with the interpreter
 //! in double precision, within what single precision allows; and two orders of threads give the same bits.
 
-use crate::device::{At, Device, Tape, models, sizes, source};
-use compiler::back::cuda::Source;
+use crate::device::{At, Device, Span, Tape, models, sizes, source};
+use compiler::back::cuda::{Launch, Source};
 use compiler::gradcheck::{Case, Options, random_case};
 use compiler::interp::{Interpreter, Tensor};
 use compiler::ir::{Shape, Sizes, Value};
@@ -50,6 +50,8 @@ struct Batch<'s> {
     penalty_bar: f32,
     /// Of the hoisted gradients.
     hoisted: Vec<Vec<f64>>,
+    /// What went wrong in a kernel of a whole sequence.
+    wrong: Option<String>,
 }
 
 /// Steps between resets: the first frame is that of the initial states.
@@ -106,6 +108,7 @@ impl<'s> Batch<'s> {
             params: vec![0.0; p.params_len],
             penalty_bar: 0.0,
             hoisted: p.rank1.iter().map(|r| vec![0.0; r.post * r.pre]).collect(),
+            wrong: None,
         }
     }
 
@@ -135,6 +138,21 @@ impl<'s> Batch<'s> {
             let tape = self.tape(routine > REPLAY);
             self.device.launch(name, ROWS, steps, self.seed, tape, at);
         }
+    }
+
+    /// All steps of a stretch at once.
+    fn sequence(&mut self, launch: &Launch, backward: bool, stretch: Stretch, checkpoints: &mut [f32]) {
+        self.seed += 1;
+        let span = Span {
+            frame: number(stretch.frame(stretch.first)),
+            adjoint: number(stretch.first),
+            steps: number(stretch.end - stretch.first),
+            interval: number(INTERVAL),
+            checkpoints: checkpoints.as_mut_ptr(),
+        };
+        let tape = self.tape(backward);
+        let done = self.device.sequence(launch, ROWS, self.seed, (tape, span));
+        self.wrong = self.wrong.take().or(done.err());
     }
 
     fn slot(&mut self, row: usize, frame: usize, offset: usize, len: usize) -> &mut [f32] {
@@ -191,6 +209,15 @@ impl<'s> Batch<'s> {
         let steps = stretch.end - stretch.first;
         let at = |t: usize| At { frame: number(stretch.frame(t)), ..At::default() };
         self.launch(BEFORE, steps, at(stretch.first));
+        if let Some(sequences) = &self.source.sequences {
+            let all = self.program().matrices_len * ROWS;
+            let count = steps.div_ceil(INTERVAL);
+            let mut saved = vec![f32::NAN; all * count];
+            self.sequence(&sequences.forward, false, stretch, &mut saved);
+            self.checkpoints.extend(saved.chunks(all.max(1)).map(<[f32]>::to_vec));
+            self.launch(AFTER, steps, at(stretch.first));
+            return;
+        }
         for t in stretch.first..stretch.end {
             let due = (t - stretch.first).is_multiple_of(INTERVAL);
             if due && !joined {
@@ -268,6 +295,15 @@ impl<'s> Batch<'s> {
             snapshot: number(t - start),
         };
         self.launch(BACK_BEFORE, end - first, at(first, first));
+        if let Some(sequences) = &self.source.sequences {
+            let count = if self.program().matrices_len > 0 { (end - first).div_ceil(INTERVAL) } else { 0 };
+            let from = self.checkpoints.len() - count;
+            let mut saved: Vec<f32> = self.checkpoints.drain(from..).flatten().collect();
+            self.sequence(&sequences.backward, true, stretch, &mut saved);
+            self.launch(BACK_AFTER, end - first, at(first, first));
+            self.hoist(at(first, first), end - first);
+            return (0..ROWS).map(|row| self.collect_bars(row, first)).collect();
+        }
         let starts: Vec<usize> = (first..end).step_by(INTERVAL).collect();
         let mut segment_end = end;
         for start in starts.into_iter().rev() {
@@ -390,6 +426,29 @@ impl<'s> Batch<'s> {
 
 /// Runs a batch of cases with equal parameters and resets.
 fn run(source: &Source, device: &Device, of: (&Arc<Model>, &Sizes), cases: &[Case], seed: u64) -> Results {
+    try_run(source, device, of, cases, seed).expect("it runs")
+}
+
+/// The bits of all results, by name; what goes wrong in a kernel of a whole sequence.
+pub(crate) fn bits(
+    source: &Source,
+    device: &Device,
+    of: (&Arc<Model>, &Sizes),
+    (steps, seed): (usize, u64),
+) -> Result<BTreeMap<(String, usize), Vec<u32>>, String> {
+    let options = Options { steps, state_scale: 0.3, ..Options::default() };
+    let found = try_run(source, device, of, &cases(of.0, of.1, &options), seed)?;
+    let plain = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect();
+    Ok(found.into_iter().map(|(name, row, x)| ((name, row), plain(x))).collect())
+}
+
+fn try_run(
+    source: &Source,
+    device: &Device,
+    of: (&Arc<Model>, &Sizes),
+    cases: &[Case],
+    seed: u64,
+) -> Result<Results, String> {
     let (model, sizes) = of;
     let simplified = Arc::new(passes::optimise(model));
     let interpreter = Interpreter::new(simplified, sizes.clone());
@@ -432,7 +491,7 @@ fn run(source: &Source, device: &Device, of: (&Arc<Model>, &Sizes), cases: &[Cas
     let params = interpreter.finish(&cases[0].params, &batch.boundary(), &zero);
     let named = model.params.iter().zip(params);
     results.extend(named.map(|(p, x)| (format!("grad.{}", p.name), 0, narrow(&x))));
-    results
+    batch.wrong.map_or(Ok(results), Err)
 }
 
 /// What the interpreter gives, by name and row.

@@ -12,11 +12,14 @@ use super::product::accumulate;
 use super::{Bound, Engine, FlushDenormals, Mode, RowState, Start, TeamInputs};
 use compiler::back::{BackError, Kernels, Target};
 use compiler::interp::Tensor;
-use compiler::ir::{InputId, OutputId, StateId, Value};
+use compiler::ir::{InputId, Op, OutputId, Source, StateId, Value};
 use compiler::loops::plan::TapeSizes;
-use compiler::loops::{Base, LANES, LIVE, LogSlot, NAMES, Place, Program, Steps, TOGETHER, Tiles, routines};
+use compiler::loops::{
+    Base, LANES, LIVE, LogSlot, NAMES, Place, Program, Rank1, Steps, TOGETHER, Tiles, routines,
+};
 use compiler::model::Init;
 use std::alloc::Layout;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -112,6 +115,12 @@ const LINE: usize = 64;
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
+impl Default for Buffer {
+    fn default() -> Self {
+        Buffer::new(0)
+    }
+}
+
 impl Buffer {
     pub(super) fn new(len: usize) -> Self {
         let Some(layout) = Self::layout(len) else { return Buffer { start: NonNull::dangling(), len } };
@@ -141,7 +150,7 @@ impl Buffer {
         self.start.as_ptr()
     }
 
-    fn as_slice(&self) -> &[f32] {
+    pub(super) fn as_slice(&self) -> &[f32] {
         // SAFETY: `len` numbers lie behind the pointer, initialised to zero; an empty slice may dangle.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
@@ -162,12 +171,16 @@ impl Drop for Buffer {
 }
 
 /// Lays out the unbatched values.
-pub(super) fn pack_params(engine: &Engine, params: &[Tensor]) -> Buffer {
-    let values = engine.interpreter.prologue(params);
+pub(super) fn pack_params(engine: &Engine, params: &[&[f32]], wide: &[Tensor]) -> Buffer {
+    let values = engine.interpreter.prologue_without(wide, |p| engine.packed[p.index()]);
     let mut buffer = Buffer::new(engine.program.params_len);
     for bound in &engine.program.params {
-        let value = values[bound.value.index()].as_ref().expect("the prologue is evaluated");
-        let narrow: Vec<f32> = value.iter().map(|x| *x as f32).collect();
+        let narrow: Cow<'_, [f32]> =
+            match (engine.model().step.at(bound.value).op.clone(), &values[bound.value.index()]) {
+                (_, Some(value)) => value.iter().map(|x| *x as f32).collect(),
+                (Op::Load(Source::Param(p)), None) => params[p.index()].into(),
+                (op, None) => unreachable!("{op:?} is part of the prologue"),
+            };
         let to = &mut buffer.as_mut_slice()[bound.offset..];
         match bound.matrix {
             Some((post, pre)) => engine.program.pack(post, pre, &narrow, to),
@@ -180,21 +193,28 @@ pub(super) fn pack_params(engine: &Engine, params: &[Tensor]) -> Buffer {
 /// Gradient sums of a chunk of rows.
 pub(super) struct Grads {
     packed: Buffer,
-    /// Hoisted gradients, row-major.
+    /// Hoisted gradients, row-major; none if they are summed apart.
     plain: BTreeMap<Value, Vec<f32>>,
+    apart: bool,
     initial: Vec<Vec<f32>>,
 }
 
 impl Grads {
-    pub(super) fn new(engine: &Engine) -> Self {
+    /// `apart`: without hoisted gradients, which [`products`] sums.
+    pub(super) fn new(engine: &Engine, apart: bool) -> Self {
         let program = &engine.program;
-        let plain = program.rank1.iter().map(|r| (r.value, vec![0.0; r.post * r.pre])).collect();
+        let hoisted = program.rank1.iter().filter(|_| !apart);
+        let plain = hoisted.map(|r| (r.value, vec![0.0; r.post * r.pre])).collect();
         let learned = |s: &compiler::model::State| match s.init {
             Init::Param(_) => vec![0.0; engine.sizes().count(s.shape)],
             _ => vec![],
         };
         let initial = engine.model().states.iter().map(learned).collect();
-        Grads { packed: Buffer::new(program.grads_len), plain, initial }
+        Grads { packed: Buffer::new(program.grads_len), plain, apart, initial }
+    }
+
+    pub(super) fn is_apart(&self) -> bool {
+        self.apart
     }
 
     pub(super) fn clear(&mut self) {
@@ -202,13 +222,23 @@ impl Grads {
         self.plain.values_mut().chain(&mut self.initial).for_each(|x| x.fill(0.0));
     }
 
+    /// Adds to sums in double precision: those of sweeps in their packed form, then [`unpack`] has them.
     pub(super) fn add_to(
         &self,
         engine: &Engine,
+        packed: &mut Vec<Vec<f64>>,
         boundary: &mut BTreeMap<Value, Vec<f64>>,
         initial: &mut [Vec<f64>],
     ) {
         use std::collections::btree_map::Entry;
+        let slots = &engine.program.grads;
+        packed.resize(slots.len(), vec![]);
+        for (slot, sum) in slots.iter().zip(packed) {
+            let len = slot.matrix.map_or(slot.len, |(post, pre)| Tiles::packed_len(post, pre));
+            sum.resize(len, 0.0);
+            let from = &self.packed.as_slice()[slot.offset..];
+            sum.iter_mut().zip(from).for_each(|(sum, x)| *sum += f64::from(*x));
+        }
         let mut add = |value: Value, x: &[f32]| match boundary.entry(value) {
             Entry::Vacant(place) => {
                 place.insert(x.iter().map(|x| 0.0 + f64::from(*x)).collect());
@@ -217,22 +247,31 @@ impl Grads {
                 sum.get_mut().iter_mut().zip(x).for_each(|(s, x)| *s += f64::from(*x));
             }
         };
-        for slot in &engine.program.grads {
-            let from = &self.packed.as_slice()[slot.offset..];
-            match slot.matrix {
-                Some((post, pre)) => {
-                    let mut plain = vec![0.0; post * pre];
-                    engine.program.unpack(post, pre, from, &mut plain);
-                    add(slot.value, &plain);
-                }
-                None => add(slot.value, &from[..slot.len]),
-            }
-        }
         for (value, x) in &self.plain {
             add(*value, x);
         }
         for (sum, x) in initial.iter_mut().zip(&self.initial) {
             sum.iter_mut().zip(x).for_each(|(s, x)| *s += f64::from(*x));
+        }
+    }
+}
+
+/// Gradients out of the packed sums of [`Grads::add_to`].
+pub(super) fn unpack(engine: &Engine, packed: Vec<Vec<f64>>, boundary: &mut BTreeMap<Value, Vec<f64>>) {
+    for (slot, sum) in engine.program.grads.iter().zip(packed) {
+        let plain = match slot.matrix {
+            Some((post, pre)) => {
+                let mut plain = vec![0.0; post * pre];
+                engine.program.unpack(post, pre, &sum, &mut plain);
+                plain
+            }
+            None => sum,
+        };
+        match boundary.get_mut(&slot.value) {
+            Some(sum) => sum.iter_mut().zip(plain).for_each(|(s, x)| *s += x),
+            None => {
+                boundary.insert(slot.value, plain);
+            }
         }
     }
 }
@@ -259,11 +298,9 @@ pub(super) struct Tape {
     frame_count: usize,
     adjoint: Buffer,
     carry: Buffer,
-    back_carry: Buffer,
-    ends: Buffer,
     scratch: Buffer,
-    snapshots: Buffer,
     checkpoints: Buffer,
+    room: Room,
     /// The logs of every stretch ([`Mode::Infer`]: of the last).
     logs: Vec<Buffer>,
     log_bars: Buffer,
@@ -278,11 +315,48 @@ pub(super) struct Tape {
     steps: usize,
     /// Whether the last step has left work for the next call.
     pending: bool,
+    /// Whether the cotangents of the states at the start are wanted.
+    keeps_bars: bool,
     init_bar: RowState,
 }
 
+/// What a tape needs only while it runs backward.
+#[derive(Default)]
+pub(super) struct Room {
+    back_carry: Buffer,
+    ends: Buffer,
+    snapshots: Buffer,
+}
+
+impl Room {
+    pub(super) fn new(engine: &Engine, steps: usize, interval: Option<usize>, rows: usize) -> Room {
+        let sizes = TapeSizes::new(engine.program_of(rows), steps, interval);
+        Room {
+            back_carry: Buffer::new(sizes.back_carry),
+            ends: Buffer::new(sizes.ends),
+            snapshots: Buffer::new(sizes.snapshots),
+        }
+    }
+}
+
 impl Tape {
+    /// With a room of its own, if it is one of [`Mode::Train`].
     pub(super) fn new(
+        engine: &Engine,
+        steps: usize,
+        mode: Mode,
+        interval: Option<usize>,
+        rows: usize,
+    ) -> Self {
+        let mut tape = Tape::without_room(engine, steps, mode, interval, rows);
+        if mode == Mode::Train {
+            tape.room = Room::new(engine, steps, interval, rows);
+        }
+        tape
+    }
+
+    /// It is lent a room while it runs backward.
+    pub(super) fn without_room(
         engine: &Engine,
         steps: usize,
         mode: Mode,
@@ -304,11 +378,9 @@ impl Tape {
             frame_count,
             adjoint: train(sizes.adjoint),
             carry: Buffer::new(sizes.carry),
-            back_carry: train(sizes.back_carry),
-            ends: train(sizes.ends),
             scratch: Buffer::new(sizes.scratch),
-            snapshots: train(sizes.snapshots),
             checkpoints: train(sizes.checkpoints),
+            room: Room::default(),
             logs: vec![Buffer::new(sizes.logs)],
             log_bars: train(sizes.log_bars),
             stretch: 0,
@@ -318,6 +390,7 @@ impl Tape {
             stretches: vec![],
             steps: 0,
             pending: false,
+            keeps_bars: engine.options.initial_bars,
             init_bar: RowState::default(),
         }
     }
@@ -328,15 +401,27 @@ impl Tape {
 
     fn code<'b>(&self, bound: &'b Bound<'_>) -> &'b Code {
         match &bound.engine.kind {
-            super::Kind::Jit(_) if self.rows > 1 => &bound.engine.teams[self.rows - 2].1,
+            super::Kind::Jit(_) if self.rows > 1 => &bound.engine.team(self.rows).1,
             super::Kind::Jit(code) => code,
-            super::Kind::Interp => unreachable!("this tape belongs to a compiled engine"),
+            super::Kind::Interp | super::Kind::Chain(_) | super::Kind::Device(_) => {
+                unreachable!("this tape belongs to a compiled engine")
+            }
         }
+    }
+
+    /// Exchanges its room for this one.
+    pub(super) fn exchange(&mut self, room: &mut Room) {
+        std::mem::swap(&mut self.room, room);
     }
 
     /// Rows that step together.
     pub(super) fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// The row that the host speaks of.
+    pub(super) fn selected(&self) -> usize {
+        self.row
     }
 
     /// From now on the host speaks of this row.
@@ -642,12 +727,12 @@ impl Tape {
     }
 
     /// The cotangents of the logs after `events` events: zero, or what is given.
-    fn place_log_bars(&mut self, program: &Program, events: usize, bar: &[Vec<f32>]) {
+    fn place_log_bars(&mut self, program: &Program, events: usize, bar: Option<&[Vec<f32>]>) {
         for log in &program.logs {
             let rows = events.next_multiple_of(tile_of(program, log)).min(log.events);
             let to = &mut self.log_bars.as_mut_slice()[log.bar..][..rows * log.len];
             to.fill(0.0);
-            let given = bar.get(log.state).into_iter().flatten();
+            let given = bar.and_then(|b| b.get(log.state)).into_iter().flatten();
             for (k, x) in given.take(events * log.len).enumerate() {
                 to[log.at(program.widest, k / log.len, k % log.len)] = *x;
             }
@@ -688,6 +773,14 @@ impl Tape {
         self.slot(program, self.frame_of(t), offset, Self::output_len(bound, output))
     }
 
+    /// The same of a row that need not be the selected one.
+    pub(super) fn output_of(&self, bound: &Bound<'_>, row: usize, t: usize, output: OutputId) -> &[f32] {
+        let program = self.program(bound);
+        let offset = program.outputs[output.index()] + program.frame_len / self.rows * row;
+        let start = self.frame_start(program, self.frame_of(t)) + offset;
+        &self.frames.as_slice()[start..start + Self::output_len(bound, output)]
+    }
+
     pub(super) fn penalty(&mut self, bound: &Bound<'_>, t: usize) -> f32 {
         if t + 1 == self.steps {
             self.flush(bound);
@@ -716,16 +809,16 @@ impl Tape {
         self.flush(bound);
         let at = self.program(bound).penalty_bar;
         self.scratch.as_mut_slice()[at] = penalty_bar;
-        let zeros = zero_states(bound);
-        self.init_bar = RowState { states: zeros.clone() };
+        self.init_bar =
+            if self.keeps_bars { RowState { states: zero_states(bound) } } else { RowState::default() };
         let mut end = self.steps;
         for k in (0..self.stretches.len()).rev() {
             let first = self.stretches[k].first;
             self.stretch = k;
-            let bar = last.filter(|_| end == self.steps).map_or(&zeros, |s| &s.states);
+            let bar = last.filter(|_| end == self.steps).map(|s| s.states.as_slice());
             if first < end {
                 self.backward_stretch(bound, grads, first, end, bar);
-            } else if end == self.steps && k + 1 == self.stretches.len() {
+            } else if let (true, Some(bar)) = (end == self.steps && k + 1 == self.stretches.len(), bar) {
                 // A reset after the last step: the final states are the initial ones.
                 self.add_start(grads, first, bar);
             }
@@ -737,23 +830,32 @@ impl Tape {
     /// their share where a state started at its own.
     fn add_start(&mut self, grads: &mut Grads, first: usize, bar: &[Vec<f32>]) {
         add_all(&mut self.init_bar.states, bar);
-        let stretch = self.stretches.iter().rev().find(|s| s.first == first);
-        let own = stretch.map_or(&[][..], |s| &s.own);
-        for ((sum, bar), own) in grads.initial.iter_mut().zip(bar).zip(own) {
+        for ((sum, bar), own) in grads.initial.iter_mut().zip(bar).zip(self.own_starts(first)) {
             if *own {
                 sum.iter_mut().zip(bar).for_each(|(s, b)| *s += b);
             }
         }
     }
 
-    /// Steps `first..end`, from the last to the first.
+    /// Which states start a stretch at their own initial values.
+    fn own_starts(&self, first: usize) -> &[bool] {
+        self.stretches.iter().rev().find(|s| s.first == first).map_or(&[], |s| &s.own)
+    }
+
+    /// Whether somebody wants the cotangents of the states at the start of a stretch.
+    fn wants_bars(&self, grads: &Grads, first: usize) -> bool {
+        let is_learned = |(sum, own): (&Vec<f32>, &bool)| *own && !sum.is_empty();
+        self.keeps_bars || grads.initial.iter().zip(self.own_starts(first)).any(is_learned)
+    }
+
+    /// Steps `first..end`, from the last to the first; `bar` is zero if absent.
     fn backward_stretch(
         &mut self,
         bound: &Bound<'_>,
         grads: &mut Grads,
         first: usize,
         end: usize,
-        bar: &[Vec<f32>],
+        bar: Option<&[Vec<f32>]>,
     ) {
         self.place_bars(bound, end, bar);
         self.place_log_bars(self.program(bound), end - first, bar);
@@ -774,28 +876,41 @@ impl Tape {
             self.call_back(bound, BACK_FLUSH, first as isize - 1, first, grads);
         }
         self.apart_back(bound, BACK_AFTER, first..end, grads);
-        for row in 0..self.rows {
+        let wanted = if self.wants_bars(grads, first) { self.rows } else { 0 };
+        for row in 0..wanted {
             self.select(row);
             let bars = self.collect_bars(bound, first);
             self.add_start(grads, first, &bars);
         }
         self.select(0);
-        self.hoisted(bound, grads, first, end);
+        if !grads.apart {
+            self.hoisted(bound, grads, first, end);
+        }
     }
 
-    fn place_bars(&mut self, bound: &Bound<'_>, end: usize, bar: &[Vec<f32>]) {
+    fn place_bars(&mut self, bound: &Bound<'_>, end: usize, bar: Option<&[Vec<f32>]>) {
         let program = self.program(bound);
+        if bar.is_none_or(|b| b.len() < program.matrices.len()) {
+            self.room.ends.as_mut_slice().fill(0.0);
+        }
         for row in 0..self.rows {
             self.select(row);
             let start = end * program.adjoint_len + self.shift(program.adjoint_len);
             let shift = self.shift(program.matrices_len);
-            for (k, x) in bar.iter().enumerate() {
+            for k in 0..program.matrices.len() {
+                let x = bar.and_then(|b| b.get(k)).map(Vec::as_slice);
                 match (&program.matrices[k], program.state_bars[k]) {
                     (Some(m), _) => {
-                        program.pack(m.post, m.pre, x, &mut self.ends.as_mut_slice()[shift + m.offset..]);
+                        let to = &mut self.room.ends.as_mut_slice()[shift + m.offset..];
+                        x.into_iter().for_each(|x| program.pack(m.post, m.pre, x, to));
                     }
                     (None, Some(offset)) => {
-                        self.adjoint.as_mut_slice()[start + offset..][..x.len()].copy_from_slice(x);
+                        let len = bound.state_len(StateId(k as u32));
+                        let to = &mut self.adjoint.as_mut_slice()[start + offset..][..len];
+                        match x {
+                            Some(x) => to.copy_from_slice(x),
+                            None => to.fill(0.0),
+                        }
                     }
                     (None, None) => {}
                 }
@@ -804,7 +919,7 @@ impl Tape {
         self.select(0);
         if program.carries_states {
             let n = program.matrices_len;
-            self.back_carry.as_mut_slice()[..n].copy_from_slice(&self.ends.as_slice()[..n]);
+            self.room.back_carry.as_mut_slice()[..n].copy_from_slice(&self.room.ends.as_slice()[..n]);
         }
     }
 
@@ -813,7 +928,7 @@ impl Tape {
         let program = self.program(bound);
         let start = first * program.adjoint_len + self.shift(program.adjoint_len);
         let shift = self.shift(if program.carries_states { program.carry_len } else { program.matrices_len });
-        let from = if program.carries_states { &self.back_carry } else { &self.ends };
+        let from = if program.carries_states { &self.room.back_carry } else { &self.room.ends };
         let mut bars = zero_states(bound);
         for (k, x) in bars.iter_mut().enumerate() {
             match (&program.matrices[k], program.state_bars[k]) {
@@ -839,7 +954,7 @@ impl Tape {
         let code = self.code(bound);
         if !is_last && code.reads_second {
             let keep = end - start;
-            self.snapshots.as_mut_slice().copy_within(..matrices, keep * matrices);
+            self.room.snapshots.as_mut_slice().copy_within(..matrices, keep * matrices);
         }
         self.segment = self.saved.iter().position(|t| *t == start).unwrap_or(0) * matrices;
         let mut pointers = self.pointers(bound, self.frame_of(start) as isize);
@@ -863,12 +978,38 @@ impl Tape {
     fn hoisted(&mut self, bound: &Bound<'_>, grads: &mut Grads, first: usize, end: usize) {
         let _entered = Entered::new();
         for rank1 in &self.program(bound).rank1 {
-            let a = self.series(bound, rank1.a, first);
-            let b = self.series(bound, rank1.b, first);
             let sum = grads.plain.get_mut(&rank1.value).expect("one sum per hoisted gradient");
-            // SAFETY: both series hold a vector of each row and step in frames of this tape, which stay
-            // where they are; `sum` is a separate allocation of `post * pre` elements.
-            unsafe { accumulate(rank1, (end - first) * self.rows, a, b, sum) };
+            self.multiply(bound, rank1, 0..rank1.post, first..end, sum);
+        }
+    }
+
+    /// Adds these rows of a hoisted gradient, summed over steps.
+    fn multiply(
+        &self,
+        bound: &Bound<'_>,
+        rank1: &Rank1,
+        post: Range<usize>,
+        steps: Range<usize>,
+        sum: &mut [f32],
+    ) {
+        let (a, stride) = self.series(bound, rank1.a, steps.start);
+        let b = self.series(bound, rank1.b, steps.start);
+        let part = Rank1 { post: post.len(), ..*rank1 };
+        let a = (a.wrapping_add(post.start), stride);
+        assert!(sum.len() == part.post * part.pre && post.end <= rank1.post, "a part of the gradient");
+        // SAFETY: both series hold a vector of each row and step in frames of this tape, which stay
+        // where they are; `sum` is a separate allocation of `post * pre` elements.
+        unsafe { accumulate(&part, steps.len() * self.rows, a, b, sum) };
+    }
+
+    /// The hoisted gradient with this number, of all stretches.
+    fn multiply_all(&self, bound: &Bound<'_>, number: usize, post: &Range<usize>, sum: &mut [f32]) {
+        let rank1 = &self.program(bound).rank1[number];
+        for (k, stretch) in self.stretches.iter().enumerate() {
+            let end = self.stretches.get(k + 1).map_or(self.steps, |next| next.first);
+            if stretch.first < end {
+                self.multiply(bound, rank1, post.clone(), stretch.first..end, sum);
+            }
         }
     }
 
@@ -912,7 +1053,7 @@ impl Tape {
             Base::Scratch => self.scratch.pointer(),
             Base::Params => bound.packed.pointer(),
             Base::Carry => self.carry.pointer(),
-            Base::Ends => self.ends.pointer(),
+            Base::Ends => self.room.ends.pointer(),
             Base::Log => self.logs[self.stretch].pointer(),
             Base::LogBar => self.log_bars.pointer(),
             Base::Adjoint(_) | Base::Snapshot(_) | Base::Grads => std::ptr::null_mut(),
@@ -926,7 +1067,7 @@ impl Tape {
             let number = at + isize::from(k);
             pointers[Base::Snapshot(k).slot()] = match number {
                 0 => self.checkpoints.pointer().wrapping_add(self.segment),
-                _ => self.snapshots.pointer().wrapping_offset((number - 1) * matrices),
+                _ => self.room.snapshots.pointer().wrapping_offset((number - 1) * matrices),
             };
         }
     }
@@ -970,7 +1111,7 @@ impl Tape {
             let at = (t + isize::from(k)) * program.adjoint_len as isize;
             pointers[Base::Adjoint(k).slot()] = self.adjoint.pointer().wrapping_offset(at);
         }
-        pointers[Base::Carry.slot()] = self.back_carry.pointer();
+        pointers[Base::Carry.slot()] = self.room.back_carry.pointer();
         pointers[Base::Grads.slot()] = grads.packed.pointer();
         pointers
     }
@@ -983,6 +1124,38 @@ impl Tape {
         // caller's gradients (both borrowed exclusively), or are only read (parameters).
         unsafe { entry(pointers.as_ptr()) };
     }
+}
+
+/// Rows of a hoisted gradient that one thread sums.
+const ROWS: usize = 64;
+
+/// The hoisted gradients of tapes that have run backward, in their order, by boundary value. `spare` is
+/// memory that may be used.
+pub(super) fn products(
+    bound: &Bound<'_>,
+    tapes: &[&Tape],
+    threads: usize,
+    spare: &mut Vec<Vec<f32>>,
+) -> BTreeMap<Value, Vec<f32>> {
+    let rank1 = &bound.engine.program.rank1;
+    let mut sums: Vec<Vec<f32>> = vec![];
+    for r in rank1 {
+        let found = spare.iter().position(|s| s.len() == r.post * r.pre);
+        sums.push(found.map_or_else(|| vec![0.0; r.post * r.pre], |k| spare.swap_remove(k)));
+    }
+    let mut jobs = vec![];
+    for (number, (r, sum)) in rank1.iter().zip(&mut sums).enumerate() {
+        for (k, part) in sum.chunks_mut(ROWS * r.pre.max(1)).enumerate() {
+            jobs.push((number, k * ROWS..r.post.min((k + 1) * ROWS), part));
+        }
+    }
+    let work = |(): &mut (), (number, post, part): (usize, Range<usize>, &mut [f32])| {
+        let _entered = Entered::new();
+        part.fill(0.0);
+        tapes.iter().for_each(|tape| tape.multiply_all(bound, number, &post, part));
+    };
+    crate::parallel::run(&mut vec![(); threads.max(1)], jobs, work);
+    rank1.iter().map(|r| r.value).zip(sums).collect()
 }
 
 /// Which code runs a routine for these steps, and from which step on.

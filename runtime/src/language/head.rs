@@ -69,9 +69,9 @@ impl Head<'_> {
         }
         type Job<'j> = (&'j [f32], &'j [u32], &'j mut [f32], Option<&'j mut [f32]>);
         let work = |_: &mut (), (y, targets, z, bar): Job<'_>| {
-            self.logits(y, z);
-            let losses: Vec<f64> =
-                z.chunks_mut(words).zip(targets).map(|(z, t)| slope(z, *t as usize, share)).collect();
+            self.products(y, z, Accum::Replace);
+            let slope = |(z, t): (&mut [f32], &u32)| slope(z, self.bias, *t as usize, share);
+            let losses: Vec<f64> = z.chunks_mut(words).zip(targets).map(slope).collect();
             if let Some(bar) = bar {
                 let (p, w) = (
                     MatRef::from_row_major_slice(z, targets.len(), words),
@@ -87,19 +87,17 @@ impl Head<'_> {
 
     /// Logits of a block of features.
     pub fn logits(&self, features: &[f32], z: &mut [f32]) {
+        z.chunks_mut(self.words()).for_each(|z| z.copy_from_slice(self.bias));
+        self.products(features, z, Accum::Add);
+    }
+
+    /// W y of a block of features.
+    fn products(&self, features: &[f32], z: &mut [f32], accum: Accum) {
         let (words, width) = (self.words(), self.width());
         let count = z.len() / words.max(1);
-        z.chunks_mut(words).for_each(|z| z.copy_from_slice(self.bias));
         let y = MatRef::from_row_major_slice(features, count, width);
         let w = MatRef::from_row_major_slice(self.weight, words, width);
-        matmul(
-            MatMut::from_row_major_slice_mut(z, count, words),
-            Accum::Add,
-            y,
-            w.transpose(),
-            1.0,
-            Par::Seq,
-        );
+        matmul(MatMut::from_row_major_slice_mut(z, count, words), accum, y, w.transpose(), 1.0, Par::Seq);
     }
 
     /// −ln p of every target, in nats.
@@ -143,42 +141,43 @@ impl Head<'_> {
     }
 }
 
-/// Replaces logits by (softmax − e_target) · share; gives −ln p of the target.
-fn slope(z: &mut [f32], target: usize, share: f32) -> f64 {
+/// Replaces `z`, which is the logits without their bias, by (softmax − e_target) · share; gives −ln p of the target.
+fn slope(z: &mut [f32], bias: &[f32], target: usize, share: f32) -> f64 {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
         // SAFETY: the processor has what the function asks for.
-        return unsafe { slope_with_fma(z, target, share) };
+        return unsafe { slope_with_fma(z, bias, target, share) };
     }
-    slope_plain(z, target, share)
+    slope_plain(z, bias, target, share)
 }
 
 /// # Safety
 /// The processor has AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn slope_with_fma(z: &mut [f32], target: usize, share: f32) -> f64 {
-    slope_plain(z, target, share)
+unsafe fn slope_with_fma(z: &mut [f32], bias: &[f32], target: usize, share: f32) -> f64 {
+    slope_plain(z, bias, target, share)
 }
 
 #[inline(always)]
-fn slope_plain(z: &mut [f32], target: usize, share: f32) -> f64 {
-    let top = maximum(z);
-    let own = f64::from(z[target]) - f64::from(top);
+fn slope_plain(z: &mut [f32], bias: &[f32], target: usize, share: f32) -> f64 {
+    let top = maximum(z, bias);
+    let own = f64::from(z[target] + bias[target]) - f64::from(top);
     let mut sums = [0.0f32; LANES];
     let mut total = 0.0f64;
     // Sums of few numbers in single precision, of these in double.
-    for block in z.chunks_mut(64 * LANES) {
+    for (block, bias) in z.chunks_mut(64 * LANES).zip(bias.chunks(64 * LANES)) {
         sums.fill(0.0);
         let mut groups = block.chunks_exact_mut(LANES);
-        for group in &mut groups {
-            for (s, z) in sums.iter_mut().zip(group) {
-                *z = exp(*z - top);
+        let mut biases = bias.chunks_exact(LANES);
+        for (group, bias) in (&mut groups).zip(&mut biases) {
+            for ((s, z), b) in sums.iter_mut().zip(group).zip(bias) {
+                *z = exp(*z + b - top);
                 *s += *z;
             }
         }
-        for (s, z) in sums.iter_mut().zip(groups.into_remainder()) {
-            *z = exp(*z - top);
+        for ((s, z), b) in sums.iter_mut().zip(groups.into_remainder()).zip(biases.remainder()) {
+            *z = exp(*z + b - top);
             *s += *z;
         }
         total += sums.iter().map(|s| f64::from(*s)).sum::<f64>();
@@ -190,15 +189,17 @@ fn slope_plain(z: &mut [f32], target: usize, share: f32) -> f64 {
 }
 
 #[inline(always)]
-fn maximum(z: &[f32]) -> f32 {
+fn maximum(z: &[f32], bias: &[f32]) -> f32 {
     let mut tops = [f32::NEG_INFINITY; LANES];
-    let mut groups = z.chunks_exact(LANES);
-    for group in &mut groups {
-        for (top, z) in tops.iter_mut().zip(group) {
-            *top = if *z > *top { *z } else { *top };
+    let (mut groups, mut biases) = (z.chunks_exact(LANES), bias.chunks_exact(LANES));
+    for (group, bias) in (&mut groups).zip(&mut biases) {
+        for ((top, z), b) in tops.iter_mut().zip(group).zip(bias) {
+            let z = z + b;
+            *top = if z > *top { z } else { *top };
         }
     }
-    tops.iter().chain(groups.remainder()).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+    let rest = groups.remainder().iter().zip(biases.remainder()).map(|(z, b)| z + b);
+    tops.into_iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
 }
 
 /// `2ⁿ eʳ` of a number that is not positive; 0 below −87.3. The polynomial is that of the kernels

@@ -77,30 +77,45 @@ pub fn read_split(
     }
     let output = trainer.wiring.output;
     let features = trainer.engine.sizes().count(model.outputs[output.index()].shape);
-    let mut rows: Vec<(Tape, Option<RowState>)> =
-        (0..how.batch).map(|_| (trainer.engine.tape(how.window, Mode::Forward), None)).collect();
+    // On a device all rows are one team.
+    let teams = if trainer.engine.device().is_some() { vec![how.batch] } else { vec![1; how.batch] };
+    let mut teams: Vec<(Tape, Vec<Option<RowState>>)> = teams
+        .into_iter()
+        .map(|rows| (trainer.engine.team_tape(how.window, Mode::Forward, rows), vec![None; rows]))
+        .collect();
     let (mut outputs, mut scratch) = (vec![], vec![]);
     let (mut sum, mut words, mut start) = (0.0, 0, 0);
     while start + 1 < length {
         let steps = how.window.min(length - 1 - start);
         outputs.resize(how.batch * steps * features, 0.0);
-        let jobs: Vec<_> = rows.iter_mut().zip(outputs.chunks_mut(steps * features)).enumerate().collect();
-        type Job<'j> = (usize, (&'j mut (Tape, Option<RowState>), &'j mut [f32]));
-        parallel::run(&mut vec![(); threads.max(1)], jobs, |_, (row, ((tape, state), to)): Job<'_>| {
+        let (mut jobs, mut first, mut rest) = (vec![], 0, outputs.as_mut_slice());
+        for (tape, states) in &mut teams {
+            let (own, behind) = rest.split_at_mut(states.len() * steps * features);
+            jobs.push((first, tape, states.as_mut_slice(), own));
+            (first, rest) = (first + jobs.last().map_or(0, |j| j.2.len()), behind);
+        }
+        type Job<'j> = (usize, &'j mut Tape, &'j mut [Option<RowState>], &'j mut [f32]);
+        parallel::run(&mut vec![(); threads.max(1)], jobs, |_, (first, tape, states, to): Job<'_>| {
             let at = Address {
                 seed: trainer.recipe.schedule.seed,
                 domain: Domain::Eval,
                 episode: (start / how.window) as u32,
-                row: row as u32,
+                row: first as u32,
             };
-            bound.begin(tape, state.as_ref());
-            let tokens = &all[row * length + start..][..steps];
-            read(&bound, &trainer.wiring, tape, at, steps, &mut |_, t, x| embed(&tables, tokens[t], x));
-            for (t, to) in to.chunks_mut(features).enumerate() {
-                to.copy_from_slice(bound.output(tape, t, output));
+            bound.begin_team(tape, &states.iter().map(Option::as_ref).collect::<Vec<_>>());
+            let tokens = |row: usize| &all[(first + row) * length + start..][..steps];
+            read(&bound, &trainer.wiring, tape, at, steps, &mut |row, t, x| {
+                embed(&tables, tokens(row)[t], x)
+            });
+            for (row, (to, state)) in to.chunks_mut(steps * features).zip(states).enumerate() {
+                bound.select(tape, row);
+                for (t, to) in to.chunks_mut(features).enumerate() {
+                    to.copy_from_slice(bound.output(tape, t, output));
+                }
+                *state = survive(trainer, how.carry, bound.state(tape));
             }
-            *state = survive(trainer, how.carry, bound.state(tape));
         });
+        trainer.engine.check()?;
         let targets: Vec<u32> =
             (0..how.batch).flat_map(|r| all[r * length + start + 1..][..steps].iter().copied()).collect();
         let losses = tables.head.losses(threads, &outputs, &targets, &mut scratch);

@@ -4,7 +4,7 @@ use super::corpus::Split;
 use super::head::{Gradients, Head};
 use super::options::{NextWord, Text};
 use super::windows::{Window, Windows};
-use crate::engine::{Bound, Engine, Mode, RowState, Tape};
+use crate::engine::{Bound, Engine, Room, RowState, Tape};
 use crate::parallel;
 use crate::params::ParamStore;
 use crate::rng::{Address, Domain};
@@ -12,6 +12,7 @@ use crate::rollout::{NonFinite, Place};
 use crate::timings::{self, Phase, Timings};
 use crate::wiring::Wiring;
 use compiler::ir::InputId;
+use std::collections::BTreeMap;
 
 /// What a trainer of language models keeps from update to update.
 pub struct Memory {
@@ -20,6 +21,8 @@ pub struct Memory {
     /// Validation losses by epoch, in nats per word.
     pub history: Vec<f64>,
     tapes: Vec<Tape>,
+    /// Of every thread, by the size of the team.
+    rooms: Vec<Rooms>,
     features: Vec<f32>,
     features_bar: Vec<f32>,
     inputs_bar: Vec<f32>,
@@ -27,6 +30,8 @@ pub struct Memory {
     /// Gradients of the update before, to be written over.
     spare: Vec<Vec<f32>>,
 }
+
+type Rooms = BTreeMap<usize, Room>;
 
 /// A validation pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,6 +51,7 @@ impl Memory {
             windows,
             history: vec![],
             tapes: vec![],
+            rooms: vec![],
             features: vec![],
             features_bar: vec![],
             inputs_bar: vec![],
@@ -135,8 +141,9 @@ impl Update<'_> {
         let (tokens, width) = (self.batch * steps, self.learner.embedding);
         if memory.tapes.is_empty() {
             let longest = memory.windows.longest();
-            let tape = |rows| self.engine.team_tape(longest, Mode::Train, rows);
+            let tape = |rows| self.engine.waiting_tape(longest, rows);
             memory.tapes = self.engine.teams(self.batch).into_iter().map(tape).collect();
+            memory.rooms.resize_with(self.threads.max(1), Rooms::new);
         }
         memory.features.resize(tokens * features, 0.0);
         memory.features_bar.resize(tokens * features, 0.0);
@@ -148,19 +155,19 @@ impl Update<'_> {
             (0..self.batch).flat_map(|row| self.words(row)[1..].iter().copied()).collect();
         let share = if self.learner.sum_steps { 1.0 / self.batch as f64 } else { 1.0 / tokens as f64 };
         let mut spare = std::mem::take(&mut memory.spare);
-        let mut take = |len: usize| {
+        let take = |spare: &mut Vec<Vec<f32>>, len: usize| {
             let found = spare.iter().position(|s| s.len() == len);
             found.map_or_else(|| vec![0.0; len], |k| spare.swap_remove(k))
         };
-        let mut weight = take(tables.head.weight.len());
-        let mut bias = take(tables.head.bias.len());
-        let mut embedding = if tables.tied { vec![] } else { take(tables.embedding.len()) };
+        let mut weight = take(&mut spare, tables.head.weight.len());
+        let mut bias = take(&mut spare, tables.head.bias.len());
+        let mut embedding = if tables.tied { vec![] } else { take(&mut spare, tables.embedding.len()) };
         let into = Gradients { features: &mut memory.features_bar, weight: &mut weight, bias: &mut bias };
         let given = (memory.features.as_slice(), targets.as_slice());
         let losses = tables.head.gradients(self.threads, given, share as f32, &mut memory.slopes, into);
         timings::lap(timings, Phase::Losses);
 
-        let mut gradients = self.backward(memory, features, share as f32);
+        let mut gradients = self.backward(memory, features, share as f32, spare);
         timings::lap(timings, Phase::Backward);
         embedding.fill(0.0);
         let sums = if tables.tied { &mut weight } else { &mut embedding };
@@ -227,9 +234,9 @@ impl Update<'_> {
             }
             Ok(found)
         };
-        let found: Result<Vec<_>, _> =
+        let found: Result<Vec<Vec<_>>, _> =
             parallel::run(&mut vec![(); self.threads], jobs, work).into_iter().collect();
-        Ok(found?.concat())
+        Ok(found?.into_iter().flatten().collect())
     }
 
     /// A job for each team, with its part of an array of so many numbers per row.
@@ -246,14 +253,21 @@ impl Update<'_> {
     }
 
     /// The gradients of the spec's parameters; those of inputs are left in the memory.
-    fn backward(&self, memory: &mut Memory, features: usize, share: f32) -> Vec<Vec<f32>> {
+    fn backward(
+        &self,
+        memory: &mut Memory,
+        features: usize,
+        share: f32,
+        mut spare: Vec<Vec<f32>>,
+    ) -> Vec<Vec<f32>> {
         let (steps, width) = (self.window.steps, self.learner.embedding);
+        let longest = memory.windows.longest();
         let sums = self.engine.sums();
         let jobs = self.teams(&mut memory.tapes, &mut memory.inputs_bar, steps * width);
         let bars: &[f32] = &memory.features_bar;
         let chunks = chunks(jobs);
-        let work = |_: &mut (), (number, teams): (usize, Vec<Team<'_>>)| {
-            let mut grads = sums.zeros();
+        let work = |rooms: &mut Rooms, (number, teams): (usize, Vec<Team<'_>>)| {
+            let mut grads = sums.zeros_without_products();
             for Team { first, tape, numbers: inputs } in teams {
                 for row in 0..self.bound.rows(tape) {
                     self.bound.select(tape, row);
@@ -262,7 +276,11 @@ impl Update<'_> {
                         self.bound.output_bar_mut(tape, t, self.wiring.output).copy_from_slice(bar);
                     }
                 }
+                let rows = self.bound.rows(tape);
+                let room = rooms.entry(rows).or_insert_with(|| self.engine.room(longest, rows));
+                tape.exchange(room);
                 self.bound.backward(tape, &mut grads, share, None);
+                tape.exchange(room);
                 for (row, inputs) in inputs.chunks_mut(steps * width).enumerate() {
                     self.bound.select(tape, row);
                     for (t, to) in inputs.chunks_mut(width).enumerate() {
@@ -275,7 +293,8 @@ impl Update<'_> {
             }
             sums.add(number, grads);
         };
-        parallel::run(&mut vec![(); self.threads], chunks, work);
+        parallel::run(&mut memory.rooms, chunks, work);
+        sums.products(self.bound, &memory.tapes, self.threads, &mut spare);
         sums.finish(self.bound)
     }
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 /// Which thread touches an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Thread {
+pub(super) enum Thread {
     /// That of the column, counted from the start of the place in rows of this many elements (vectors: 0).
     Column(usize),
     /// The first one.
@@ -22,42 +22,47 @@ enum Thread {
 
 /// Elements that a nest reads or writes.
 #[derive(Clone, Debug)]
-struct Touch {
+pub(super) struct Touch {
     place: Place,
     cells: Range<usize>,
     thread: Thread,
-    writes: bool,
+    pub(super) writes: bool,
 }
 
 impl Touch {
-    fn new(place: Place, len: usize, thread: Thread, writes: bool) -> Touch {
+    pub(super) fn new(place: Place, len: usize, thread: Thread, writes: bool) -> Touch {
         Touch { place, cells: place.offset..place.offset + len, thread, writes }
     }
 
     /// Whether two threads may touch the same element, at least one of them writing.
-    fn conflicts(&self, other: &Touch) -> bool {
-        let overlap = self.place.base == other.place.base
-            && self.cells.start < other.cells.end
-            && other.cells.start < self.cells.end;
+    pub(super) fn conflicts(&self, other: &Touch) -> bool {
         let is_own = match (self.thread, other.thread) {
             (Thread::Column(a), Thread::Column(b)) => a == b && self.place == other.place,
             (Thread::First, Thread::First) => true,
             _ => false,
         };
-        overlap && (self.writes || other.writes) && !is_own
+        self.overlaps(other) && (self.writes || other.writes) && !is_own
+    }
+
+    /// Whether both touch the same element.
+    pub(super) fn overlaps(&self, other: &Touch) -> bool {
+        self.place.base == other.place.base
+            && self.cells.start < other.cells.end
+            && other.cells.start < self.cells.end
     }
 }
 
 /// What a nest touches.
-struct Touches {
+#[derive(Default)]
+pub(super) struct Touches {
     /// Before its first barrier, if it has one.
-    early: Vec<Touch>,
+    pub(super) early: Vec<Touch>,
     /// After its last barrier.
-    late: Vec<Touch>,
-    has_barrier: bool,
-    uses_shared: bool,
+    pub(super) late: Vec<Touch>,
+    pub(super) has_barrier: bool,
+    pub(super) uses_shared: bool,
     /// Whether shared memory is read after its last barrier.
-    leaves_shared: bool,
+    pub(super) leaves_shared: bool,
 }
 
 /// What has happened since the last barrier.
@@ -88,7 +93,7 @@ impl Barriers {
     }
 }
 
-fn touches(nest: &Nest, threads: usize) -> Touches {
+pub(super) fn touches(nest: &Nest, threads: usize) -> Touches {
     let mut early: Vec<Touch> = nest.body.loads().map(|a| touch(nest, a, false)).collect();
     let mut late = vec![];
     let rows = sums_rows(nest);

@@ -5,13 +5,14 @@
 // at a barrier or in a shuffle. Which thread runs first is drawn anew, from a seed, after every barrier. So
 // a result that depends on the order of threads differs from seed to seed; what a missing barrier lets a
 // thread read too early is, under some order, what was there before. Shared memory is full of NaNs when a
-// block begins.
+// block begins. The blocks of a cluster run together, in any order, each with shared memory of its own.
+// Copies that happen meanwhile happen when they are waited for, no earlier.
 //
 // Errors: a barrier that some threads do not reach, or threads that wait at different barriers; a shuffle
 // with a thread that its mask does not name, or that never comes; more threads than there may be.
 //
 // Not emulated: the order in which other threads see writes to memory within a stretch without barriers,
-// warps that run in step, blocks side by side, the limits of a device.
+// warps that run in step, clusters side by side, the limits of a device.
 #pragma once
 
 #include <stdint.h>
@@ -30,6 +31,7 @@ float sqrtf(float);
 #define __global__ __attribute__((visibility("default")))
 #define __device__
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 // All shared memory lies in one section, so that it can be overwritten.
 #define __shared__ static __attribute__((section("emulated_shared")))
 
@@ -45,11 +47,14 @@ extern "C" char __stop_emulated_shared[] __attribute__((visibility("hidden")));
 
 namespace emulator {
 
-constexpr unsigned MOST_THREADS = 1024;
+constexpr unsigned MOST_THREADS = 8192;
+constexpr unsigned MOST_BLOCKS = 8;
+constexpr size_t DYNAMIC = 232448;
+constexpr unsigned MOST_COPIES = 1024;
 constexpr size_t STACK = 64 * 1024;
 
 // What a thread waits for.
-enum class Wait { nothing, barrier, shuffle, ended };
+enum class Wait { nothing, barrier, cluster, shuffle, ended };
 
 struct Thread {
   ucontext_t context;
@@ -58,10 +63,21 @@ struct Thread {
   unsigned mask;  // of the shuffle
   float given, taken;
   unsigned from;  // the lane that it takes from
+  unsigned copies;  // that it has begun
+};
+
+// 16 bytes that will be copied.
+struct Copy {
+  float *to;
+  const float *from;
 };
 
 static Thread threads[MOST_THREADS];
-static unsigned count;
+static unsigned count;      // of a cluster
+static unsigned per_block;  // threads
+static unsigned first_block;
+static char *dynamic;  // the shared memory of the blocks of a cluster
+static Copy *copies;
 static char *stacks;
 static ucontext_t scheduler;
 static unsigned running;
@@ -93,6 +109,37 @@ static void barrier(int number) {
   if (number == left_out) return;
   threads[running].barrier = number;
   wait(Wait::barrier);
+}
+
+static void cluster_barrier(int number) {
+  if (number == left_out) return;
+  threads[running].barrier = number;
+  wait(Wait::cluster);
+}
+
+// The shared memory of a block of the cluster.
+static char *dynamic_of(unsigned rank) { return dynamic + rank * DYNAMIC; }
+
+static float *in_block(float *own, unsigned rank) {
+  if (rank >= count / per_block) fail("a block that the cluster does not have");
+  const long at = (char *)own - dynamic_of(running / per_block);
+  if (at < 0 || at >= (long)DYNAMIC) fail("a place that is not in shared memory, in another block");
+  return (float *)(dynamic_of(rank) + at);
+}
+
+static void begin_copy(float *to, const float *from) {
+  Thread &self = threads[running];
+  if (self.copies == MOST_COPIES) return fail("too many copies under way");
+  copies[running * MOST_COPIES + self.copies++] = {to, from};
+}
+
+static void finish_copies() {
+  Thread &self = threads[running];
+  for (unsigned k = 0; k < self.copies; ++k) {
+    const Copy c = copies[running * MOST_COPIES + k];
+    memcpy(c.to, c.from, 16);
+  }
+  self.copies = 0;
 }
 
 static float shuffle(unsigned mask, float value, unsigned from) {
@@ -131,18 +178,27 @@ static bool finish_shuffle(unsigned thread) {
   return true;
 }
 
-// Lets all threads go on if they wait at one barrier.
-static bool finish_barrier() {
-  for (unsigned t = 0; t < count; ++t)
-    if (threads[t].wait != Wait::barrier || threads[t].barrier != threads[0].barrier) return false;
-  for (unsigned t = 0; t < count; ++t) threads[t].wait = Wait::nothing;
+// Lets threads go on if all of them wait at one barrier.
+static bool finish_barrier(unsigned first, unsigned end, Wait kind) {
+  for (unsigned t = first; t < end; ++t)
+    if (threads[t].wait != kind || threads[t].barrier != threads[first].barrier) return false;
+  for (unsigned t = first; t < end; ++t) threads[t].wait = Wait::nothing;
   return true;
+}
+
+// Some block's barrier, or the cluster's.
+static bool finish_barriers() {
+  bool any = finish_barrier(0, count, Wait::cluster);
+  for (unsigned first = 0; first < count; first += per_block)
+    any |= finish_barrier(first, first + per_block, Wait::barrier);
+  return any;
 }
 
 // Puts a thread at its beginning.
 static void begin(unsigned t) {
   Thread &thread = threads[t];
   thread.wait = Wait::nothing;
+  thread.copies = 0;
   getcontext(&thread.context);
   thread.context.uc_stack.ss_sp = stacks + t * STACK;
   thread.context.uc_stack.ss_size = STACK;
@@ -158,14 +214,21 @@ static void swap(unsigned a, unsigned b) {
   order[b] = t;
 }
 
-// Draws an order of threads: warp after warp, or without regard to warps.
+// Draws an order of threads: block after block, warp after warp, or without regard to either.
 static void draw_order() {
   for (unsigned t = 0; t < count; ++t) order[t] = t;
+  if (count > per_block && draw(2)) {
+    const unsigned turn = draw(count / per_block) * per_block;
+    for (unsigned t = 0; t < count; ++t) order[t] = (t + turn) % count;
+    for (unsigned first = 0; first < count; first += per_block)
+      for (unsigned k = per_block; k > 1; --k) swap(first + k - 1, first + draw(k));
+    return;
+  }
   if (draw(2)) {
     for (unsigned k = count; k > 1; --k) swap(k - 1, draw(k));
     return;
   }
-  const unsigned warps = count / 32;
+  const unsigned warps = count / 32;  // of all blocks
   for (unsigned k = warps; k > 1; --k) {
     const unsigned other = draw(k);
     for (unsigned lane = 0; lane < 32; ++lane) swap((k - 1) * 32 + lane, other * 32 + lane);
@@ -182,14 +245,21 @@ static void run_until_all_wait() {
       continue;
     }
     running = t;
-    threadIdx.x = t;
+    threadIdx.x = t % per_block;
+    const unsigned block = first_block + t / per_block;
+    blockIdx = {block % gridDim.x, block / gridDim.x, 0};
     swapcontext(&scheduler, &threads[t].context);
     if (threads[t].wait == Wait::shuffle && finish_shuffle(t)) k = 0;
+    // A block can be far ahead of others of its cluster.
+    const unsigned first = t / per_block * per_block;
+    if (count > per_block && threads[t].wait == Wait::barrier && finish_barrier(first, first + per_block, Wait::barrier))
+      k = 0;
   }
 }
 
-static void run_block() {
+static void run_blocks() {
   memset(__start_emulated_shared, 0xff, __stop_emulated_shared - __start_emulated_shared);
+  memset(dynamic, 0xff, count / per_block * DYNAMIC);
   for (unsigned t = 0; t < count; ++t) begin(t);
   for (;;) {
     draw_order();
@@ -198,30 +268,32 @@ static void run_block() {
     unsigned ended = 0;
     for (unsigned t = 0; t < count; ++t) ended += threads[t].wait == Wait::ended;
     if (ended == count) return;
-    if (!finish_barrier()) return fail("a barrier or a shuffle that not all threads reach");
+    if (!finish_barriers()) return fail("a barrier or a shuffle that not all threads reach");
   }
 }
 
 }  // namespace emulator
 
-// Runs `thread` for every thread of a grid. Returns null, or what went wrong.
-extern "C" __global__ const char *emulate(unsigned grid_x, unsigned grid_y, unsigned threads, uint64_t seed,
-                                          void (*thread)(const void *), const void *argument) {
+// Runs `thread` for every thread of a grid, clusters of so many blocks together. Returns null, or what went
+// wrong.
+extern "C" __global__ const char *emulate(unsigned grid_x, unsigned grid_y, unsigned cluster, unsigned threads,
+                                          uint64_t seed, void (*thread)(const void *), const void *argument) {
   using namespace emulator;
-  if (threads == 0 || threads > MOST_THREADS || threads % 32 != 0) return "no block has so many threads";
+  if (threads == 0 || threads > 1024 || threads % 32 != 0) return "no block has so many threads";
+  if (cluster == 0 || cluster > MOST_BLOCKS || grid_x % cluster != 0) return "no cluster has so many blocks";
   if (!stacks) stacks = (char *)malloc(MOST_THREADS * STACK);
-  if (!stacks) return "there is no memory for stacks";
+  if (!dynamic) dynamic = (char *)malloc(MOST_BLOCKS * DYNAMIC);
+  if (!copies) copies = (Copy *)malloc(MOST_THREADS * MOST_COPIES * sizeof(Copy));
+  if (!stacks || !dynamic || !copies) return "there is no memory for stacks";
   error = nullptr;
-  count = threads;
+  count = threads * cluster;
+  per_block = threads;
   body = thread;
   emulator::argument = argument;
   state = seed;
   gridDim = {grid_x, grid_y, 1};
   blockDim = {threads, 1, 1};
-  for (unsigned block = 0; block < grid_x * grid_y && !error; ++block) {
-    blockIdx = {block % grid_x, block / grid_x, 0};
-    run_block();
-  }
+  for (first_block = 0; first_block < grid_x * grid_y && !error; first_block += cluster) run_blocks();
   return error;
 }
 
@@ -230,6 +302,15 @@ extern "C" __global__ void leave_out(int number) { emulator::left_out = number; 
 
 // Every barrier in the text has a number of its own, from zero.
 #define __syncthreads() emulator::barrier(__COUNTER__)
+#define cluster_barrier() emulator::cluster_barrier(__COUNTER__)
+
+static inline float *dynamic_shared() {
+  return (float *)emulator::dynamic_of(emulator::running / emulator::per_block);
+}
+static inline float *of_block(float *own, int rank) { return emulator::in_block(own, rank); }
+static inline void copy_ahead(float *to, const float *from) { emulator::begin_copy(to, from); }
+static inline void pause() {}
+static inline void wait_for_copies() { emulator::finish_copies(); }
 
 static inline float __shfl_sync(unsigned mask, float value, unsigned lane) {
   return emulator::shuffle(mask, value, lane % 32);

@@ -51,6 +51,7 @@ mod barriers;
 mod names;
 mod nest;
 mod origins;
+pub mod sequence;
 mod text;
 mod values;
 
@@ -60,6 +61,7 @@ use barriers::Barriers;
 use names::{Names, pointer, value_name};
 use nest::Kernel;
 use origins::Origins;
+pub use sequence::{Arch, Device, Launch, Mapping, Refusal, Sequences};
 use std::collections::BTreeSet;
 use text::Text;
 
@@ -110,13 +112,44 @@ pub struct Source {
     pub kernels: [Option<String>; NAMES.len()],
     /// The kernels of the gradients that are hoisted, by [`Program::rank1`].
     pub hoisted: Vec<String>,
+    /// The kernels of whole sequences, which then take the place of those of single steps.
+    pub sequences: Option<Sequences>,
 }
+
+/// Routines that stand apart from the loop over time, by [`NAMES`].
+const APART: [usize; 4] = [0, 4, 6, 10];
 
 /// Spells a program for one row, whose grid then has a block for every row of the batch.
 ///
 /// # Panics
 /// If the program is for several rows.
 pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
+    spell(program, spec, None)
+}
+
+/// Spells a program with kernels that take whole sequences.
+///
+/// # Panics
+/// If the program is for several rows, or the mapping for another program.
+pub fn emit_sequences(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]) -> Source {
+    spell(program, spec, Some(mapping))
+}
+
+/// How whole sequences of a program are mapped to a device, forward and backward.
+///
+/// # Errors
+/// Why they cannot be.
+pub fn map_sequences(program: &Program, spec: &Spec<'_>, device: &Device) -> Result<[Mapping; 2], Refusal> {
+    let program = by_columns(program);
+    let names = Names::new(&program, spec);
+    let word = |place: Place, backward: bool| {
+        let word = names.word(place.base, place.offset, backward);
+        word.unwrap_or_else(|| format!("m{}", place.offset))
+    };
+    sequence::solver::solve(&program, &word, device)
+}
+
+fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>) -> Source {
     assert!(program.rows == 1, "the grid takes the rows of the batch");
     let program = by_columns(program);
     let names = Names::new(&program, spec);
@@ -127,15 +160,19 @@ pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
     text.lines(&names.source());
     let mut kernels: [Option<String>; NAMES.len()] = [const { None }; NAMES.len()];
     for (k, routine) in routines(&program).into_iter().enumerate().filter(|(_, r)| !r.nests.is_empty()) {
+        if mapping.is_some() && !APART.contains(&k) {
+            continue;
+        }
         let name = NAMES[k].replace('.', "_");
         let backward = k > 5;
-        let kernel = Kernel { names: &names, origins: &origins, backward, threads };
+        let kernel = Kernel { names: &names, origins: &origins, backward, threads, homes: None };
         write_kernel(&mut text, &kernel, k, &name, routine);
         kernels[k] = Some(name);
     }
     let hoisted = program.rank1.iter().enumerate();
     let hoisted = hoisted.map(|(k, r)| write_hoisted(&mut text, &names, spec, k, r)).collect();
-    Source { text: text.finish(), program: program.clone(), threads, kernels, hoisted }
+    let sequences = mapping.map(|[f, b]| sequence::write(&mut text, &program, &names, &origins, [f, b]));
+    Source { text: text.finish(), program: program.clone(), threads, kernels, hoisted, sequences }
 }
 
 /// Source without `#line`, for reading.
@@ -153,7 +190,7 @@ fn threads(program: &Program, names: &Names, origins: &Origins<'_>) -> usize {
     let widest = routines(program).into_iter().flat_map(|r| &r.nests).map(columns).max().unwrap_or(1);
     let mut threads = widest.next_multiple_of(32).clamp(32, MOST_THREADS);
     let shared = |threads: usize| {
-        let kernel = Kernel { names, origins, backward: true, threads };
+        let kernel = Kernel { names, origins, backward: true, threads, homes: None };
         routines(program).into_iter().map(|r| shared_memory(&kernel, r)).max().unwrap_or(0)
     };
     while threads > 32 && shared(threads) > MOST_SHARED {

@@ -367,6 +367,20 @@ const TAKEN: &[&str] = &[
     "i",
     "j",
     "shared",
+    "held",
+    "sums",
+    "frames",
+    "bars",
+    "ranks",
+    "rank",
+    "span",
+    "memory",
+    "when",
+    "begin",
+    "end",
+    "segment",
+    "row_of",
+    "CLUSTER",
 ];
 
 /// Functions of the prelude and of the device.

@@ -6,6 +6,7 @@
 
 use super::names::Names;
 use super::origins::Origins;
+use super::sequence::Homes;
 use super::text::Text;
 use super::values::{Loop, Values, element};
 use crate::loops::body::Id;
@@ -21,18 +22,20 @@ pub(super) struct Kernel<'k> {
     pub(super) backward: bool,
     /// Threads of a block: whole warps.
     pub(super) threads: usize,
+    /// Where regions lie in a kernel that takes a whole sequence.
+    pub(super) homes: Option<&'k Homes>,
 }
 
 /// A nest on its way to text.
-struct Writer<'w> {
-    kernel: &'w Kernel<'w>,
-    nest: &'w Nest,
-    values: Values,
+pub(super) struct Writer<'w> {
+    pub(super) kernel: &'w Kernel<'w>,
+    pub(super) nest: &'w Nest,
+    pub(super) values: Values,
     /// The lines of the spec that the effects come from.
-    lines: Vec<Option<usize>>,
-    text: &'w mut Text,
+    pub(super) lines: Vec<Option<usize>>,
+    pub(super) text: &'w mut Text,
     /// Floats of shared memory that are taken.
-    shared: usize,
+    pub(super) shared: usize,
 }
 
 /// What lies in shared memory for a sum over columns.
@@ -49,9 +52,7 @@ struct Term {
 
 /// Writes a nest; returns the floats of shared memory that it takes.
 pub(super) fn write(kernel: &Kernel<'_>, nest: &Nest, text: &mut Text) -> usize {
-    let lines = nest.effects.iter().map(|e| kernel.origins.line(e, kernel.backward)).collect();
-    let values = Values::new(nest, kernel.names, kernel.backward);
-    let mut writer = Writer { kernel, nest, values, lines, text, shared: 0 };
+    let mut writer = Writer::new(kernel, nest, text);
     writer.remark();
     match nest.extent {
         Extent::Scalar => writer.scalar(),
@@ -62,9 +63,17 @@ pub(super) fn write(kernel: &Kernel<'_>, nest: &Nest, text: &mut Text) -> usize 
     writer.shared
 }
 
+impl<'w> Writer<'w> {
+    /// A nest whose values are decided, and none of whose text is written.
+    pub(super) fn new(kernel: &'w Kernel<'w>, nest: &'w Nest, text: &'w mut Text) -> Self {
+        let lines = nest.effects.iter().map(|e| kernel.origins.line(e, kernel.backward)).collect();
+        Writer { kernel, nest, values: Values::new(nest, kernel), lines, text, shared: 0 }
+    }
+}
+
 impl Writer<'_> {
     /// What the nest does, in the words of the spec, and the opening of its block.
-    fn remark(&mut self) {
+    pub(super) fn remark(&mut self) {
         let shape = match self.nest.extent {
             Extent::Scalar => String::new(),
             Extent::Vector(n) => format!("[{n}] "),
@@ -237,8 +246,7 @@ impl Writer<'_> {
                 self.text.line(&format!("if (is_row) {partial} = {sum};"));
             }
             self.text.line(&format!("{sum} = sum_lanes({sum});"));
-            let target =
-                element(Access::Pre(place), self.nest.extent, self.kernel.names, self.kernel.backward);
+            let target = element(Access::Pre(place), self.nest.extent, self.kernel);
             self.text.from(line, &format!("if (is_row && threadIdx.x % 8 == 0) {target} = {sum};"));
         }
     }
@@ -291,7 +299,7 @@ impl Writer<'_> {
     }
 
     /// `sum = sum + v;` or `sum = fmaf(v, w, sum);`
-    fn sum(&self, sum: &str, v: Id, w: Option<Id>) -> String {
+    pub(super) fn sum(&self, sum: &str, v: Id, w: Option<Id>) -> String {
         match w {
             Some(w) => format!("{sum} = fmaf({}, {}, {sum});", self.values.text(v), self.values.text(w)),
             None => format!("{sum} = {sum} + {};", self.values.addend(v)),
@@ -305,14 +313,14 @@ impl Writer<'_> {
         }
     }
 
-    fn target(&self, access: Access) -> String {
-        element(access, self.nest.extent, self.kernel.names, self.kernel.backward)
+    pub(super) fn target(&self, access: Access) -> String {
+        element(access, self.nest.extent, self.kernel)
     }
 
     // ---------------------------------------------------------- values, effects
 
     /// The variables that are computed in a loop. In a nest over scalars there is but one.
-    fn variables(&mut self, at: Loop) {
+    pub(super) fn variables(&mut self, at: Loop) {
         for v in self.values.variables.clone().into_iter().filter(|v| v.at == at) {
             let line = self.lines.get(v.effect).copied().flatten();
             self.text.from(line, &v.text);
@@ -321,24 +329,27 @@ impl Writer<'_> {
 
     /// The effects that happen point by point.
     fn point_effects(&mut self) {
-        for (k, effect) in self.nest.effects.iter().enumerate() {
-            let statement = match effect {
-                Effect::Store(access, v) => format!("{} = {};", self.target(*access), self.values.text(*v)),
-                Effect::Add(access, v, w) => {
-                    let target = self.target(*access);
-                    match w {
-                        Some(w) => {
-                            let (v, w) = (self.values.text(*v), self.values.text(*w));
-                            format!("{target} = fmaf({v}, {w}, {target});")
-                        }
-                        None => format!("{target} = {target} + {};", self.values.addend(*v)),
-                    }
-                }
-                Effect::SumPre(..) | Effect::SumPost(..) | Effect::SumAll(..) | Effect::MaxAll(..) => {
-                    continue;
-                }
-            };
-            self.text.from(self.lines[k], &statement);
+        for k in 0..self.nest.effects.len() {
+            if let Some(statement) = self.statement(k) {
+                self.text.from(self.lines[k], &statement);
+            }
+        }
+    }
+
+    /// What an effect does at a point, if it is no sum.
+    pub(super) fn statement(&self, k: usize) -> Option<String> {
+        match &self.nest.effects[k] {
+            Effect::Store(access, v) => Some(format!("{} = {};", self.target(*access), self.values.text(*v))),
+            Effect::Add(access, v, Some(w)) => {
+                let target = self.target(*access);
+                let (v, w) = (self.values.text(*v), self.values.text(*w));
+                Some(format!("{target} = fmaf({v}, {w}, {target});"))
+            }
+            Effect::Add(access, v, None) => {
+                let target = self.target(*access);
+                Some(format!("{target} = {target} + {};", self.values.addend(*v)))
+            }
+            Effect::SumPre(..) | Effect::SumPost(..) | Effect::SumAll(..) | Effect::MaxAll(..) => None,
         }
     }
 

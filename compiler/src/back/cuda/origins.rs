@@ -36,7 +36,9 @@ impl<'s> Origins<'s> {
             Base::Scratch | Base::Params | Base::Log => return None,
         };
         let span = function.at(value).span;
-        (span.end > 0).then(|| grammar::span::line_column(self.spec.source, span.start as usize).0)
+        // A caller may not have the text.
+        let is_there = 0 < span.end && span.end as usize <= self.spec.source.len();
+        is_there.then(|| grammar::span::line_column(self.spec.source, span.start as usize).0)
     }
 
     /// The matrix state at a place.

@@ -88,8 +88,18 @@ impl Text {
 
     /// The end of a block.
     pub(super) fn close(&mut self) {
+        self.close_with("}");
+    }
+
+    /// The end of a block: `};`, `} else {`.
+    pub(super) fn close_with(&mut self, line: &str) {
         self.depth -= 1;
-        self.line("}");
+        self.line(line);
+    }
+
+    /// What follows stands in a block that a line has opened already.
+    pub(super) fn deepen(&mut self) {
+        self.depth += 1;
     }
 }
 

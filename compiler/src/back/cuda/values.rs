@@ -8,6 +8,7 @@
 
 use super::super::level::{Level, levels};
 use super::names::{Names, different};
+use super::nest::Kernel;
 use crate::loops::body::{BodyOp, Id};
 use crate::loops::{Access, Base, Effect, Extent, Nest, Place, padded};
 use std::collections::BTreeSet;
@@ -16,7 +17,20 @@ use std::collections::BTreeSet;
 const LONGEST: usize = 64;
 
 /// Words that nests use.
-const LOCAL: [&str; 8] = ["i", "j", "r", "top", "first", "is_row", "shared", "threadIdx"];
+const LOCAL: [&str; 12] = [
+    "i",
+    "j",
+    "r",
+    "top",
+    "first",
+    "is_row",
+    "shared",
+    "threadIdx",
+    "lane_row",
+    "own_column",
+    "row_group",
+    "is_column",
+];
 
 /// How tightly an expression holds together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,13 +97,15 @@ pub(super) struct Values {
 
 impl Values {
     /// Decides for all values of a nest.
-    pub(super) fn new(nest: &Nest, names: &Names, backward: bool) -> Values {
+    pub(super) fn new(nest: &Nest, kernel: &Kernel<'_>) -> Values {
+        let (names, backward) = (kernel.names, kernel.backward);
         let places = loops(nest);
         let uses = Uses::of(nest, &places);
         let mut values =
             Values { expressions: vec![], places, variables: vec![], used: LOCAL.map(str::to_owned).into() };
+        values.used.extend(kernel.homes.into_iter().flat_map(|h| h.words().map(str::to_owned)));
         for (k, op) in nest.body.ops.iter().enumerate() {
-            let expression = values.expression(*op, nest, names, backward);
+            let expression = values.expression(*op, nest, kernel);
             let is_constant = matches!(op, BodyOp::Const(_));
             let is_written = matches!(op, BodyOp::Load(a) if is_written(*a, nest));
             let is_variable = uses.count[k] > 1
@@ -132,7 +148,7 @@ impl Values {
         different(word, &mut self.used)
     }
 
-    fn expression(&self, op: BodyOp, nest: &Nest, names: &Names, backward: bool) -> Expr {
+    fn expression(&self, op: BodyOp, nest: &Nest, kernel: &Kernel<'_>) -> Expr {
         let operands: Vec<&Expr> = op.operands().iter().map(|o| &self.expressions[o.index()]).collect();
         let x = |k: usize, tie: Tie| operands[k].within(tie);
         let whole = |k: usize| operands[k].text.clone();
@@ -150,7 +166,7 @@ impl Values {
         };
         match op {
             BodyOp::Const(c) => constant(c),
-            BodyOp::Load(access) => Expr::atom(element(access, nest.extent, names, backward)),
+            BodyOp::Load(access) => Expr::atom(element(access, nest.extent, kernel)),
             BodyOp::Neg(_) => Expr { text: format!("-{}", x(0, Tie::Atom)), tie: Tie::Sign },
             BodyOp::Not(_) => Expr { text: format!("!{}", x(0, Tie::Atom)), tie: Tie::Sign },
             BodyOp::Abs(_) => call("fabsf"),
@@ -282,11 +298,15 @@ fn constant(c: f32) -> Expr {
 }
 
 /// An operand in memory: `now[slot::y + j]`.
-pub(super) fn element(access: Access, extent: Extent, names: &Names, backward: bool) -> String {
+pub(super) fn element(access: Access, extent: Extent, kernel: &Kernel<'_>) -> String {
+    let (names, backward) = (kernel.names, kernel.backward);
     let place = access.place();
     if let (Base::Scratch, Access::Scalar(_)) = (place.base, access) {
         // The host's number does not lie in scratch.
         return "tape.penalty_bar".to_owned();
+    }
+    if let Some(text) = kernel.homes.and_then(|homes| homes.element(access)) {
+        return text;
     }
     let (pointer, _) = super::names::pointer(place.base, backward);
     let offset = names.offset(place.base, place.offset, backward);

@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+"""All that is to be known about bpm on a GPU, in one call: correctness first, then times.
+
+    python3 benches/gpu/measure.py [--emulated] [--out FOLDER] [--bpm BINARY] [--tests BINARY] [--only STEP,...]
+
+Writes FOLDER/results.json after every step, and FOLDER/results.md at the end. A step that fails is recorded and the
+next one runs; the exit code is 1 if a number was wrong. `--emulated` runs the same steps on the emulated device, at
+toy sizes: it shows that this program works, and its times mean nothing. README.md has the rest.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import driver
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PEERS = ROOT / "benches/peers"
+STEPS = ("machine", "build", "correctness", "sanitizer", "bandwidth", "targets", "memory", "compile", "peers")
+
+RETROACTIVE = "specs/backpropamine/retroactive.bpm"
+SIMPLE = "specs/backpropamine/simple.bpm"
+LSTM = "specs/plastic_lstm/modulated.bpm"
+
+# Name, spec, the peers' model, axes, rows, steps, elements of matrix states per row.
+TARGETS = [
+    ("N=128 B=32", RETROACTIVE, "retroactive", {"N": 128, "I": 17, "A": 4}, 32, 200, 2 * 128**2),
+    ("N=256 B=64", RETROACTIVE, "retroactive", {"N": 256, "I": 17, "A": 4}, 64, 200, 2 * 256**2),
+    ("plastic LSTM N=1149 B=6", LSTM, "modulated", {"N": 1149, "I": 200, "O": 10}, 6, 70, 1149**2),
+    ("one row, N=128", RETROACTIVE, "retroactive", {"N": 128, "I": 17, "A": 4}, 1, 200, 2 * 128**2),
+    ("one row, N=1024", RETROACTIVE, "retroactive", {"N": 1024, "I": 17, "A": 4}, 1, 200, 2 * 1024**2),
+]
+TOYS = [
+    ("N=9 B=3", RETROACTIVE, "retroactive", {"N": 9, "I": 5, "A": 2}, 3, 6, 2 * 9**2),
+    ("plastic LSTM N=8 B=2", LSTM, "modulated", {"N": 8, "I": 5, "O": 3}, 2, 4, 8**2),
+]
+# Forward: a matrix state is read and written; replayed: the same; backward: it is read, its cotangent read and
+# written. Four bytes each.
+BYTES = {"forward_ms": 8, "forward_backward_ms": 28}
+VARIANTS = {
+    "PyTorch eager": ("torch_peer.py", ["--variant", "eager", "--device", "cuda"]),
+    "torch.compile": ("torch_peer.py", ["--variant", "compile", "--device", "cuda"]),
+    "torch.compile, CUDA graph": ("torch_peer.py", ["--variant", "graph", "--device", "cuda"]),
+    "JAX scan": ("jax_peer.py", ["--variant", "scan"]),
+    "JAX, remat of segments": ("jax_peer.py", ["--variant", "segments"]),
+}
+
+
+def run(command, env=None, check=True, limit=None):
+    """A command's output."""
+    done = subprocess.run(
+        [str(c) for c in command], env=os.environ | (env or {}), capture_output=True, text=True, timeout=limit, cwd=ROOT
+    )
+    if check and done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise RuntimeError(f"{command[0]} {command[1] if len(command) > 1 else ''}: exit code {done.returncode}\n{tail}")
+    return done
+
+
+class Measure:
+    """What the steps share."""
+
+    def __init__(self, arguments):
+        """Takes the arguments."""
+        self.emulated, self.out = arguments.emulated, arguments.out
+        self.bpm, self.tests = arguments.bpm, arguments.tests
+        self.repeat = 1 if self.emulated else 20
+        self.targets = TOYS if self.emulated else TARGETS
+        self.env = {"BPM_EMULATED_CUDA": "1"} if self.emulated else {"BPM_TEST_DEVICE": "cuda"}
+        self.results = {"emulated": self.emulated, "began": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "steps": {}}
+        self.wrong = False
+
+    def save(self):
+        """All results so far."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "results.json").write_text(json.dumps(self.results, indent=2) + "\n")
+
+    def step(self, name):
+        """Runs a step; records what it gives, or why it gave nothing."""
+        print(f"== {name}", flush=True)
+        began = time.monotonic()
+        try:
+            found = getattr(self, f"run_{name}")()
+        except NotImplementedError as skipped:
+            found = {"not_run": str(skipped)}
+        except Exception as error:  # the next step may still tell something
+            traceback.print_exc()
+            found = {"failed": str(error)}
+            self.wrong |= name in ("build", "correctness", "sanitizer")
+        found["seconds"] = round(time.monotonic() - began, 1)
+        self.results["steps"][name] = found
+        print(json.dumps(found, indent=2)[:4000], flush=True)
+        self.save()
+
+    # ------------------------------------------------------------------- steps
+
+    def run_machine(self):
+        """Who measures."""
+        commit = run(["git", "rev-parse", "HEAD"], check=False).stdout.strip()
+        smi = shutil.which("nvidia-smi")
+        said = run([smi, "-q", "-d", "CLOCK,POWER,ECC"], check=False).stdout if smi else ""
+        return {"host": platform.platform(), "cores": os.cpu_count(), "commit": commit, "nvidia_smi": said}
+
+    def run_build(self):
+        """bpm and the tests, unless they were given."""
+        if self.bpm and self.tests:
+            return {"given": [str(self.bpm), str(self.tests)]}
+        profile = [] if self.emulated else ["--release"]
+        said = run(["cargo", "build", "--locked", *profile, "-p", "bpm-runtime", "--message-format=json"]).stdout
+        self.bpm = self.bpm or executable(said, "bpm")
+        said = run(["cargo", "test", "--locked", *profile, "-p", "bpm-runtime", "--lib", "--no-run", "--message-format=json"]).stdout
+        self.tests = self.tests or executable(said, "runtime")
+        return {"bpm": str(self.bpm), "tests": str(self.tests)}
+
+    def run_correctness(self):
+        """Every spec of the library, against machine code and against the interpreter."""
+        env = self.env | {"CARGO_MANIFEST_DIR": str(ROOT / "runtime")}
+        done = run([self.tests, "engine::device", "--nocapture", "--test-threads=1"], env, check=False)
+        lines = (done.stdout + done.stderr).splitlines()
+        bits = [line for line in lines if "have equal bits" in line]
+        result = next((line for line in lines if line.startswith("test result")), "no result")
+        failed = [line for line in lines if "panicked" in line or line.endswith("FAILED")]
+        if done.returncode != 0:
+            raise RuntimeError("\n".join([result, *failed[:10]]))
+        return {"result": result, "bits": bits}
+
+    def run_sanitizer(self):
+        """compute-sanitizer over small runs of the main specs."""
+        tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+        if self.emulated or not tool:
+            raise NotImplementedError("no GPU" if self.emulated else "compute-sanitizer is not installed")
+        found = {}
+        for spec, axes in [(RETROACTIVE, "N=40 I=5 A=3"), (SIMPLE, "N=33 I=5 A=3"), (LSTM, "N=24 I=7 O=3")]:
+            sizes = [a for axis in axes.split() for a in ("--axis", axis)]
+            command = [self.bpm, "bench", spec, *sizes, "--batch", 3, "--steps", 7, "--repeat", 1, "--device", "cuda"]
+            for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
+                done = run([tool, "--tool", check, "--error-exitcode", 9, *command], check=False, limit=300)
+                last = [line for line in (done.stdout + done.stderr).splitlines() if "=====" in line][-3:]
+                found[f"{spec} {check}"] = {"code": done.returncode, "said": last}
+                # Padding that nothing reads is never written; initcheck says so and decides nothing.
+                self.wrong |= done.returncode == 9 and check != "initcheck"
+        return found
+
+    def run_bandwidth(self):
+        """What the device is and how fast it copies."""
+        if self.emulated:
+            raise NotImplementedError("no GPU")
+        return driver.probe()
+
+    def bench(self, spec, axes, batch, steps, *options, env=None, device="cuda"):
+        """`bpm bench`."""
+        sizes = [a for name, size in axes.items() for a in ("--axis", f"{name}={size}")]
+        command = [self.bpm, "-q", "bench", spec, *sizes, "--batch", batch, "--steps", steps]
+        command += ["--repeat", self.repeat, "--json", "--device", device, "--prefer", "dense", *options]
+        return json.loads(run(command, self.env | (env or {})).stdout)
+
+    def targets_of(self):
+        """The targets as dictionaries."""
+        names = ("name", "spec", "model", "axes", "batch", "steps", "elements")
+        return [dict(zip(names, target)) for target in self.targets]
+
+    def run_targets(self):
+        """Forward, and forward with backward, of every target, on the device and on the processor."""
+        rate = self.results["steps"].get("bandwidth", {}).get("copy_bytes_per_second")
+        found = {}
+        for t in self.targets_of():
+            one = self.bench(t["spec"], t["axes"], t["batch"], t["steps"])
+            for key, per_element in BYTES.items():
+                moved = per_element * t["elements"] * t["batch"] * t["steps"]
+                one[f"us_per_step_{key}"] = 1e3 * one[key]["median"] / t["steps"]
+                one[f"share_of_copy_{key}"] = moved / (one[key]["median"] * 1e-3) / rate if rate else None
+            threads = os.cpu_count() or 1
+            self_repeat, self.repeat = self.repeat, min(self.repeat, 3)
+            cpu = self.bench(t["spec"], t["axes"], t["batch"], t["steps"], "--threads", threads, device="cpu")
+            self.repeat = self_repeat
+            found[t["name"]] = {"cuda": one, "cpu": cpu}
+        return found
+
+    def run_memory(self):
+        """Long sequences: what the device's memory must hold."""
+        steps = 10 if self.emulated else 1000
+        found = {}
+        for t in self.targets_of()[:2]:
+            one = self.bench(t["spec"], t["axes"], t["batch"], steps)
+            found[f"{t['name']} T={steps}"] = {k: one[k] for k in ("planned_mib", "forward_backward_ms")}
+        return found
+
+    def run_compile(self):
+        """How long compilation takes, the first time and from the cache."""
+        found = {}
+        for t in self.targets_of()[:3]:
+            with tempfile.TemporaryDirectory() as folder:
+                once = [self.bench(t["spec"], t["axes"], 1, 2, env={"BPM_CACHE": folder}) for _ in range(2)]
+            found[t["name"]] = {"cold_ms": once[0]["compile_ms"], "cached_ms": once[1]["compile_ms"]}
+        return found
+
+    def run_peers(self):
+        """The same networks elsewhere."""
+        found = {}
+        for t in self.targets_of():
+            sizes = [a for name, size in t["axes"].items() for a in ("--axis", f"{name}={size}")]
+            found[t["name"]] = {}
+            for name, (file, options) in VARIANTS.items():
+                module = "jax" if file.startswith("jax") else "torch"
+                try:
+                    ready = "import torch; assert torch.cuda.is_available()" if module == "torch" else (
+                        "import jax; assert jax.devices()[0].platform == 'gpu'"
+                    )
+                    if self.emulated:
+                        ready, options = f"import {module}", [o.replace("cuda", "cpu") for o in options]
+                        if "graph" in options:
+                            raise NotImplementedError("no GPU")
+                    if run([sys.executable, "-c", ready], check=False).returncode != 0:
+                        raise NotImplementedError(f"{module} is not installed, or sees no GPU")
+                    command = [sys.executable, PEERS / file, t["model"], *options, *sizes]
+                    command += ["--batch", t["batch"], "--steps", t["steps"], "--repeat", self.repeat]
+                    found[t["name"]][name] = json.loads(run(command, limit=900).stdout)
+                except NotImplementedError as skipped:
+                    found[t["name"]][name] = {"not_run": str(skipped)}
+                except Exception as error:  # out of memory is a result
+                    found[t["name"]][name] = {"failed": str(error)[-600:]}
+                self.results["steps"]["peers"] = found
+                self.save()
+        return found
+
+
+def executable(said, name):
+    """The path of a binary in cargo's messages."""
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    paths = [m["executable"] for m in lines if m.get("executable") and m["target"]["name"] == name]
+    if not paths:
+        raise RuntimeError(f"cargo made no {name}")
+    return Path(paths[-1])
+
+
+def table(results):
+    """The results for people."""
+    steps = results["steps"]
+    lines = ["# bpm on a GPU", ""]
+    if results["emulated"]:
+        lines += ["**Emulated: nothing below is a measurement.**", ""]
+    about = steps.get("bandwidth", {})
+    if "name" in about:
+        rate = about["copy_bytes_per_second"] / 1e12
+        lines += [f"{about['name']}, CUDA {about['driver_cuda']}; copies {rate:.2f} TB/s.", ""]
+    lines += ["| target | program | forward ms | forward+backward ms | µs per step | share of copy | ratio to bpm |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for name, found in steps.get("targets", {}).items():
+        if not isinstance(found, dict) or "cuda" not in found:
+            continue
+        ours = found["cuda"]
+        share = ours.get("share_of_copy_forward_backward_ms")
+        rows = [("bpm", ours, f"{100 * share:.0f} %" if share else "")]
+        rows += [(f"bpm, processor, {found['cpu']['threads']} threads", found["cpu"], "")]
+        peers = steps.get("peers", {}).get(name, {})
+        rows += [(peer, one, "") for peer, one in peers.items()]
+        count = next(t[5] for t in TARGETS + TOYS if t[0] == name)
+        for program, one, part in rows:
+            if "forward_ms" not in one:
+                lines.append(f"| {name} | {program} | {one.get('not_run') or 'failed'} | | | | |")
+                continue
+            both = one["forward_backward_ms"]["median"]
+            ratio = both / ours["forward_backward_ms"]["median"]
+            lines.append(
+                f"| {name} | {program} | {one['forward_ms']['median']:.2f} | {both:.2f} "
+                f"| {1e3 * both / count:.1f} | {part} | {ratio:.1f} |"
+            )
+    lines += ["", "| step | |", "|---|---|"]
+    for name, found in steps.items():
+        said = found.get("failed") or found.get("not_run") or found.get("result") or "done"
+        lines.append(f"| {name} | {said.splitlines()[0] if said else ''} |")
+    for name, one in steps.get("memory", {}).items():
+        if isinstance(one, dict):
+            lines.append(f"| memory, {name} | {one['planned_mib']:.0f} MiB |")
+    for name, one in steps.get("compile", {}).items():
+        if isinstance(one, dict):
+            lines.append(f"| compilation, {name} | {one['cold_ms']:.0f} ms, cached {one['cached_ms']:.1f} ms |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--emulated", "--dry-run", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "target/gpu")
+    parser.add_argument("--bpm", type=Path)
+    parser.add_argument("--tests", type=Path)
+    parser.add_argument("--only", default=",".join(STEPS))
+    arguments = parser.parse_args()
+    measure = Measure(arguments)
+    wanted = arguments.only.split(",")
+    unknown = [name for name in wanted if name not in STEPS]
+    if unknown:
+        sys.exit(f"there is no step {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    for name in STEPS:
+        # Without its binaries nothing else can run.
+        if name in wanted or (name == "build" and not (measure.bpm and measure.tests)):
+            measure.step(name)
+    (measure.out / "results.md").write_text(table(measure.results))
+    print((measure.out / "results.md").read_text())
+    sys.exit(1 if measure.wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

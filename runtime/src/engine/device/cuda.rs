@@ -1,0 +1,353 @@
+//! A CUDA device: the driver, loaded when it is asked for, so that the same program runs where there is none.
+//!
+//! All work goes into one stream. Sequences are recorded as CUDA graphs by capturing that stream.
+
+use super::{About, Address, At, Call, Device, Fault, FaultKind, Graph, Kernel, Memory, Module, nvrtc};
+use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::{DriverError, result};
+use std::ffi::{CString, c_int, c_void};
+use std::ptr::from_ref;
+
+/// The oldest driver that is used, as the driver counts: CUDA 12.0.
+const OLDEST: i32 = 12_000;
+
+/// A device and its stream.
+pub(super) struct Cuda {
+    about: About,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+}
+
+// SAFETY: contexts and streams may be used from any thread that makes the context current, as every call does.
+unsafe impl Send for Cuda {}
+// SAFETY: as above; the driver locks.
+unsafe impl Sync for Cuda {}
+
+/// The driver's word for an error, and its sentence.
+fn words(e: DriverError) -> String {
+    let text = |t: Result<&std::ffi::CStr, DriverError>| {
+        t.map_or_else(|_| format!("error {}", e.0 as u32), |t| t.to_string_lossy().into_owned())
+    };
+    format!("{} ({})", text(e.error_string()), text(e.error_name()))
+}
+
+fn lost(doing: &'static str) -> impl Fn(DriverError) -> Fault {
+    move |e| match e.0 {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            Fault::new(FaultKind::OutOfMemory, format!("the CUDA device is out of memory while {doing}"))
+                .help("another program may have taken it since it was checked: nvidia-smi shows which")
+                .help("make the batch or the sequence smaller, or use --device cpu")
+        }
+        _ => Fault::new(FaultKind::Lost, format!("the CUDA device failed while {doing}: {}", words(e)))
+            .help("nvidia-smi shows whether the device is healthy; the CPU runs the model: --device cpu"),
+    }
+}
+
+/// Whether there is a driver that can be used, and how many devices it has.
+///
+/// # Errors
+/// Why not.
+pub(super) fn count() -> Result<u32, Fault> {
+    // SAFETY: it looks for a library and calls nothing.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Fault::new(FaultKind::NoDriver, "there is no CUDA driver on this machine")
+            .help("install NVIDIA's driver (libcuda.so), or use --device cpu"));
+    }
+    let mut version = 0;
+    // SAFETY: the place is there.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(lost("asking for its version"))?;
+    check_driver(version, OLDEST)?;
+    match result::init() {
+        Ok(()) => {}
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(none()),
+        Err(DriverError(CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)) => {
+            return Err(Fault::new(
+                FaultKind::OldDriver,
+                "the CUDA library and the driver in the kernel are of different versions",
+            )
+            .help("restart the machine after an update of the driver, or use --device cpu"));
+        }
+        Err(e) => return Err(lost("starting the driver")(e)),
+    }
+    let found = result::device::get_count().map_err(lost("counting devices"))?;
+    if found <= 0 { Err(none()) } else { Ok(found as u32) }
+}
+
+fn none() -> Fault {
+    Fault::new(FaultKind::NoDevice, "the CUDA driver finds no device")
+        .help("check CUDA_VISIBLE_DEVICES and nvidia-smi, or use --device cpu")
+}
+
+/// Refuses a driver that is older than what is needed.
+fn check_driver(version: i32, needed: i32) -> Result<(), Fault> {
+    let text = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
+    if version >= needed {
+        return Ok(());
+    }
+    let message = format!(
+        "the CUDA driver is too old: it knows CUDA {}, and {} is needed",
+        text(version),
+        text(needed)
+    );
+    Err(Fault::new(FaultKind::OldDriver, message).help("update NVIDIA's driver, or use --device cpu"))
+}
+
+/// Refuses an architecture that the compiler does not know.
+fn check_architecture(device: &str, (major, minor): (i32, i32), known: &[i32]) -> Result<(), Fault> {
+    let number = 10 * major + minor;
+    if known.contains(&number) {
+        return Ok(());
+    }
+    let known: Vec<String> = known.iter().map(|n| format!("sm_{n}")).collect();
+    let message = format!(
+        "{device} has compute capability {major}.{minor}, for which the installed NVRTC cannot compile; it knows {}",
+        known.join(", ")
+    );
+    Err(Fault::new(FaultKind::Architecture, message).help(
+        "install another version of NVRTC, choose another device with --device cuda:N, or use --device cpu",
+    ))
+}
+
+impl Cuda {
+    /// The device of that number.
+    ///
+    /// # Errors
+    /// If driver, device or compiler are missing or do not go together.
+    pub(super) fn new(ordinal: u32) -> Result<Cuda, Fault> {
+        let found = count()?;
+        if ordinal >= found {
+            let message = format!("there is no CUDA device {ordinal}; there are {found}, counted from zero");
+            return Err(Fault::new(FaultKind::NoDevice, message).help("--device cuda:0 is the first"));
+        }
+        let device = result::device::get(ordinal as c_int).map_err(lost("opening it"))?;
+        let name = result::device::get_name(device).map_err(lost("asking for its name"))?;
+        let attribute = |a: sys::CUdevice_attribute| {
+            // SAFETY: the device is there.
+            unsafe { result::device::get_attribute(device, a) }.map_err(lost("asking what it is"))
+        };
+        use sys::CUdevice_attribute_enum as Attribute;
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let version = nvrtc::version()?;
+        let mut driver = 0;
+        // SAFETY: the place is there.
+        unsafe { sys::cuDriverGetVersion(&raw mut driver) }
+            .result()
+            .map_err(lost("asking for its version"))?;
+        // Machine code of a major version runs on drivers of that version.
+        check_driver(driver, 1000 * version.0)?;
+        check_architecture(&name, (major, minor), &nvrtc::architectures()?)?;
+        let about = About {
+            name,
+            architecture: format!("sm_{major}{minor}"),
+            compiler: format!("NVRTC {}.{} {}", version.0, version.1, compiler::back::cuda::FLAGS.join(" ")),
+            multiprocessors,
+        };
+        // SAFETY: the device is there; the context is released when the device is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(lost("opening it"))?;
+        // SAFETY: the context is retained.
+        unsafe { result::ctx::set_current(context) }.map_err(lost("opening it"))?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
+        let stream = stream.map_err(lost("opening a stream"))?;
+        Ok(Cuda { about, device, context, stream })
+    }
+
+    /// Makes the context that of this thread.
+    fn enter(&self) -> Result<(), Fault> {
+        // SAFETY: the context is retained as long as this lives.
+        unsafe { result::ctx::set_current(self.context) }.map_err(lost("entering its context"))
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // SAFETY: both were made by `new`; nothing else uses them any more.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+impl Device for Cuda {
+    fn about(&self) -> &About {
+        &self.about
+    }
+
+    fn memory(&self) -> Result<Memory, Fault> {
+        self.enter()?;
+        let (free, total) = result::mem_get_info().map_err(lost("asking for its memory"))?;
+        Ok(Memory { free: free as u64, total: total as u64 })
+    }
+
+    fn compile(&self, source: &str, name: &str) -> Result<Vec<u8>, Fault> {
+        nvrtc::compile(source, name, &self.about.architecture)
+    }
+
+    fn load(&self, image: &[u8]) -> Result<Module, Fault> {
+        self.enter()?;
+        // SAFETY: the driver checks what it is given, and reads as far as the image says; images come from NVRTC
+        // or from the cache, which has checked its hash.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|e| {
+            Fault::new(FaultKind::Image, format!("compiled kernels cannot be loaded: {}", words(e)))
+                .help("update NVIDIA's driver, or use --device cpu")
+        })?;
+        Ok(Module(module as u64))
+    }
+
+    fn unload(&self, Module(module): Module) {
+        let _ = self.enter();
+        // SAFETY: `load` gave it, and its kernels are not used any more.
+        let _ = unsafe { result::module::unload(module as sys::CUmodule) };
+    }
+
+    fn kernel(&self, Module(module): Module, name: &str) -> Result<Kernel, Fault> {
+        self.enter()?;
+        let missing = || Fault::new(FaultKind::Image, format!("compiled kernels have no `{name}`"));
+        let text = CString::new(name).map_err(|_| missing())?;
+        // SAFETY: `load` gave the module.
+        let found = unsafe { result::module::get_function(module as sys::CUmodule, text) };
+        Ok(Kernel(found.map_err(|_| missing())? as u64))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, Fault> {
+        self.enter()?;
+        // SAFETY: the memory is written before it is read.
+        let at = unsafe { result::malloc_sync(bytes) }.map_err(lost("taking memory"))?;
+        Ok(at as Address)
+    }
+
+    unsafe fn free(&self, at: Address) {
+        let _ = self.enter();
+        // SAFETY: `allocate` gave it; freeing waits for work under way.
+        let _ = unsafe { result::free_sync(at as sys::CUdeviceptr) };
+    }
+
+    unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<(), Fault> {
+        self.enter()?;
+        // SAFETY: the caller vouches for the place. The host's memory is pageable, so that the driver has copied it
+        // when the call returns.
+        unsafe { result::memcpy_htod_async(to as sys::CUdeviceptr, from, self.stream) }
+            .map_err(lost("copying to it"))
+    }
+
+    unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Fault> {
+        self.enter()?;
+        // SAFETY: the caller vouches for the place, and the stream is waited for.
+        unsafe {
+            result::memcpy_dtoh_async(to, from as sys::CUdeviceptr, self.stream)
+                .map_err(lost("copying from it"))?;
+            result::stream::synchronize(self.stream).map_err(lost("running kernels"))
+        }
+    }
+
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Fault> {
+        self.enter()?;
+        let (to, from) = (to as sys::CUdeviceptr, from as sys::CUdeviceptr);
+        // SAFETY: the caller vouches for both places.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(lost("copying"))
+    }
+
+    unsafe fn clear(&self, at: Address, bytes: usize) -> Result<(), Fault> {
+        self.enter()?;
+        // SAFETY: the caller vouches for the place.
+        unsafe { result::memset_d8_async(at as sys::CUdeviceptr, 0, bytes, self.stream) }
+            .map_err(lost("clearing"))
+    }
+
+    unsafe fn launch(&self, kernel: Kernel, grid: [u32; 2], threads: u32, call: &Call) -> Result<(), Fault> {
+        self.enter()?;
+        let [x, y] = grid;
+        let run = |arguments: &mut [*mut c_void]| {
+            let kernel = kernel.0 as sys::CUfunction;
+            // SAFETY: the caller vouches for the arguments; the driver copies them before it returns.
+            unsafe { result::launch_kernel(kernel, (x, y, 1), (threads, 1, 1), 0, self.stream, arguments) }
+                .map_err(lost("launching a kernel"))
+        };
+        match call {
+            Call::Step(tape, at) => run(&mut [place(tape), place::<At>(at)]),
+            Call::Hoisted(tape, at, [steps, rows], sum) => {
+                run(&mut [place(tape), place(at), place(steps), place(rows), place(sum)])
+            }
+            Call::AddRows(grads, [rows, length], sum) => {
+                run(&mut [place(grads), place(rows), place(length), place(sum)])
+            }
+            Call::Move(moved) => run(&mut [place(moved)]),
+        }
+    }
+
+    fn record(&self) -> Result<(), Fault> {
+        self.enter()?;
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(lost("recording"))
+    }
+
+    fn recorded(&self) -> Result<Graph, Fault> {
+        self.enter()?;
+        // SAFETY: the stream is being captured; the graph is not used once it is instantiated.
+        unsafe {
+            let graph = result::stream::end_capture(self.stream).map_err(lost("recording"))?;
+            let mut ready = std::ptr::null_mut();
+            let done = sys::cuGraphInstantiateWithFlags(&raw mut ready, graph, 0).result();
+            let _ = result::graph::destroy(graph);
+            done.map_err(lost("preparing a recording"))?;
+            Ok(Graph(ready as u64))
+        }
+    }
+
+    unsafe fn replay(&self, Graph(graph): Graph) -> Result<(), Fault> {
+        self.enter()?;
+        // SAFETY: `recorded` gave it, and the caller vouches for what is in it.
+        unsafe { result::graph::launch(graph as sys::CUgraphExec, self.stream) }
+            .map_err(lost("running a recording"))
+    }
+
+    fn forget(&self, Graph(graph): Graph) {
+        let _ = self.enter();
+        // SAFETY: `recorded` gave it; the driver keeps what is still running.
+        let _ = unsafe { result::graph::exec_destroy(graph as sys::CUgraphExec) };
+    }
+}
+
+/// Where an argument lies.
+fn place<T>(argument: &T) -> *mut c_void {
+    from_ref(argument).cast_mut().cast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_and_architectures_are_judged() {
+        assert!(check_driver(13_000, 12_000).is_ok());
+        let old = check_driver(11_080, 12_000).expect_err("too old");
+        assert_eq!(old.kind, FaultKind::OldDriver);
+        assert_eq!(old.message, "the CUDA driver is too old: it knows CUDA 11.8, and 12.0 is needed");
+        assert!(check_architecture("x", (9, 0), &[80, 90]).is_ok());
+        let wrong = check_architecture("Tesla P100", (6, 0), &[75, 90]).expect_err("unknown");
+        assert_eq!(wrong.kind, FaultKind::Architecture);
+        assert!(wrong.message.contains("6.0") && wrong.message.ends_with("it knows sm_75, sm_90"));
+    }
+
+    #[test]
+    fn out_of_memory_is_told_apart() {
+        let fault = |e| lost("taking memory")(DriverError(e)).kind;
+        assert_eq!(fault(CUresult::CUDA_ERROR_OUT_OF_MEMORY), FaultKind::OutOfMemory);
+    }
+
+    #[test]
+    fn a_machine_without_a_driver_is_told_so() {
+        match count() {
+            Err(fault) if fault.kind == FaultKind::NoDriver => {
+                assert!(fault.help[0].contains("--device cpu"))
+            }
+            Err(fault) => assert!(!fault.help.is_empty(), "{fault}"),
+            Ok(devices) => assert!(devices > 0),
+        }
+    }
+}

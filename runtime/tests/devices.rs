@@ -1,0 +1,278 @@
+//! `bpm --device cuda`, with the emulated device in the place of a GPU: the same runs as on the processor, and what
+//! is said where there is no device or too little memory.
+
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const SPEC: &str = "spec tiny {
+  axis I = ?, N = 6, A = ?
+  in u[I]
+  learn Wx[N,I], bx[N] ~ linear
+  learn W[N,N], alpha[N,N] ~ uniform(0, 0.1)
+  learn eta in (0, 1) = 0.1
+  learn Wo[A,N], bo[A], wv[N], bv ~ linear
+  learn y0[N] ~ uniform(-0.1, 0.1)
+  state y[N] = y0
+  plastic H[N,N] = 0 KEEP
+  y' = tanh(Wx @ u + bx + (W + alpha * H) @ y)
+  H'[j,i] = clip(H + eta * y'[j] * y[i], -1, 1)
+  penalty 0.1 * mean(y' * y')
+  out policy[A] = Wo @ y' + bo
+  out value = wv . y' + bv
+}
+";
+
+const RECIPE: &str = "spec = \"tiny.bpm\"
+[task]
+name = \"cue-reward\"
+cues = 2
+bits = 2
+steps = 8
+[optimiser]
+rate = 0.01
+[run]
+batch = 3
+updates = 4
+log_every = 1
+checkpoint_every = 2
+";
+
+const COMPLETION: &str = "spec = \"match.bpm\"
+[task]
+name = \"pattern-completion\"
+bits = 8
+patterns = 2
+cycles = 1
+shows = 2
+blanks = 1
+tests = 2
+[run]
+batch = 3
+updates = 2
+log_every = 1
+";
+
+const MATCH: &str = "spec match {
+  axis N = ?
+  in u[N]
+  learn W[N,N], alpha[N,N] ~ uniform(0, 0.1)
+  learn eta in (0, 1) = 0.1
+  state y[N] = 0
+  plastic H[N,N] = 0
+  y' = tanh(10 * u + (W + alpha * H) @ y)
+  H'[j,i] = (1 - eta) * H + eta * y'[j] * y[i]
+  out x[N] = y'
+}
+";
+
+const WORDS: &str = "spec = \"words.bpm\"
+[task]
+name = \"language-model\"
+corpus = \"words\"
+window = 4
+epochs = 1
+valid_batch = 2
+[learner]
+embedding = 5
+start = 0.5
+[optimiser]
+rate = 0.5
+clip = 1.0
+[run]
+batch = 3
+log_every = 3
+checkpoint_every = 7
+";
+
+const READER: &str = "spec words {
+  axis I = ?, N = 6
+  in u[I]
+  noise drop[N] ~ dropout(0.5)
+  learn Wx[N,I], bx[N] ~ linear
+  learn W[N,N], alpha[N,N] ~ uniform(0.2, 0.5)
+  state h[N] = 0
+  plastic P[N,N] = 0
+  h' = tanh(Wx @ u + bx + (W + alpha * P) @ h)
+  P'[j,i] = clip(P + 0.5 * h'[j] * h[i], -1, 1)
+  out y[N] = drop * h'
+}
+";
+
+struct Place {
+    folder: tempfile::TempDir,
+    /// The memory of the emulated device; none without a device.
+    device: Option<&'static str>,
+}
+
+/// Whether there is a C++ compiler for the emulated device; if not, it is said.
+fn has_compiler() -> bool {
+    let names = std::env::var("CXX").ok().into_iter().chain(["g++", "clang++", "c++"].map(str::to_owned));
+    let works = |name: String| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+    if names.into_iter().any(works) {
+        return true;
+    }
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "NOT RUN: the emulated device: there is no C++ compiler");
+    assert!(std::env::var_os("BPM_CUDA").is_none(), "BPM_CUDA wants a C++ compiler");
+    false
+}
+
+impl Place {
+    fn new() -> std::io::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let place = Place { folder, device: Some("1") };
+        for (name, text) in [
+            ("tiny.bpm", SPEC.replace(" KEEP", "").as_str()),
+            ("kept.bpm", &SPEC.replace("KEEP", "every 2 episodes")),
+            ("r.toml", RECIPE),
+            ("match.bpm", MATCH),
+            ("c.toml", COMPLETION),
+            ("words.bpm", READER),
+            ("w.toml", WORDS),
+        ] {
+            std::fs::write(place.path(name), text)?;
+        }
+        Ok(place)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn bpm(&self, args: &str) -> std::io::Result<Output> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bpm"));
+        command.current_dir(self.folder.path()).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
+        command.env("BPM_CACHE", self.path("cache")).env_remove("BPM_EMULATED_CUDA");
+        command.envs(self.device.map(|d| ("BPM_EMULATED_CUDA", d)));
+        command.args(args.split_whitespace()).output()
+    }
+
+    fn ok(&self, args: &str) -> Result<String, Box<dyn std::error::Error>> {
+        let out = self.bpm(args)?;
+        assert!(out.status.success(), "{args}: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(String::from_utf8(out.stdout)?)
+    }
+
+    fn fails(&self, args: &str, code: i32, words: &[&str]) -> Outcome {
+        let out = self.bpm(args)?;
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{args}: {text}");
+        assert!(!text.contains("panicked"), "{text}");
+        for word in words {
+            assert!(text.contains(word), "{args}: no `{word}` in\n{text}");
+        }
+        Ok(())
+    }
+
+    fn metrics(&self, run: &str) -> Result<Vec<Value>, Box<dyn std::error::Error>> {
+        let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl"))?;
+        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    }
+
+    /// Trains on both, and compares all that is measured.
+    fn agree(&self, args: &str) -> Outcome {
+        self.ok(&format!("{args} --device cpu --out cpu"))?;
+        self.ok(&format!("{args} --device cuda --out cuda"))?;
+        let (one, two) = (self.metrics("cpu")?, self.metrics("cuda")?);
+        assert!(!one.is_empty() && one.len() == two.len(), "{args}");
+        for (x, y) in one.iter().zip(&two) {
+            for (name, value) in x.as_object().into_iter().flatten().filter(|(name, _)| *name != "seconds") {
+                let (a, b) = (value.as_f64().unwrap_or(0.0), y[name].as_f64().unwrap_or(f64::NAN));
+                assert!(
+                    (a - b).abs() <= 1e-4 * a.abs().max(1e-2),
+                    "{args}: {name} is {b}, on the processor {a}"
+                );
+            }
+        }
+        let run: Value = serde_json::from_str(&std::fs::read_to_string(self.path("cuda/run.json"))?)?;
+        assert_eq!(run["device"], "emulated device");
+        Ok(())
+    }
+
+    fn clear(&self) -> Outcome {
+        for run in ["cpu", "cuda"] {
+            std::fs::remove_dir_all(self.path(run))?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn environments_answer_a_device_as_they_answer_a_processor() -> Outcome {
+    if !has_compiler() {
+        return Ok(());
+    }
+    let p = Place::new()?;
+    for extra in ["--set learner.baseline=first", "--set spec=kept.bpm"] {
+        p.agree(&format!("train r.toml {extra}"))?;
+        p.clear()?;
+    }
+    p.agree("train r.toml")?;
+    let eval = |device: &str| p.ok(&format!("eval cuda --episodes 7 --json --device {device}"));
+    assert_eq!(eval("cuda")?, eval("cpu")?, "the same actions give the same scores");
+    p.ok("train cuda --resume --device cuda --updates 6")?;
+    assert_eq!(p.metrics("cuda")?.len(), 6);
+    Ok(())
+}
+
+#[test]
+fn known_sequences_are_learned_on_a_device() -> Outcome {
+    if !has_compiler() {
+        return Ok(());
+    }
+    let p = Place::new()?;
+    p.agree("train c.toml")?;
+    let eval = |device: &str| p.ok(&format!("eval cuda --episodes 5 --json --device {device}"));
+    let (one, two): (Value, Value) =
+        (serde_json::from_str(&eval("cuda")?)?, serde_json::from_str(&eval("cpu")?)?);
+    for (name, score) in one["scores"].as_object().into_iter().flatten() {
+        let (a, b) = (score["mean"].as_f64(), two["scores"][name]["mean"].as_f64());
+        assert!(a.zip(b).is_some_and(|(a, b)| (a - b).abs() < 1e-4), "{name}: {a:?} {b:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn texts_are_read_on_a_device() -> Outcome {
+    if !has_compiler() {
+        return Ok(());
+    }
+    let p = Place::new()?;
+    std::fs::create_dir(p.path("words"))?;
+    let words = ["a", "b", "c", "d"];
+    let text =
+        |n: usize, k: usize| (0..n).map(|t| words[(t * t + t / 3 + k * t) % 4]).collect::<Vec<_>>().join(" ");
+    for (name, count) in [("train", 90), ("valid", 40), ("test", 40)] {
+        std::fs::write(p.path("words").join(format!("{name}.txt")), text(count, count % 7) + "\n")?;
+    }
+    p.agree("train w.toml --data words")
+}
+
+#[test]
+fn what_cannot_run_on_a_device_is_told_with_its_remedy() -> Outcome {
+    let mut p = Place::new()?;
+    let bench = "bench tiny.bpm --axis I=3 --axis A=2 --axis N=20 --batch 64 --steps 50 --repeat 1";
+    if has_compiler() {
+        p.device = Some("400000");
+        let words = [
+            "of memory on emulated device, where 38",
+            "KiB of 390.6 KiB are free",
+            "64 rows of 50 steps",
+            "with --batch ",
+            "--device cpu",
+        ];
+        p.fails(&format!("{bench} --device cuda"), 3, &words)?;
+        assert!(p.ok(&format!("{bench} --device cpu"))?.contains("throughput"));
+    }
+    p.device = None;
+    let out = p.bpm(&format!("{bench} --device cuda:7"))?;
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(3), "{text}");
+    // Without a GPU there is no driver; with one there is no eighth.
+    assert!(text.contains("there is no CUDA d") && text.contains("help: "), "{text}");
+    p.device = Some("1");
+    p.fails(&format!("{bench} --device cuda --backend interp"), 2, &["leave --backend out"])
+}
