@@ -105,6 +105,8 @@ struct Place {
     folder: tempfile::TempDir,
     /// The memory of the emulated device; none without a device.
     device: Option<&'static str>,
+    /// Where libraries are looked for first, if not where they usually are.
+    libraries: Option<PathBuf>,
 }
 
 /// Whether there is a C++ compiler for the emulated device; if not, it is said.
@@ -123,7 +125,7 @@ fn has_compiler() -> bool {
 impl Place {
     fn new() -> std::io::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let place = Place { folder, device: Some("1") };
+        let place = Place { folder, device: Some("1"), libraries: None };
         for (name, text) in [
             ("tiny.bpm", SPEC.replace(" KEEP", "").as_str()),
             ("kept.bpm", &SPEC.replace("KEEP", "every 2 episodes")),
@@ -147,6 +149,7 @@ impl Place {
         command.current_dir(self.folder.path()).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
         command.env("BPM_CACHE", self.path("cache")).env_remove("BPM_EMULATED_CUDA");
         command.envs(self.device.map(|d| ("BPM_EMULATED_CUDA", d)));
+        command.envs(self.libraries.as_ref().map(|l| ("LD_LIBRARY_PATH", l)));
         command.args(args.split_whitespace()).output()
     }
 
@@ -275,4 +278,27 @@ fn what_cannot_run_on_a_device_is_told_with_its_remedy() -> Outcome {
     assert!(text.contains("there is no CUDA d") && text.contains("help: "), "{text}");
     p.device = Some("1");
     p.fails(&format!("{bench} --device cuda --backend interp"), 2, &["leave --backend out"])
+}
+
+/// A stub of the driver, as build systems have, or something else of its name.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_library_that_is_no_driver_is_told() -> Outcome {
+    let mut p = Place::new()?;
+    if !has_compiler() {
+        return Ok(());
+    }
+    std::fs::write(p.path("empty.cpp"), "extern \"C\" int bpm_nothing() { return 0; }\n")?;
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
+    let built = Command::new(compiler)
+        .current_dir(p.folder.path())
+        .args(["-shared", "-fPIC", "-o", "libcuda.so", "empty.cpp"])
+        .status()?;
+    assert!(built.success());
+    p.device = None;
+    p.libraries = Some(p.folder.path().to_path_buf());
+    let words = ["libcuda.so is no CUDA driver", "install NVIDIA's driver", "--device cpu"];
+    p.fails("train r.toml --device cuda --out cuda", 3, &words)?;
+    p.ok("train r.toml --out auto")?;
+    Ok(())
 }

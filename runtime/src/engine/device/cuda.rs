@@ -54,6 +54,15 @@ pub(super) fn count() -> Result<u32, Fault> {
         return Err(Fault::new(FaultKind::NoDriver, "there is no CUDA driver on this machine")
             .help("install NVIDIA's driver (libcuda.so), or use --device cpu"));
     }
+    let has = |symbol: &[u8]| {
+        // SAFETY: the library is there; the symbol is looked for and not called.
+        unsafe { sys::culib().get::<unsafe extern "C" fn()>(symbol).is_ok() }
+    };
+    // All that is called later is part of every driver that is new enough.
+    if !has(b"cuDriverGetVersion") || !has(b"cuInit") {
+        return Err(Fault::new(FaultKind::NoDriver, "libcuda.so is no CUDA driver: it lacks cuDriverGetVersion")
+            .help("look for another file of that name in LD_LIBRARY_PATH, install NVIDIA's driver, or use --device cpu"));
+    }
     let mut version = 0;
     // SAFETY: the place is there.
     unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(lost("asking for its version"))?;

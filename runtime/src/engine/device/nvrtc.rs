@@ -19,6 +19,14 @@ pub(super) fn version() -> Result<(i32, i32), Fault> {
         let message = "NVRTC, the compiler of CUDA kernels, is not installed";
         return Err(Fault::new(FaultKind::NoCompiler, message).help(INSTALL));
     }
+    let has = |symbol: &[u8]| {
+        // SAFETY: the library is there; the symbol is looked for and not called.
+        unsafe { sys::culib().get::<unsafe extern "C" fn()>(symbol).is_ok() }
+    };
+    if !has(b"nvrtcVersion") || !has(b"nvrtcGetNumSupportedArchs") || !has(b"nvrtcGetCUBIN") {
+        let message = "the NVRTC that is installed is older than CUDA 11.2";
+        return Err(Fault::new(FaultKind::NoCompiler, message).help(INSTALL));
+    }
     let (mut major, mut minor) = (0, 0);
     // SAFETY: both places are there.
     unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().map_err(|e| {
