@@ -197,7 +197,7 @@ fn language_models_have_the_published_sizes() {
 #[test]
 fn the_output_layer_of_one_shot_classification_has_the_published_size() {
     assert_eq!(
-        parameters("differentiable_plasticity/omniglot_head.bpm", &[("D", 64), ("O", 5)]),
+        parameters("differentiable_plasticity/omniglot_head.bpm", &[("I", 64), ("O", 5)]),
         112_065 - 111_424
     );
 }

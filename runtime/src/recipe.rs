@@ -250,7 +250,9 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
             DeValue::Array(items) => {
                 let index: usize = parts.next()?.parse().ok()?;
                 match items.get(index)?.get_ref() {
-                    DeValue::Table(inner) if inner.iter().any(|(n, _)| Some(&&**n.get_ref()) == parts.peek()) => {
+                    DeValue::Table(inner)
+                        if inner.iter().any(|(n, _)| Some(&&**n.get_ref()) == parts.peek()) =>
+                    {
                         inner
                     }
                     _ => return Some(line(items.get(index)?.span().start)),

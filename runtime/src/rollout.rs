@@ -311,9 +311,8 @@ impl Stage<'_> {
         let start = self.start(address, carried);
         self.bound.begin(tape, start.as_ref());
         let mut episode = self.task.episode(address);
-        let known = knows_inputs(self.task).then(|| {
-            self.show(address, &mut *episode, &mut Record::default(), &mut Stopwatch::default())
-        });
+        let known = knows_inputs(self.task)
+            .then(|| self.show(address, &mut *episode, &mut Record::default(), &mut Stopwatch::default()));
         for t in 0..self.task.steps() {
             match &known {
                 Some(shown) => {

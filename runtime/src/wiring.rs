@@ -210,7 +210,8 @@ fn label(sizes: &Sizes, input: &Input, id: InputId, classes: usize) -> Result<In
         return Ok(id);
     }
     let (name, found) = (&input.name, crate::tensors::brackets(&dims));
-    let message = format!("input `{name}` has shape {found}, but the labels of the task have {classes} classes");
+    let message =
+        format!("input `{name}` has shape {found}, but the labels of the task have {classes} classes");
     Err(Error::input(message).help("declare `axis O = ?` and `in target label[O]`; the task binds O"))
 }
 

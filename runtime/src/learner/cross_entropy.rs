@@ -169,7 +169,10 @@ mod tests {
                     };
                     let slope = 0.5 * (at(1e-5) - at(-1e-5)) / 2e-5;
                     let error = (slope - f64::from(bar[k])).abs();
-                    assert!(error < 1e-7 + 1e-6 * slope.abs(), "{learner:?} {logits:?} {class} {k}: {slope} {bar:?}");
+                    assert!(
+                        error < 1e-7 + 1e-6 * slope.abs(),
+                        "{learner:?} {logits:?} {class} {k}: {slope} {bar:?}"
+                    );
                 }
             }
         }

@@ -152,7 +152,8 @@ mod tests {
         zip(&folder.path().join("images_b.zip"), &two);
         zip(&folder.path().join("strokes_b.zip"), &[("b/Greek/character09/7_01.png", b"nothing")]);
         let found = read(folder.path(), 2).expect("read");
-        let names: Vec<(&str, usize)> = found.all.iter().map(|c| (c.name.as_str(), c.drawings.len())).collect();
+        let names: Vec<(&str, usize)> =
+            found.all.iter().map(|c| (c.name.as_str(), c.drawings.len())).collect();
         assert_eq!(names, [("Greek/character01", 1), ("Latin/character01", 2)]);
         assert_eq!(found.all[1].drawings, [[0, 255, 0, 255], [255; 4]]);
     }

@@ -111,7 +111,8 @@ mod tests {
         let (mut same, mut other) = (vec![], vec![]);
         for (k, a) in found.all.iter().enumerate() {
             assert_eq!((a.drawings.len(), a.drawings[0].len()), (DRAWINGS, 961));
-            let ink = a.drawings.iter().flatten().map(|p| 1.0 - f64::from(*p) / 255.0).sum::<f64>() / 19_220.0;
+            let ink =
+                a.drawings.iter().flatten().map(|p| 1.0 - f64::from(*p) / 255.0).sum::<f64>() / 19_220.0;
             assert!((0.02..0.35).contains(&ink), "{ink}");
             same.push(apart(&a.drawings[0], &a.drawings[1]));
             other.extend(found.all[..k].iter().map(|b| apart(&a.drawings[0], &b.drawings[0])));

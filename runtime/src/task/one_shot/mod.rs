@@ -47,15 +47,21 @@ pub struct OneShot {
 impl OneShot {
     /// Reads the options, and the characters if there is a folder of them.
     pub fn new(o: &mut Options) -> Self {
-        let folder = o.folder("data", "folder of Omniglot's images_*.zip; empty: generated characters; also --data");
+        let folder =
+            o.folder("data", "folder of Omniglot's images_*.zip; empty: generated characters; also --data");
         let generated = o.size("characters", 300, 2..=1 << 16, "how many are generated, without data");
         let held_out = o.size("held_out", 100, 1..=1 << 16, "characters that only evaluation shows");
-        let seed = o.integer("split_seed", 0, 0..=i64::MAX, "seed of which are held out, and of generated ones");
+        let seed =
+            o.integer("split_seed", 0, 0..=i64::MAX, "seed of which are held out, and of generated ones");
         let mut task = OneShot {
             ways: o.size("ways", 5, 2..=1 << 10, "characters of an episode"),
             shots: o.size("shots", 1, 1..=generated::DRAWINGS - 1, "labelled drawings of each"),
             side: o.size("side", 31, 5..=105, "edge of an image; drawings are reduced by averaging"),
-            rotations: if o.flag("rotations", true, "turn every character by a multiple of 90 degrees") { 4 } else { 1 },
+            rotations: if o.flag("rotations", true, "turn every character by a multiple of 90 degrees") {
+                4
+            } else {
+                1
+            },
             split_seed: seed as u64,
             generated,
             read: OnceLock::new(),
@@ -152,7 +158,8 @@ impl Task for OneShot {
         for (class, place) in places.into_iter().enumerate() {
             let character = pool[place];
             let turns = stream.below(self.rotations);
-            let drawings = distinct(&mut stream, self.characters().all[character].drawings.len(), self.shots + 1);
+            let drawings =
+                distinct(&mut stream, self.characters().all[character].drawings.len(), self.shots + 1);
             let mut views = drawings.into_iter().map(|drawing| View { class, character, drawing, turns });
             test = if class == tested { views.next() } else { test };
             shown.extend(views.take(self.shots));

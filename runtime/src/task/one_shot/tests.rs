@@ -144,14 +144,22 @@ fn too_few_characters() {
         let mut o = Options::new("task", text.parse().expect("toml"));
         OneShot::new(&mut o);
         let (_, problems) = o.finish();
-        problems.into_iter().map(|p| format!("{}: {} [{}]", p.key, p.message, p.help.unwrap_or_default())).collect::<Vec<_>>()
+        problems
+            .into_iter()
+            .map(|p| format!("{}: {} [{}]", p.key, p.message, p.help.unwrap_or_default()))
+            .collect::<Vec<_>>()
     };
     assert_eq!(
         problem("characters = 20\nheld_out = 18"),
-        ["task.held_out: of 20 characters, 18 are held out; an episode needs 5, from those or from the others \
-          [hold out 5 to 15]"]
+        [
+            "task.held_out: of 20 characters, 18 are held out; an episode needs 5, from those or from the others \
+          [hold out 5 to 15]"
+        ]
     );
     assert!(problem("characters = 8\nheld_out = 4")[0].ends_with("[give more characters, or fewer `ways`]"));
     let missing = &problem("data = \"/no/such/folder\"")[0];
-    assert!(missing.contains("cannot list `/no/such/folder`: no such file") && missing.contains("--data"), "{missing}");
+    assert!(
+        missing.contains("cannot list `/no/such/folder`: no such file") && missing.contains("--data"),
+        "{missing}"
+    );
 }
