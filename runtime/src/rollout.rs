@@ -423,7 +423,7 @@ fn choose(logits: &[f32], address: Address, t: usize, choice: Choice) -> usize {
             let p = crate::learner::softmax(logits);
             address.stream(Purpose::Action, t as u32).categorical(&p)
         }
-        Choice::Greedy => crate::learner::likeliest(logits),
+        Choice::Greedy => crate::task::likeliest(logits),
     }
 }
 

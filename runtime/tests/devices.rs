@@ -55,6 +55,23 @@ updates = 2
 log_every = 1
 ";
 
+const ONE_SHOT: &str = "spec = \"head.bpm\"
+[task]
+name = \"one-shot\"
+characters = 20
+held_out = 8
+side = 9
+ways = 3
+[encoder]
+layers = [{ channels = 4, size = 3, stride = 2 }]
+[optimiser]
+rate = 0.01
+[run]
+batch = 3
+updates = 4
+log_every = 1
+";
+
 const MATCH: &str = "spec match {
   axis N = ?
   in u[N]
@@ -133,6 +150,8 @@ impl Place {
             ("match.bpm", MATCH),
             ("c.toml", COMPLETION),
             ("words.bpm", READER),
+            ("head.bpm", include_str!("../../specs/differentiable_plasticity/omniglot_head.bpm")),
+            ("o.toml", ONE_SHOT),
             ("w.toml", WORDS),
         ] {
             std::fs::write(place.path(name), text)?;
@@ -236,6 +255,16 @@ fn known_sequences_are_learned_on_a_device() -> Outcome {
         assert!(a.zip(b).is_some_and(|(a, b)| (a - b).abs() < 1e-4), "{name}: {a:?} {b:?}");
     }
     Ok(())
+}
+
+/// With an encoder, which stays on the processor, and labels.
+#[test]
+fn characters_are_learned_on_a_device() -> Outcome {
+    let p = Place::new()?;
+    if !has_compiler() {
+        return Ok(());
+    }
+    p.agree("train o.toml")
 }
 
 #[test]

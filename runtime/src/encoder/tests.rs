@@ -1,3 +1,5 @@
+//! Features and gradients against their definitions; recipes of encoders.
+
 use super::*;
 use crate::options::Options;
 

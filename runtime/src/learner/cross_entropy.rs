@@ -22,6 +22,7 @@
 //! where no term is a difference of large numbers: `p_j / q_k` is at most 1.
 
 use crate::options::Options;
+use crate::task::hot;
 
 /// What is summed over the classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,17 +106,6 @@ impl CrossEntropy {
             *slot = (slope * share) as f32;
         }
     }
-}
-
-/// The class that a one-hot vector names.
-pub(crate) fn hot(target: &[f32]) -> usize {
-    target.iter().position(|x| *x == 1.0).unwrap_or(0)
-}
-
-/// The likeliest class; the first of several.
-pub(crate) fn likeliest(logits: &[f32]) -> usize {
-    let top = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    logits.iter().position(|&z| z == top).unwrap_or(0)
 }
 
 #[cfg(test)]

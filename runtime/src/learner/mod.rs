@@ -15,7 +15,6 @@ use crate::task::{Defaults, Goal};
 pub(crate) use actor_critic::softmax;
 pub use actor_critic::{ActorCritic, Baseline, Terms};
 pub use cross_entropy::{CrossEntropy, Form};
-pub(crate) use cross_entropy::{hot, likeliest};
 pub use squared_error::SquaredError;
 
 /// The names of all learners.

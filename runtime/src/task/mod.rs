@@ -206,6 +206,17 @@ fn one_hot(slots: &mut [f32], hot: Option<usize>) {
     }
 }
 
+/// The class that a one-hot vector names.
+pub(crate) fn hot(target: &[f32]) -> usize {
+    target.iter().position(|x| *x == 1.0).unwrap_or(0)
+}
+
+/// The likeliest class; the first of several.
+pub(crate) fn likeliest(logits: &[f32]) -> usize {
+    let top = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    logits.iter().position(|&z| z == top).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod testing {
     use super::*;

@@ -20,9 +20,8 @@ mod archive;
 mod characters;
 mod generated;
 
-use super::{Episode, Goal, Task};
+use super::{Episode, Goal, Task, hot, likeliest};
 use crate::encoder::Map;
-use crate::learner::{hot, likeliest};
 use crate::options::Options;
 use crate::rng::{Address, Domain, Purpose, Stream};
 use characters::Characters;

@@ -1,3 +1,5 @@
+//! What episodes show, and to whom.
+
 use super::*;
 use crate::task::testing::{address, task};
 
