@@ -201,7 +201,10 @@ fn mistakes_are_told() -> Outcome {
         "train wide.toml --out a",
         &["wide.toml:10", "do not fit into a map of 9 by 9", "smaller sizes"],
     )?;
-    p.fails("train r.toml --set task.ways=40 --out a", &["r.toml:5", "10 are held out; an episode needs 40"])?;
+    p.fails(
+        "train r.toml --set task.ways=40 --out a",
+        &["r.toml:5", "10 are held out; an episode needs 40"],
+    )?;
     p.fails("train r.toml --data nowhere --out a", &["nowhere", "--data"])?;
     p.fails("train r.toml --set learner.name=squared-error --out a", &["does not suit", "cross-entropy"])?;
     std::fs::write(p.path("images_x.zip"), b"PK no archive")?;
