@@ -68,10 +68,10 @@ fn features_are_as_defined() {
     let found = Bound { encoder: &encoder, weights: &weights }.forward(&images, 3);
     let sizes: Vec<usize> = found.iter().map(Vec::len).collect();
     assert_eq!(sizes, [3 * 4 * 3 * 5, 3 * 3 * 2 * 4, 3 * 3]);
-    for k in 0..9 {
+    for (k, found) in found[2].iter().enumerate() {
         let mix: Vec<f32> = (0..9).map(|i| f32::from(u8::from(i == k))).collect();
         let wanted = meant(&encoder, &weights, &images, &mix);
-        assert!((f64::from(found[2][k]) - wanted).abs() < 1e-6, "{k}: {} {wanted}", found[2][k]);
+        assert!((f64::from(*found) - wanted).abs() < 1e-6, "{k}: {found} {wanted}");
         assert!(wanted.abs() > 1e-3, "vacuous");
     }
 }

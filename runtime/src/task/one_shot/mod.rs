@@ -25,7 +25,7 @@ use crate::encoder::Map;
 use crate::options::Options;
 use crate::rng::{Address, Domain, Purpose, Stream};
 use characters::Characters;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::OnceLock;
 
 /// The task.
@@ -73,7 +73,7 @@ impl OneShot {
     }
 
     /// Reads a data set; gives the number of its characters.
-    fn load(&mut self, o: &mut Options, folder: &PathBuf) -> usize {
+    fn load(&mut self, o: &mut Options, folder: &Path) -> usize {
         let found = archive::read(folder, self.side).and_then(|c| c.check(self.shots + 1).map(|()| c));
         match found {
             Ok(characters) => {
