@@ -6,6 +6,8 @@
 //! attached to names here.
 
 mod access;
+mod declarations;
+mod equations;
 mod expressions;
 mod items;
 mod judge;
