@@ -18,6 +18,7 @@ pub mod engine;
 pub mod error;
 pub mod eval;
 pub mod exact;
+pub mod exchange;
 pub mod files;
 pub mod language;
 pub mod learner;

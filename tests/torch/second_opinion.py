@@ -136,7 +136,7 @@ def opinion(model):
         loss.backward()
     gradient = lambda x: torch.zeros_like(x) if x.grad is None else x.grad
     found |= {f"grad.{n}": gradient(x) for n, x in model.named_parameters() if x.requires_grad}
-    found |= {f"grad.in.{n}": gradient(x) for n, x in inputs.items()}
+    found |= {f"grad.in.{n}": gradient(x) for n, x in inputs.items() if not hasattr(model, f"draw_{n}")}
     found |= {f"grad.init.{n}": gradient(x) for n, x in zip(state._fields, added)}
     return found
 
@@ -147,8 +147,9 @@ def check_files(module, network, model):
     other.load_state_dict(model.state_dict())
     values = {}
     for name, tensor in model.state_dict().items():
-        owner = name.removesuffix(".raw")
-        values[owner if owner != name else name] = model.get_submodule(owner)() if owner != name else tensor
+        place = name.removesuffix(".raw")
+        # A word that Python needs for itself has an underscore here, and none in the spec.
+        values[place.removesuffix("_")] = model.get_submodule(place)() if place != name else tensor
     other = made(network)
     other.load_state_dict(values)
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values()):

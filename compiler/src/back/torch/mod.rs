@@ -47,6 +47,25 @@ pub fn file_name(model: &Model) -> String {
     format!("{}.py", legal(&model.name))
 }
 
+/// The words of a model in its emitted module, which are those of the spec unless Python needs them.
+#[derive(Clone, Debug)]
+pub struct Signature {
+    /// By named axis: the argument of the constructor.
+    pub axes: Vec<String>,
+    /// By input: the argument of `step` and `forward`.
+    pub inputs: Vec<String>,
+    /// By state: the field of `State`.
+    pub states: Vec<String>,
+    /// By output: the field of `Outputs`.
+    pub outputs: Vec<String>,
+}
+
+/// The words of a model in its emitted module.
+pub fn signature(model: &Model) -> Signature {
+    let Words { axes, inputs, states, outputs, .. } = Words::new(model);
+    Signature { axes, inputs, states, outputs }
+}
+
 /// A model as a Python module. `bound` holds sizes that replace those of the spec as defaults; what stays open is
 /// an argument of the constructor. `file` is where the spec comes from.
 pub fn emit(model: &Model, bound: &BTreeMap<String, usize>, file: &str) -> String {
@@ -208,11 +227,14 @@ impl Module<'_> {
         methods.push(self.forward());
         methods.push(self.loading());
         methods.retain(|m| !m.is_empty());
-        let about = match self.model.doc.first() {
-            Some(line) => docstring(line),
-            None => format!("The network `{}`.", self.model.name),
+        let first: Vec<&str> =
+            self.model.doc.iter().map(String::as_str).take_while(|l| !l.is_empty()).collect();
+        let about = match first.join("\n    ") {
+            none if none.is_empty() => format!("The network `{}`.", self.model.name),
+            text => docstring(&text),
         };
-        format!("class {class}(nn.Module):\n    \"\"\"{about}\"\"\"\n\n{}", methods.join("\n"))
+        let end = if about.contains('\n') { "\n    \"\"\"" } else { "\"\"\"" };
+        format!("class {class}(nn.Module):\n    \"\"\"{about}{end}\n\n{}", methods.join("\n"))
     }
 
     fn inputs(&self) -> impl Iterator<Item = (&Input, &String)> {
@@ -302,7 +324,10 @@ impl Module<'_> {
                     lines.push(format!("if {word} is not None:"));
                     lines.push(format!("    state = self.reset(state, {word})"));
                 }
-                _ => {}
+                Role::Modulator | Role::Target | Role::Mask => {
+                    lines.push(format!("{word} = {word}.detach()"));
+                }
+                Role::Signal => {}
             }
         }
         lines.extend(self.taken_apart());
@@ -346,13 +371,13 @@ impl Module<'_> {
             lines.push(format!("    {word} = self.draw_{word}({rows})"));
         }
         lines.push("outputs = []".to_owned());
-        lines.push(format!("for t in range({steps}):"));
-        let mut arguments: Vec<Py> = given.iter().map(|w| Py::word(format!("{w}[t]"))).collect();
+        lines.push(format!("for time in range({steps}):"));
+        let mut arguments: Vec<Py> = given.iter().map(|w| Py::word(format!("{w}[time]"))).collect();
         arguments.push(Py::word("state"));
         for (i, word) in self.inputs().filter(|(i, _)| is_optional(i)) {
             let value = match is_locked(i) {
                 true => word.clone(),
-                false => format!("None if {word} is None else {word}[t]"),
+                false => format!("None if {word} is None else {word}[time]"),
             };
             arguments.push(Py::keyword(word, Py::word(value)));
         }

@@ -19,7 +19,7 @@ const KEYWORDS: [&str; 35] = [
 
 /// Names that the emitted methods use.
 const USED: [&str; 32] = [
-    "self", "state", "torch", "nn", "math", "Tensor", "State", "Outputs", "batch", "device", "dtype", "t",
+    "self", "state", "torch", "nn", "math", "Tensor", "State", "Outputs", "batch", "device", "dtype", "time",
     "steps", "abs", "float", "int", "len", "map", "max", "min", "range", "super", "zip", "clip", "contract",
     "contract_post", "minimum", "maximum", "softplus", "scale_gradient", "outputs", "names",
 ];
