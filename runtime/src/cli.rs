@@ -260,6 +260,19 @@ pub struct Bench {
     /// How plastic matrices are kept.
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     pub prefer: PreferName,
+    /// Run the spec in PyTorch, too, eager and with torch.compile: compare numbers, then times in turn.
+    #[arg(long, value_enum, value_name = "RIVAL")]
+    pub against: Option<RivalName>,
+    /// The Python that has PyTorch [default: BPM_PYTHON, else python3].
+    #[arg(long, value_name = "PATH", requires = "against")]
+    pub python: Option<String>,
+}
+
+/// What else runs a spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RivalName {
+    /// PyTorch, from the source that `bpmc compile --target torch` emits.
+    Torch,
 }
 
 /// `bpm export`

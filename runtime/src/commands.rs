@@ -13,7 +13,7 @@ use crate::run::{self, Machine, Run};
 use crate::spec::{self, Spec};
 use crate::timings::Timings;
 use crate::train::Trainer;
-use crate::{Error, bench, compare, eval, exchange, files, plot, report, setup, task, tensors};
+use crate::{Error, against, bench, compare, eval, exchange, files, plot, report, setup, task, tensors};
 use compiler::back::x64;
 use compiler::form::Prefer;
 use std::collections::BTreeMap;
@@ -382,12 +382,33 @@ pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
         input_bars: args.input_gradients,
         prefer: args.prefer.form(),
     };
+    if args.against.is_some() {
+        return bench_against(args, &spec, &job, voice);
+    }
     let report = bench::bench(&spec, &job)?;
     if args.json {
         let json = serde_json::to_string(&report).map_err(|e| Error::input(e.to_string()))?;
         print(&format!("{json}\n"))
     } else {
         print(&report.text())
+    }
+}
+
+/// `bpm bench --against torch`
+fn bench_against(args: &Bench, spec: &Spec, job: &bench::Job, voice: Voice) -> Result<(), Error> {
+    if let Backend::Device(_) = job.backend {
+        let error = Error::usage("--against compares on the processor, and --device cuda is none");
+        return Err(error.help("leave --device out"));
+    }
+    let named = args.python.clone().or_else(|| std::env::var("BPM_PYTHON").ok().filter(|p| !p.is_empty()));
+    let python = named.unwrap_or_else(|| "python3".to_owned());
+    let report = against::against(spec, job, &python, &mut |text| voice.remark(text))?;
+    match args.json {
+        true => {
+            let json = serde_json::to_string(&report).map_err(|e| Error::input(e.to_string()))?;
+            print(&format!("{json}\n"))
+        }
+        false => print(&report.text()),
     }
 }
 

@@ -8,6 +8,7 @@
 //!
 //! Everything random comes from [`rng`], everything that is written goes through atomic renames.
 
+pub mod against;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
