@@ -186,7 +186,8 @@ impl Subject {
     fn collect(&self, rows: &[Row]) -> Found {
         let mut found = Found::new();
         for (k, word) in self.words.outputs.iter().enumerate() {
-            let parts = (0..STEPS).flat_map(|t| rows.iter().flat_map(move |r| r.outputs[t][k].iter().copied()));
+            let parts =
+                (0..STEPS).flat_map(|t| rows.iter().flat_map(move |r| r.outputs[t][k].iter().copied()));
             found.insert(format!("out.{word}"), parts.collect());
         }
         if self.model.step.results.iter().any(|(s, _)| *s == compiler::ir::Sink::Penalty) {
@@ -202,7 +203,8 @@ impl Subject {
             if matches!(input.role, Role::Noise(_)) {
                 continue;
             }
-            let parts = (0..STEPS).flat_map(|t| rows.iter().flat_map(move |r| r.inputs[t][k].iter().copied()));
+            let parts =
+                (0..STEPS).flat_map(|t| rows.iter().flat_map(move |r| r.inputs[t][k].iter().copied()));
             found.insert(format!("grad.in.{word}"), parts.collect());
         }
         found
@@ -258,7 +260,8 @@ impl Subject {
     /// nothing here takes apart.
     fn compiled(&self, backend: Backend) -> Found {
         let options = EngineOptions { input_bars: true, ..EngineOptions::default() };
-        let engine = Engine::new(self.model.clone(), self.sizes.clone(), backend, &options).expect("an engine");
+        let engine =
+            Engine::new(self.model.clone(), self.sizes.clone(), backend, &options).expect("an engine");
         let wide = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
         let mut rows = vec![];
         let mut gradients: Vec<Vec<f64>> = self.raw.iter().map(|x| vec![0.0; x.len()]).collect();

@@ -53,9 +53,9 @@ pub fn export(folder: &Path, wanted: Wanted, overrides: &[Override]) -> Result<E
     let (source, found) = read(folder, wanted, &params)?;
     let names: Vec<String> = params.about.iter().flat_map(|a| [a.name.clone(), a.key.clone()]).collect();
     let (own, others): (Tensors, Tensors) = found.into_iter().partition(|(name, _)| names.contains(name));
-    params
-        .import(&source.display().to_string(), own)
-        .map_err(|e| if wanted.last { e } else { e.help("take the parameters of the last checkpoint: --last") })?;
+    params.import(&source.display().to_string(), own).map_err(|e| {
+        if wanted.last { e } else { e.help("take the parameters of the last checkpoint: --last") }
+    })?;
     let mut tensors = params.state_dict();
     let mut left_out = vec![];
     match wanted.others {

@@ -491,7 +491,8 @@ fn parameters_go_to_pytorch_and_back() -> Outcome {
     broken.remove("bo");
     broken.insert("extra".into(), runtime::tensors::Tensor::f32(vec![2], vec![0.0; 2]));
     runtime::tensors::write(&p.path("broken.safetensors"), &broken, None)?;
-    let words = ["`broken.safetensors` has no tensor `bo`; it needs one of shape [2]", "unknown tensor `extra`"];
+    let words =
+        ["`broken.safetensors` has no tensor `bo`; it needs one of shape [2]", "unknown tensor `extra`"];
     p.fails("train r.toml --params broken.safetensors --out x", 1, &words)
 }
 
@@ -499,7 +500,11 @@ fn parameters_go_to_pytorch_and_back() -> Outcome {
 fn pytorch_that_is_missing_is_said_with_a_remedy() -> Outcome {
     let p = Place::new()?;
     let bench = "bench tiny.bpm --axis I=3 --axis A=2 --against torch";
-    p.fails(&format!("{bench} --python no-such-python"), 3, &["no-such-python", "--python PATH", "pip install"])?;
+    p.fails(
+        &format!("{bench} --python no-such-python"),
+        3,
+        &["no-such-python", "--python PATH", "pip install"],
+    )?;
     p.fails("bench tiny.bpm --axis I=3 --axis A=2 --python x", 2, &["--against"])?;
     let out = p.command(bench).env("BPM_PYTHON", "no-such-either").output()?;
     assert_eq!(out.status.code(), Some(3));

@@ -192,7 +192,7 @@ def main():
     parser.add_argument("files", nargs="*", type=pathlib.Path, help="specs [default: all]")
     parser.add_argument("--write", action="store_true", help="write the fixtures")
     parser.add_argument("--check", action="store_true", help="compare with the fixtures")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.write == args.check:
         parser.error("say --write or --check")
     torch.set_num_threads(1)

@@ -72,7 +72,10 @@ pub fn against(
         }
     }
     let (own, rounds) = subject.rounds(&mut child, &ways.iter().map(|w| w.0).collect::<Vec<_>>(), tell)?;
-    let rivals = ways.into_iter().zip(rounds).map(|((how, agreement), times)| Rival::new(how, agreement, &own, &times));
+    let rivals = ways
+        .into_iter()
+        .zip(rounds)
+        .map(|((how, agreement), times)| Rival::new(how, agreement, &own, &times));
     let rivals = rivals.collect();
     Ok(Comparison {
         spec: model.name.clone(),

@@ -174,7 +174,9 @@ mod tests {
         let off = Agreement::of(1, 1, &one("out.y", &[3.0, 4.1]), &expected).expect("compared");
         assert!(!off.is_fine());
         assert!(off.error("eager").message.contains("`out.y` is off by 2.0e-2"));
-        assert!(!Agreement::of(1, 1, &one("out.y", &[3.0, f32::NAN]), &expected).expect("compared").is_fine());
+        assert!(
+            !Agreement::of(1, 1, &one("out.y", &[3.0, f32::NAN]), &expected).expect("compared").is_fine()
+        );
         assert!(Agreement::of(1, 1, &one("out.z", &[3.0, 4.0]), &expected).is_err());
     }
 

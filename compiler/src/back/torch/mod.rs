@@ -106,7 +106,11 @@ fn is_locked(input: &Input) -> bool {
 
 /// A text in a docstring.
 fn docstring(text: &str) -> String {
-    text.replace('\\', "\\\\").replace("\"\"\"", "\\\"\\\"\\\"")
+    let text = text.replace('\\', "\\\\").replace("\"\"\"", "\\\"\\\"\\\"");
+    match text.strip_suffix('"') {
+        Some(rest) if !rest.ends_with('\\') => format!("{rest}\\\""),
+        _ => text,
+    }
 }
 
 /// A text on lines of a docstring in a method, the later ones indented.
@@ -342,7 +346,8 @@ impl Module<'_> {
     /// The states as variables.
     fn taken_apart(&self) -> Vec<String> {
         let read = &self.written.states_read;
-        let words: Vec<&String> = self.words.states.iter().zip(read).filter(|(_, r)| **r).map(|(w, _)| w).collect();
+        let words: Vec<&String> =
+            self.words.states.iter().zip(read).filter(|(_, r)| **r).map(|(w, _)| w).collect();
         let all = words.iter().map(|w| w.as_str()).collect::<Vec<_>>().join(", ");
         if words.len() == read.len() && 1 < words.len() && all.len() < 80 {
             return vec![format!("{all} = state")];
@@ -352,10 +357,12 @@ impl Module<'_> {
 
     fn forward(&self) -> String {
         let given: Vec<&String> = self.inputs().filter(|(i, _)| !is_optional(i)).map(|(_, w)| w).collect();
-        let mut lines = vec!["\"\"\"A sequence: every tensor has the steps in front, then the batch.".to_owned()];
+        let mut lines =
+            vec!["\"\"\"A sequence: every tensor has the steps in front, then the batch.".to_owned()];
         lines.push(String::new());
         lines.extend(self.inputs_text("steps, "));
-        lines.push("state: the states before the first step; those of a new episode, if left out.".to_owned());
+        lines
+            .push("state: the states before the first step; those of a new episode, if left out.".to_owned());
         lines.push("\"\"\"".to_owned());
         let (steps, state) = match given.first() {
             Some(word) => (format!("{word}.shape[0]"), "state: State | None = None".to_owned()),

@@ -147,13 +147,10 @@ impl Py {
         let (inner, outer) = (" ".repeat(indent + 4), " ".repeat(indent));
         let one = |a: &Py| match a {
             // Inside of brackets a chain needs none of its own.
-            Py::Infix(..) if WIDTH < indent + 5 + a.flat().len() => {
-                a.chain().join(&format!("\n{inner}"))
-            }
+            Py::Infix(..) if WIDTH < indent + 5 + a.flat().len() => a.chain().join(&format!("\n{inner}")),
             a => a.laid_out(indent + 4, 1),
         };
-        let lines =
-            |all: &[Py]| -> String { all.iter().map(|a| format!("{inner}{},\n", one(a))).collect() };
+        let lines = |all: &[Py]| -> String { all.iter().map(|a| format!("{inner}{},\n", one(a))).collect() };
         match self {
             Py::Call(f, arguments) if arguments.len() == 1 => {
                 format!("{f}(\n{inner}{}\n{outer})", one(&arguments[0]))

@@ -18,10 +18,8 @@ pub(super) struct Start<'m> {
 
 /// Lines of a method, indented.
 fn method(head: &str, lines: &[String]) -> String {
-    let body: String = lines
-        .iter()
-        .map(|l| if l.is_empty() { "\n".to_owned() } else { format!("        {l}\n") })
-        .collect();
+    let body: String =
+        lines.iter().map(|l| if l.is_empty() { "\n".to_owned() } else { format!("        {l}\n") }).collect();
     format!("    {head}\n{body}")
 }
 
@@ -64,8 +62,13 @@ impl Start<'_> {
                 )
             }
         };
-        let head = if sizes.is_empty() { "def __init__(self, *, device=None, dtype=None):".to_owned() } else { head };
-        let mut lines = vec!["super().__init__()".to_owned(), "kind = {\"device\": device, \"dtype\": dtype}".to_owned()];
+        let head = if sizes.is_empty() {
+            "def __init__(self, *, device=None, dtype=None):".to_owned()
+        } else {
+            head
+        };
+        let mut lines =
+            vec!["super().__init__()".to_owned(), "kind = {\"device\": device, \"dtype\": dtype}".to_owned()];
         let words: Vec<String> = self.words.axes.clone();
         for chunk in words.chunks(6) {
             let left: Vec<String> = chunk.iter().map(|w| format!("self.{w}")).collect();
@@ -88,7 +91,9 @@ impl Start<'_> {
         }
         if self.like().is_none() {
             lines.push("# Knows device and type, for want of parameters.".to_owned());
-            lines.push("self.register_buffer(\"_like\", torch.empty((), **kind), persistent=False)".to_owned());
+            lines.push(
+                "self.register_buffer(\"_like\", torch.empty((), **kind), persistent=False)".to_owned(),
+            );
         }
         if !self.model.params.is_empty() {
             lines.push("self.reset_parameters()".to_owned());
@@ -244,7 +249,8 @@ impl Start<'_> {
     /// `initial_state`
     pub(super) fn states(&self) -> String {
         let like = self.like_or_buffer();
-        let mut lines = vec!["\"\"\"The states at the start of an episode, for a number of rows.\"\"\"".to_owned()];
+        let mut lines =
+            vec!["\"\"\"The states at the start of an episode, for a number of rows.\"\"\"".to_owned()];
         let values = self.model.states.iter().zip(&self.words.states);
         let fields: Vec<Py> =
             values.map(|(s, word)| Py::keyword(word, Py::word(self.state(s, &like)))).collect();

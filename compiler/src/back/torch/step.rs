@@ -6,7 +6,7 @@
 
 use super::patterns::{Pattern, Patterns, Split};
 use super::py::Py;
-use super::values::{Dim, Kind, Speller, Spelled, whole};
+use super::values::{Dim, Kind, Spelled, Speller, whole};
 use crate::ir::{Binary, Function, Op, OutputId, ParamId, Shape, Sink, Source, StateId, Type, Unary, Value};
 use crate::model::{ConstExpr, Constraint, Model};
 use std::collections::{BTreeMap, BTreeSet};

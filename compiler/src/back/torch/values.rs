@@ -111,7 +111,8 @@ impl Speller<'_> {
         }
         self.needs_batch |= ty.batched;
         let batch = ty.batched.then(|| Py::word("batch"));
-        let sizes: Vec<Py> = batch.into_iter().chain(dims(ty.shape).into_iter().map(|a| self.size(a))).collect();
+        let sizes: Vec<Py> =
+            batch.into_iter().chain(dims(ty.shape).into_iter().map(|a| self.size(a))).collect();
         if x.is_number() {
             let shape = tuple(&sizes);
             return Py::call(&format!("{}.new_full", self.like), vec![Py::word(shape), x.py]);
