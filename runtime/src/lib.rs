@@ -36,6 +36,7 @@ pub mod report;
 pub mod rng;
 pub mod rollout;
 pub mod run;
+pub mod sequence;
 pub mod setup;
 pub mod spec;
 pub mod stats;

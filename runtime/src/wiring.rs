@@ -148,23 +148,47 @@ impl Wiring {
         sizes: &Sizes,
         address: Address,
         step: usize,
-        mut put: impl FnMut(InputId, Vec<f64>),
+        put: impl FnMut(InputId, Vec<f64>),
     ) {
-        if self.noise.is_empty() {
-            return;
-        }
-        let mut fresh = address.stream(Purpose::Noise, step as u32);
-        let mut locked = address.stream(Purpose::Locked, 0);
-        for (id, noise, dims) in &self.noise {
-            let stream = if noise.locked { &mut locked } else { &mut fresh };
-            put(
-                *id,
-                match &noise.law {
-                    Law::Drawn(init) => draw(init, dims, sizes, stream),
-                    Law::Dropout(p) => dropout(p.eval(sizes), dims, address.domain, stream),
-                },
-            );
-        }
+        draw_noise(&self.noise, sizes, address, step, put);
+    }
+}
+
+/// A noise input: how it is drawn, and its axes.
+pub type NoiseInput = (InputId, Noise, Vec<usize>);
+
+/// The noise inputs of a model.
+pub fn noise_inputs(model: &Model, sizes: &Sizes) -> Vec<NoiseInput> {
+    let numbered = model.inputs.iter().enumerate();
+    let noise = numbered.filter_map(|(k, input)| match &input.role {
+        Role::Noise(noise) => Some((InputId(k as u32), noise.clone(), sizes.dims(input.shape))),
+        _ => None,
+    });
+    noise.collect()
+}
+
+/// Noise for a step of these inputs, in their order.
+pub fn draw_noise(
+    inputs: &[NoiseInput],
+    sizes: &Sizes,
+    address: Address,
+    step: usize,
+    mut put: impl FnMut(InputId, Vec<f64>),
+) {
+    if inputs.is_empty() {
+        return;
+    }
+    let mut fresh = address.stream(Purpose::Noise, step as u32);
+    let mut locked = address.stream(Purpose::Locked, 0);
+    for (id, noise, dims) in inputs {
+        let stream = if noise.locked { &mut locked } else { &mut fresh };
+        put(
+            *id,
+            match &noise.law {
+                Law::Drawn(init) => draw(init, dims, sizes, stream),
+                Law::Dropout(p) => dropout(p.eval(sizes), dims, address.domain, stream),
+            },
+        );
     }
 }
 

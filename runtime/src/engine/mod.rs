@@ -446,7 +446,11 @@ impl Engine {
         self.bind_slices(&params.iter().map(Vec::as_slice).collect::<Vec<_>>())
     }
 
-    fn bind_slices(&self, params: &[&[f32]]) -> Result<Bound<'_>, EngineError> {
+    /// The same with parameters that lie elsewhere.
+    ///
+    /// # Errors
+    /// As [`Engine::bind`].
+    pub fn bind_slices(&self, params: &[&[f32]]) -> Result<Bound<'_>, EngineError> {
         for (k, p) in self.model().params.iter().enumerate() {
             let (found, expected) = (params.get(k).map_or(0, |x| x.len()), self.sizes().count(p.shape));
             if found != expected {

@@ -1,0 +1,29 @@
+"""Compiled networks with plastic connections, in NumPy; `bpm.torch` has them in PyTorch.
+
+    import bpm
+    model = bpm.load("specs/backpropamine/simple.bpm", axes={"I": 3, "A": 2})
+    params = model.init(seed=0)
+    tape = model.forward(params, {"u": inputs})       # inputs [T, B, 3], float32
+    gradients = tape.backward({"policy": cotangents}) # gradients.params["W"], …
+
+Arrays of other libraries are read where they lie, and computing runs without the interpreter's lock. No array may be
+written to while a call reads it.
+"""
+
+from ._model import Bound, Gradients, Input, Model, Output, Parameter, State, Tape, load
+from ._native import SpecError, SpecWarning, __version__
+
+__all__ = [
+    "Bound",
+    "Gradients",
+    "Input",
+    "Model",
+    "Output",
+    "Parameter",
+    "SpecError",
+    "SpecWarning",
+    "State",
+    "Tape",
+    "__version__",
+    "load",
+]
