@@ -285,3 +285,6 @@ impl Pass<'_> {
         RowOutcome { scores: vec![r.reward], terms, loss, penalty: r.penalty, state: None }
     }
 }
+
+#[cfg(test)]
+mod tests;
