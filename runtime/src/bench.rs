@@ -160,7 +160,7 @@ fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
         memory: None,
     };
     let flags = Flags { batch: "--batch ", steps: "--steps ", threads: "--threads " };
-    Need { engine, usage, mode: Mode::Train, data: Data::bytes(engine, job), flags }
+    Need { engine, usage, mode: Mode::Train, data: Data::bytes(engine, job), beside: None, flags }
 }
 
 impl Times {

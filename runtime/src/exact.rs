@@ -135,7 +135,7 @@ fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
         memory: None,
     };
     let mode = job.mode(engine);
-    Need { engine, usage, mode, data: Results::bytes(engine, job), flags: Flags::default() }
+    Need { engine, usage, mode, data: Results::bytes(engine, job), beside: None, flags: Flags::default() }
 }
 
 fn shape_of(sizes: &Sizes, front: &[usize], shape: Shape) -> Vec<usize> {

@@ -18,6 +18,8 @@ pub struct Need<'a> {
     pub mode: Mode,
     /// Bytes that the command itself holds: its data and results.
     pub data: u64,
+    /// Bytes on a device beside those of the engine, if there are any.
+    pub beside: Option<&'a dyn Fn(&Use) -> u64>,
     /// How a user makes it smaller.
     pub flags: Flags,
 }
@@ -42,7 +44,10 @@ impl Need<'_> {
             (Backend::Compiled(_), Mode::Infer) => inference(self.engine, usage, 4),
             (Backend::Compiled(_), Mode::Forward) => inference(self.engine, usage, usage.steps + 2),
             // What the command holds lies elsewhere.
-            (Backend::Device(_), mode) => return self.engine.device_bytes(usage.batch, usage.steps, mode),
+            (Backend::Device(_), mode) => {
+                let own = self.engine.device_bytes(usage.batch, usage.steps, mode);
+                return own.saturating_add(self.beside.map_or(0, |bytes| bytes(usage)));
+            }
         };
         own.saturating_add(self.data)
     }
@@ -113,8 +118,8 @@ impl Need<'_> {
             (Backend::Compiled(_), Mode::Infer | Mode::Forward) => {
                 "parameters and states take nearly all of it".to_owned()
             }
-            (Backend::Device(_), mode) => {
-                let bytes = |rows: usize| self.engine.device_bytes(rows, steps, mode);
+            (Backend::Device(_), _) => {
+                let bytes = |rows: usize| self.bytes(&Use { batch: rows, ..self.usage });
                 let (rows, one) = (self.usage.batch, size(bytes(2).saturating_sub(bytes(1))));
                 return format!("{rows} rows of {steps} steps are on the device at once, {one} each");
             }
@@ -273,7 +278,7 @@ mod tests {
             memory: None,
         };
         let flags = Flags { batch: "--batch ", steps: "--steps ", threads: "--threads " };
-        Need { engine, usage, mode: Mode::Train, data: 0, flags }
+        Need { engine, usage, mode: Mode::Train, data: 0, beside: None, flags }
     }
 
     #[test]

@@ -125,6 +125,56 @@ impl Settings {
     }
 }
 
+/// The numbers of a step, in the precision in which parameters move.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Numbers {
+    /// The rate, with the correction of Adam's mean.
+    pub rate: f32,
+    /// The root of the correction of Adam's mean square.
+    pub root: f32,
+    /// L2 weight decay.
+    pub decay: f32,
+    /// Adam's epsilon.
+    pub epsilon: f32,
+    /// What stays of Adam's mean square.
+    pub keep: f32,
+    /// What a gradient adds to Adam's mean.
+    pub add_mean: f32,
+    /// What its square adds to the mean square.
+    pub add_square: f32,
+    /// What stays of the velocity.
+    pub momentum: f32,
+}
+
+impl Settings {
+    /// The numbers of a step, counted from one, at a multiple of the rate.
+    pub fn numbers(&self, step: u64, multiple: f64) -> Numbers {
+        let decay = self.decay as f32;
+        match self.rule {
+            Rule::Adam { beta1, beta2, epsilon } => {
+                let steps = i32::try_from(step).unwrap_or(i32::MAX);
+                let (correction1, correction2) = (1.0 - beta1.powi(steps), 1.0 - beta2.powi(steps));
+                Numbers {
+                    rate: (self.rate * multiple / correction1) as f32,
+                    root: correction2.sqrt() as f32,
+                    decay,
+                    epsilon: epsilon as f32,
+                    keep: beta2 as f32,
+                    add_mean: (1.0 - beta1) as f32,
+                    add_square: (1.0 - beta2) as f32,
+                    momentum: 0.0,
+                }
+            }
+            Rule::Sgd { momentum } => Numbers {
+                rate: (self.rate * multiple) as f32,
+                decay,
+                momentum: momentum as f32,
+                ..Numbers::default()
+            },
+        }
+    }
+}
+
 /// An optimiser and its memory.
 #[derive(Clone, Debug)]
 pub struct Optimiser {
@@ -205,12 +255,21 @@ impl Optimiser {
         for k in (0..params.len()).filter(|&k| learned[k]) {
             let gradients = (gradients[k].as_slice(), factor);
             match self.settings.rule {
-                Rule::Adam { beta1, beta2, epsilon } => {
-                    self.adam(k, &mut params[k], gradients, [beta1, beta2, epsilon], multiple);
-                }
-                Rule::Sgd { momentum } => self.sgd(k, &mut params[k], gradients, momentum, multiple),
+                Rule::Adam { .. } => self.adam(k, &mut params[k], gradients, multiple),
+                Rule::Sgd { .. } => self.sgd(k, &mut params[k], gradients, multiple),
             }
         }
+    }
+
+    /// What the rule keeps of the parameters: their means and mean squares, or velocities; empty where there is
+    /// nothing to keep.
+    pub fn memory(&self) -> [&[Vec<f32>]; 2] {
+        [&self.mean, &self.square]
+    }
+
+    /// The same, to be written.
+    pub fn memory_mut(&mut self) -> [&mut [Vec<f32>]; 2] {
+        [&mut self.mean, &mut self.square]
     }
 
     fn adam(
@@ -218,15 +277,10 @@ impl Optimiser {
         k: usize,
         params: &mut [f32],
         (gradients, factor): (&[f32], f32),
-        [b1, b2, epsilon]: [f64; 3],
         multiple: f64,
     ) {
-        let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let (correction1, correction2) = (1.0 - b1.powi(steps), 1.0 - b2.powi(steps));
-        let rate = (self.settings.rate * multiple / correction1) as f32;
-        let root2 = correction2.sqrt() as f32;
-        let (decay, epsilon) = (self.settings.decay as f32, epsilon as f32);
-        let (keep2, add1, add2) = (b2 as f32, (1.0 - b1) as f32, (1.0 - b2) as f32);
+        let Numbers { rate, root: root2, decay, epsilon, keep: keep2, add_mean: add1, add_square: add2, .. } =
+            self.settings.numbers(self.steps, multiple);
         let memory = self.mean[k].iter_mut().zip(&mut self.square[k]);
         for ((p, g), (m, v)) in params.iter_mut().zip(gradients).zip(memory) {
             let g = factor * g + decay * *p;
@@ -241,11 +295,9 @@ impl Optimiser {
         k: usize,
         params: &mut [f32],
         (gradients, factor): (&[f32], f32),
-        momentum: f64,
         multiple: f64,
     ) {
-        let rate = (self.settings.rate * multiple) as f32;
-        let (decay, momentum) = (self.settings.decay as f32, momentum as f32);
+        let Numbers { rate, decay, momentum, .. } = self.settings.numbers(self.steps, multiple);
         if momentum == 0.0 {
             let all = params.chunks_mut(BLOCK).zip(gradients.chunks(BLOCK));
             blocks(self.threads, all, |(params, gradients)| {
@@ -309,6 +361,11 @@ fn blocks<J: Send, T: Send>(
     work: impl Fn(J) -> T + Sync,
 ) -> Vec<T> {
     parallel::run(&mut vec![(); threads.max(1)], all.collect(), |(), block| work(block))
+}
+
+/// Where the pieces begin, and how long they are, whose squares are summed apart, among `count` numbers.
+pub fn pieces(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..count).step_by(BLOCK).map(move |first| (first, BLOCK.min(count - first)))
 }
 
 /// The sum of squares, eight side by side.

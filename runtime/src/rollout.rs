@@ -363,7 +363,7 @@ impl Stage<'_> {
     }
 
     /// The states at the start of an episode; `None` if all have their own initial values.
-    fn start(&self, address: Address, carried: Option<&RowState>) -> Option<RowState> {
+    pub(crate) fn start(&self, address: Address, carried: Option<&RowState>) -> Option<RowState> {
         let mut start: Option<RowState> = None;
         for (k, state) in self.model.states.iter().enumerate() {
             let numbers = match carried.filter(|_| !resets(state.reset, address.episode)) {

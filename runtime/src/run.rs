@@ -247,6 +247,7 @@ impl Run {
             return Ok(());
         }
         self.log.sync()?;
+        self.trainer.settle()?;
         checkpoint::save(&self.folder.join("checkpoints"), &self.trainer, &self.window)?;
         tensors::write(&exported, &self.trainer.params.export(), None)?;
         self.saved = self.trainer.update;

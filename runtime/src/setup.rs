@@ -74,7 +74,8 @@ pub fn work(spec: &Spec, recipe: &Recipe, threads: usize) -> Result<Work, Error>
     let elements = spec.model.states.iter().filter(matrix).map(|s| sizes.count(s.shape)).sum();
     let batch = recipe.schedule.batch;
     let steps = recipe.task.text().map_or(recipe.task.steps(), |t| t.windows(batch, 0).longest());
-    let answers = matches!(recipe.task.goal(), Goal::Act(_));
+    // A world that has code for devices answers there.
+    let answers = matches!(recipe.task.goal(), Goal::Act(_)) && recipe.task.device().is_none();
     Ok(Work { elements, batch, steps, answers, threads })
 }
 
@@ -111,7 +112,8 @@ fn in_form(model: &Arc<Model>, sizes: &Sizes, recipe: &Recipe) -> Result<(Arc<Mo
     }
 }
 
-fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> Need<'a> {
+/// What a recipe needs in memory.
+pub(crate) fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> Need<'a> {
     let batch = recipe.schedule.batch;
     // Rows that share a baseline, or a softmax, wait for each other, each on a tape of its own.
     let tapes = match &recipe.learner {
@@ -128,7 +130,7 @@ fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode: Mode) -> 
     let usage = Use { batch, steps, threads, tapes, checkpoint_every: None, memory: None };
     let at_once = threads.min(batch) as u64;
     let data = softmax(recipe, batch * steps) + at_once * recipe.encoder.memory(steps);
-    Need { engine, usage, mode, data, flags }
+    Need { engine, usage, mode, data, beside: None, flags }
 }
 
 /// Bytes of embedding, decoder, their gradients and averages, and of the probabilities of a window.

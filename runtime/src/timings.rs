@@ -27,13 +27,15 @@ pub enum Phase {
     Gradient,
     /// Ranges, clipping, moving the parameters.
     Optimiser,
+    /// Whole episodes on a device, with losses, gradients and, where parameters live there, the optimiser.
+    Device,
     /// Metrics, messages and checkpoints.
     Files,
 }
 
 impl Phase {
     /// All phases, in the order of an update.
-    pub const ALL: [Phase; 9] = [
+    pub const ALL: [Phase; 10] = [
         Phase::Parameters,
         Phase::Environment,
         Phase::Forward,
@@ -42,6 +44,7 @@ impl Phase {
         Phase::Backward,
         Phase::Gradient,
         Phase::Optimiser,
+        Phase::Device,
         Phase::Files,
     ];
 
@@ -55,6 +58,7 @@ impl Phase {
             Phase::Backward => "network backward",
             Phase::Gradient => "gradient sums",
             Phase::Optimiser => "optimiser",
+            Phase::Device => "on the device",
             Phase::Files => "metrics and files",
         }
     }
@@ -227,8 +231,10 @@ impl Timings {
     /// Milliseconds per update, of all updates: phases and their sums over threads.
     pub fn rows(&self) -> Vec<(&'static str, f64)> {
         let per_update = |d: Duration| 1e3 * d.as_secs_f64() / self.updates.max(1) as f64;
+        // Most runs have no such phase.
+        let has = |p: &&Phase| **p != Phase::Device || !self.sums[Phase::Device as usize].is_zero();
         let mut rows: Vec<(&'static str, f64)> =
-            Phase::ALL.iter().map(|p| (p.name(), per_update(self.sums[*p as usize]))).collect();
+            Phase::ALL.iter().filter(has).map(|p| (p.name(), per_update(self.sums[*p as usize]))).collect();
         let spent: Duration = self.sums.iter().sum();
         rows.push(("waiting", per_update((self.wall * self.threads as u32).saturating_sub(spent))));
         rows

@@ -5,6 +5,8 @@
 //! its own gradient sums, and chunks are summed in order: the result has the same bits for any
 //! number of threads. A thread keeps one tape and uses it for row after row.
 
+mod resident;
+
 use crate::encoder;
 use crate::engine::{Bound, Engine, Grads, Mode, RowState, Sums, Tape};
 use crate::error::Error;
@@ -48,6 +50,8 @@ pub struct Trainer {
     pub language: Option<language::Memory>,
     workers: Vec<Worker>,
     tapes: Vec<Tape>,
+    /// What trains on a device, if episodes live there.
+    resident: Option<resident::Resident>,
 }
 
 /// What a thread keeps from update to update.
@@ -133,6 +137,7 @@ impl Trainer {
             language,
             workers,
             tapes: vec![],
+            resident: None,
         }
     }
 
@@ -143,6 +148,9 @@ impl Trainer {
     pub fn step(&mut self) -> Result<Outcome, Error> {
         if let Some(timings) = &mut self.timings {
             timings.begin();
+        }
+        if self.resident.as_ref().is_some_and(resident::Resident::descends) {
+            return self.step_on_device();
         }
         let Rows { all: rows, steps, mut gradients } = match self.language.take() {
             None => self.gradients()?,
@@ -295,6 +303,7 @@ impl Trainer {
             sums: &sums,
         };
         let done = match &self.recipe.learner {
+            _ if let Some(resident) = &mut self.resident => pass.on_device(&mut self.workers[0], resident),
             _ if self.engine.device().is_some() => pass.side_by_side(&mut self.workers[0]),
             Learner::ActorCritic(a) if a.baseline == Baseline::First => {
                 pass.with_shared_baseline(a, &mut self.workers, &mut self.tapes)

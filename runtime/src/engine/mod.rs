@@ -211,7 +211,7 @@ pub struct Bound<'e> {
     engine: &'e Engine,
     params: Vec<compiler::interp::Tensor>,
     packed: jit::Buffer,
-    on_device: Option<device::Params>,
+    on_device: Option<Arc<device::Params>>,
     /// Of a chain: the parameters of every link, and then none here.
     links: Vec<Bound<'e>>,
     initial: Vec<Vec<f32>>,
@@ -473,10 +473,39 @@ impl Engine {
             Backend::Compiled(_) | Backend::Device(_) => jit::pack_params(self, narrow, &params),
         };
         let on_device = match &self.kind {
-            Kind::Device(code) => Some(device::Params::new(code, packed.as_slice())?),
+            Kind::Device(code) => Some(Arc::new(device::Params::new(code, packed.as_slice())?)),
             Kind::Interp | Kind::Jit(_) | Kind::Chain(_) => None,
         };
         Ok(Bound { engine: self, params, packed, on_device, links: vec![], initial })
+    }
+
+    /// Training whose episodes run on the device; none without one.
+    ///
+    /// # Errors
+    /// If the device refuses a kernel, or has too little memory.
+    pub fn training(&self, plan: &device::Plan<'_>) -> Result<Option<device::Training>, EngineError> {
+        match &self.kind {
+            Kind::Device(code) => Ok(Some(device::Training::new(self, code, plan)?)),
+            Kind::Interp | Kind::Jit(_) | Kind::Chain(_) => Ok(None),
+        }
+    }
+
+    /// Bytes that training takes on the device beside what [`Engine::device_bytes`] says.
+    pub fn training_bytes(&self, plan: &device::Plan<'_>) -> u64 {
+        if self.device().is_some() { device::training_bytes(self, plan) } else { 0 }
+    }
+
+    /// Whether the parameters of this model can live on a device, where they are learned. Not where a state starts at a
+    /// learned matrix, or at learned numbers and outlives an episode.
+    pub fn descends(&self) -> bool {
+        device::suits(self)
+    }
+
+    /// The parameters that live on the device, if training keeps them there.
+    pub fn bind_trained(&self, training: &device::Training) -> Option<Bound<'_>> {
+        let on_device = Some(Arc::clone(training.params()?));
+        let (packed, initial) = (jit::Buffer::new(0), training.initial());
+        Some(Bound { engine: self, params: vec![], packed, on_device, links: vec![], initial })
     }
 
     fn bind_links<'e>(

@@ -9,6 +9,7 @@
 //! probabilities, as published. With [`Baseline::First`], every row uses the value output of row 0,
 //! as the released code does.
 
+use super::elementary;
 use crate::options::Options;
 use crate::task::Defaults;
 
@@ -129,13 +130,13 @@ impl Terms {
 
 /// The softmax of logits.
 pub(crate) fn softmax(logits: &[f32]) -> Vec<f64> {
-    log_softmax(logits).iter().map(|l| l.exp()).collect()
+    log_softmax(logits).iter().map(|l| elementary::exp(*l)).collect()
 }
 
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let top = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
     let shifted = logits.iter().map(|&z| f64::from(z) - f64::from(top));
-    let log_sum = shifted.clone().map(f64::exp).sum::<f64>().ln();
+    let log_sum = elementary::ln(shifted.clone().map(elementary::exp).sum::<f64>());
     shifted.map(|z| z - log_sum).collect()
 }
 

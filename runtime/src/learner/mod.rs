@@ -6,6 +6,7 @@
 
 mod actor_critic;
 mod cross_entropy;
+mod elementary;
 mod squared_error;
 
 use crate::language::NextWord;

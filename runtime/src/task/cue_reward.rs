@@ -7,7 +7,7 @@
 //!
 //! A trial has `cues/2 + 3 + U{0 … cues−1}` steps; the last trial of an episode may be cut short.
 
-use super::{Episode, Goal, Task, one_hot};
+use super::{DeviceTask, Episode, Goal, Task, one_hot};
 use crate::options::Options;
 use crate::rng::{Address, Purpose, Stream};
 
@@ -108,6 +108,21 @@ impl Task for CueReward {
         let mut run = Run { task: self, address, cues, target, trial, action: None, reward: 0.0 };
         run.trial = run.draw_trial(0);
         Box::new(run)
+    }
+
+    fn device(&self) -> Option<DeviceTask> {
+        let printed = self.layout == Layout::Paper;
+        let sizes = [self.steps, self.cues, self.bits, usize::from(self.fixed), usize::from(printed)];
+        // A trial has a step for half of the cues, at most one less than there are for blanks, and three more.
+        let slots = self.cues / 2 + self.cues + 2;
+        Some(DeviceTask {
+            source: include_str!("cue_reward.cu"),
+            ints: sizes.iter().map(|n| *n as i32).collect(),
+            floats: vec![self.reward, self.press_cost],
+            doubles: vec![self.flip],
+            row_ints: 5 + self.cues + slots,
+            row_floats: 1 + self.cues * self.bits,
+        })
     }
 }
 

@@ -5,7 +5,7 @@
 //! it. The reward cell is hidden and fixed for the episode; reaching it pays `reward` and puts the
 //! agent on a random free cell other than the reward cell.
 
-use super::{Episode, Goal, Task, one_hot};
+use super::{DeviceTask, Episode, Goal, Task, one_hot};
 use crate::options::Options;
 use crate::rng::{Address, Purpose, Stream};
 
@@ -137,6 +137,21 @@ impl Task for Maze {
         let goal = self.grid.random_free(&mut address.stream(Purpose::World, 0), self.grid.centre());
         let action = self.starts_up.then_some(0);
         Box::new(Run { task: self, address, goal, cell: self.grid.centre(), action, reward: 0.0 })
+    }
+
+    fn device(&self) -> Option<DeviceTask> {
+        let (size, free) = (self.grid.size as i32, self.grid.free.len() as i32);
+        let printed = i32::from(self.layout == Layout::Paper);
+        let mut ints = vec![size, self.steps as i32, printed, i32::from(self.starts_up), free];
+        ints.extend(self.grid.free.iter().map(|cell| *cell as i32));
+        Some(DeviceTask {
+            source: include_str!("maze.cu"),
+            ints,
+            floats: vec![self.reward, self.wall_penalty],
+            doubles: vec![],
+            row_ints: 3,
+            row_floats: 1,
+        })
     }
 }
 

@@ -62,10 +62,36 @@ pub trait Task: Send + Sync {
     /// Starts an episode.
     fn episode(&self, address: Address) -> Box<dyn Episode + '_>;
 
+    /// Its code for a device, if it has any.
+    fn device(&self) -> Option<DeviceTask> {
+        None
+    }
+
     /// The text, if it is one; a text is read in windows, not in episodes.
     fn text(&self) -> Option<&Text> {
         None
     }
+}
+
+/// A task's world as code for a device, beside the task's file: the same episodes, number by number.
+///
+/// The source is CUDA C that defines `world_begin`, `world_observe`, `world_act` and `world_reward`
+/// (`engine/device/training/episode.cu`), and draws from the same addresses. The only score of such a task is the sum
+/// of rewards.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceTask {
+    /// The source.
+    pub source: &'static str,
+    /// What it is told: integers.
+    pub ints: Vec<i32>,
+    /// Numbers in single precision.
+    pub floats: Vec<f32>,
+    /// Numbers in double precision.
+    pub doubles: Vec<f64>,
+    /// Integers that it remembers of a row.
+    pub row_ints: usize,
+    /// Numbers that it remembers of a row.
+    pub row_floats: usize,
 }
 
 /// One row living through an episode.

@@ -114,7 +114,7 @@ impl Tape {
     }
 
     /// No cotangents of the states after step `end - 1`.
-    fn clear_ends(&self, w: Work<'_>, end: usize) -> Result<(), Fault> {
+    pub(super) fn clear_ends(&self, w: Work<'_>, end: usize) -> Result<(), Fault> {
         w.regions.ends.clear()?;
         w.regions.log_bars.clear()?;
         w.zero(&w.code.state_bars, (w.adjoint(end), w.program.adjoint_len))
@@ -147,7 +147,7 @@ impl Tape {
     }
 
     /// The steps of a stretch, from the last to the first; the last of its checkpoints is the one before `saved`.
-    fn backward_stretch(
+    pub(super) fn backward_stretch(
         &self,
         w: Work<'_>,
         stretch: usize,
@@ -270,6 +270,14 @@ impl Tape {
             states
         };
         (0..self.rows).map(row).collect()
+    }
+
+    /// Learned initial values get their share of an episode that ran on the device.
+    pub(super) fn learn_starts(&self, bound: &Bound<'_>, grads: &mut Grads) {
+        if grads.initial.iter().any(|x| !x.is_empty()) {
+            let bars = self.collect_bars(bound, 0);
+            self.add_start(grads, 0, &bars);
+        }
     }
 
     /// Learned initial values get their share where a state started at its own, row after row.

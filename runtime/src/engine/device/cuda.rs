@@ -285,6 +285,7 @@ impl Device for Cuda {
                 run(&mut [place(grads), place(rows), place(length), place(sum)])
             }
             Call::Move(moved) => run(&mut [place(moved)]),
+            Call::Kept(told, number) => run(&mut [place(told), place(number)]),
         }
     }
 

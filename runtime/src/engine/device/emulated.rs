@@ -21,6 +21,7 @@ type Step = unsafe extern "C" fn(TapeArgs, At);
 type Hoisted = unsafe extern "C" fn(TapeArgs, At, c_int, c_int, Address);
 type AddRows = unsafe extern "C" fn(Address, c_int, c_int, Address);
 type Moves = unsafe extern "C" fn(Move);
+type Kept = unsafe extern "C" fn(Address, c_int);
 type Thread = unsafe extern "C" fn(*const c_void);
 type Emulate = unsafe extern "C" fn(u32, u32, u32, u32, u64, Thread, *const c_void) -> *const c_char;
 
@@ -78,6 +79,7 @@ unsafe extern "C" fn thread(bundle: *const c_void) {
                 std::mem::transmute::<usize, AddRows>(*function)(grads, rows, length, sum);
             }
             Call::Move(moved) => std::mem::transmute::<usize, Moves>(*function)(moved),
+            Call::Kept(told, number) => std::mem::transmute::<usize, Kept>(*function)(told, number),
         }
     }
 }

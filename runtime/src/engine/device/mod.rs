@@ -3,6 +3,7 @@
 //! # Layers
 //!
 //! ```text
+//! training         whole episodes, losses and the optimiser on the device
 //! tape, backward   what runs when: steps, checkpoints, replay, gradients; knows no CUDA
 //! regions, code    on which memory, with which kernels
 //!   [Device]       memory, modules, launches, recorded sequences of launches
@@ -49,11 +50,14 @@ mod nvrtc;
 mod open;
 mod regions;
 mod tape;
+mod training;
 #[cfg(test)]
 mod tests;
 
 pub use choice::{Choice, Work, choose};
 pub(super) use code::{Code, Grads, Params};
+pub(super) use training::{bytes as training_bytes, suits};
+pub use training::{Goes, Parameter, Plan, Results, RowResult, Training, Update, Weights, Wires, World};
 pub use emulated::Emulated;
 pub use fault::{Fault, FaultKind};
 pub use open::{DeviceId, open};
@@ -173,6 +177,8 @@ pub enum Call {
     AddRows(Address, [c_int; 2], Address),
     /// `move_numbers`
     Move(Move),
+    /// A kernel that finds what it is told on the device, and a number.
+    Kept(Address, c_int),
 }
 
 /// What the host wants of a device. Work is done in the order in which it is asked for; `upload` and

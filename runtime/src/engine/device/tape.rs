@@ -1,6 +1,6 @@
 //! The memory of a batch on a device, and what runs on it when.
 
-use super::code::{Buffer, Code, Params, packed, packed_of};
+use super::code::{Buffer, Code, packed, packed_of};
 use super::regions::{Lengths, Regions, Room, Work, grow};
 use super::{Address, Fault, Graph, Move};
 use crate::engine::{Bound, Engine, Mode, RowState, Start, TeamInputs};
@@ -8,11 +8,11 @@ use compiler::ir::{InputId, OutputId};
 use compiler::loops::Program;
 use std::sync::Arc;
 
-const BEFORE: usize = 0;
+pub(super) const BEFORE: usize = 0;
 const FIRST: usize = 1;
 const STEP: usize = 2;
-const FLUSH: usize = 3;
-const AFTER: usize = 4;
+pub(super) const FLUSH: usize = 3;
+pub(super) const AFTER: usize = 4;
 
 /// Frames that a step reads besides its own.
 const PAST: usize = 3;
@@ -39,6 +39,15 @@ pub(super) struct Shape {
     params: Address,
     grads: Vec<Address>,
     penalty_bar: u32,
+    /// What training is told on the device; null for a pass of the network alone.
+    lesson: Address,
+}
+
+impl Shape {
+    /// The shape of an episode.
+    pub(super) fn of(self, lesson: Address) -> Shape {
+        Shape { lesson, ..self }
+    }
 }
 
 /// The memory of a batch.
@@ -119,7 +128,7 @@ impl Tape {
         work: impl FnOnce(Work<'_>) -> Result<T, Fault>,
     ) -> Option<T> {
         let regions = self.memory.as_ref()?;
-        let params = bound.on_device.as_ref().map_or(0, Params::at);
+        let params = bound.on_device.as_ref().map_or(0, |p| p.at());
         let stretch = if self.mode == Mode::Infer { 0 } else { self.stretches.len().saturating_sub(1) };
         let (code, program) = (&*self.code, &bound.engine.program);
         let given = Work { code, regions, program, params, rows: self.rows, base: self.base, stretch };
@@ -134,12 +143,12 @@ impl Tape {
         stretch.boundary + 1 + (t - stretch.first)
     }
 
-    fn next_frame(&self) -> usize {
+    pub(super) fn next_frame(&self) -> usize {
         self.frame_of(self.steps)
     }
 
     /// Makes room for a frame and the one behind it.
-    fn reserve(&mut self, bound: &Bound<'_>, frame: usize) {
+    pub(super) fn reserve(&mut self, bound: &Bound<'_>, frame: usize) {
         let count = self.memory.as_ref().map_or(0, |m| m.frame_count);
         if count == 0 || frame + 2 <= self.base + count {
             return;
@@ -175,7 +184,7 @@ impl Tape {
     }
 
     /// Makes room for the checkpoints of the coming steps: resets make more of them than the steps say.
-    fn reserve_checkpoints(&mut self, bound: &Bound<'_>, steps: usize) {
+    pub(super) fn reserve_checkpoints(&mut self, bound: &Bound<'_>, steps: usize) {
         let Some(saved) = self.due() else { return };
         let due = (self.steps..self.steps + steps).filter(|t| self.due_at(*t)).count();
         let floats = (saved + due) * bound.engine.program.matrices_len * self.rows;
@@ -353,7 +362,7 @@ impl Tape {
         }
     }
 
-    fn stepped(&mut self, steps: usize, saves: bool) {
+    pub(super) fn stepped(&mut self, steps: usize, saves: bool) {
         for t in self.steps..self.steps + steps {
             if saves && self.due_at(t) {
                 self.saved.push(t);
@@ -364,7 +373,7 @@ impl Tape {
         self.host.states = None;
     }
 
-    fn due_at(&self, t: usize) -> bool {
+    pub(super) fn due_at(&self, t: usize) -> bool {
         let first = self.stretches.last().map_or(0, |s| s.first);
         (t - first).is_multiple_of(self.interval)
     }
@@ -383,7 +392,7 @@ impl Tape {
     }
 
     /// A step but for what stands apart from the loop over time. `save` is the number of the next checkpoint.
-    fn advance(&self, w: Work<'_>, t: usize, pending: bool, save: Option<usize>) -> Result<(), Fault> {
+    pub(super) fn advance(&self, w: Work<'_>, t: usize, pending: bool, save: Option<usize>) -> Result<(), Fault> {
         let joined = w.program.merged.0;
         let frame = self.frame_of(t);
         let all = w.program.matrices_len * w.rows;
@@ -486,6 +495,11 @@ impl Tape {
         }
     }
 
+    /// The last step has left nothing for the next.
+    pub(super) fn settled(&mut self) {
+        self.pending = false;
+    }
+
     pub(super) fn shape(
         &self,
         bound: &Bound<'_>,
@@ -494,8 +508,8 @@ impl Tape {
         grads: Vec<Address>,
         penalty_bar: f32,
     ) -> Shape {
-        let params = bound.on_device.as_ref().map_or(0, Params::at);
-        Shape { is_forward, steps, params, grads, penalty_bar: penalty_bar.to_bits() }
+        let params = bound.on_device.as_ref().map_or(0, |p| p.at());
+        Shape { is_forward, steps, params, grads, penalty_bar: penalty_bar.to_bits(), lesson: 0 }
     }
 
     /// Does the launches: those of a shape that is known as they were recorded, those of a new one after

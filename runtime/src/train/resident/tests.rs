@@ -1,0 +1,213 @@
+//! Updates on the emulated device against the same updates whose episodes the processor answers: bit by bit where the
+//! network runs on the same device, and against machine code.
+
+use super::*;
+use crate::engine::Backend;
+use crate::engine::device::{DeviceId, open};
+use crate::recipe::Recipe;
+use crate::spec;
+
+const SPEC: &str = "spec small {
+  axis I = ?, N = 5, A = ?
+  in u[I]
+  REWARD
+  learn Wx[N,I], bx[N] ~ linear
+  learn W[N,N], alpha[N,N] ~ uniform(0, 0.3)
+  learn eta in (0, 1) = 0.3
+  learn tau > 1 = 1.5 gradscale(0.5)
+  learn wm[N], bm ~ linear
+  learn Wo[A,N], bo[A], wv[N], bv ~ linear
+  learn y0[N] ~ uniform(-0.1, 0.1)
+  state y[N] = START
+  plastic H[N,N] = 0 KEEP
+  y' = tanh(Wx @ u + bx + (W + alpha * H) @ y / tau SEEN)
+  modulator m = tanh(wm . y' + bm)
+  H'[j,i] = clip((1 - eta) * H + eta * m * y'[j] * y[i], -1, 1)
+  penalty 0.1 * mean(y' * y')
+  out policy[A] = Wo @ y' + bo
+  out value = wv . y' + bv
+}";
+
+const CUES: &str = "[task]\nname = \"cue-reward\"\ncues = 3\nbits = 4\nsteps = 17\n";
+const MAZE: &str = "[task]\nname = \"maze\"\nsize = 5\nsteps = 12\n";
+
+/// Says that nothing was tested where there is no C++ compiler.
+fn has_device() -> bool {
+    match open(DeviceId::Emulated) {
+        Ok(_) => true,
+        Err(fault) => {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "NOT RUN: the emulated device: {fault}");
+            assert!(std::env::var_os("BPM_CUDA").is_none(), "BPM_CUDA wants a C++ compiler");
+            false
+        }
+    }
+}
+
+/// The spec with other lines.
+fn text(reward: bool, start: &str, keep: &str) -> String {
+    let (input, seen) = if reward { ("in mod reward", "+ 0.1 * reward") } else { ("", "") };
+    let lines = [("REWARD", input), ("SEEN", seen), ("START", start), ("KEEP", keep)];
+    let text = lines.into_iter().fold(SPEC.to_owned(), |text, (word, line)| text.replace(word, line));
+    if start == "y0" { text } else { text.replace("  learn y0[N] ~ uniform(-0.1, 0.1)\n", "") }
+}
+
+fn trainer(spec: &str, recipe: &str, backend: Backend) -> Trainer {
+    let spec = spec::compile("s.bpm", spec.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
+    let recipe = format!("spec = \"s.bpm\"\n{recipe}\n[run]\nbatch = 3\nseed = 7\n");
+    let recipe = Recipe::parse("r", &recipe, &[]).unwrap_or_else(|e| panic!("{e}"));
+    setup::trainer(spec, recipe, backend, 1, Mode::Train).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn steps(t: &mut Trainer, updates: usize) -> Vec<Outcome> {
+    (0..updates).map(|_| t.step().unwrap_or_else(|e| panic!("{e}"))).collect()
+}
+
+/// Updates on the device, on the device with the processor's answers, and by machine code.
+fn agree(spec: &str, recipe: &str, updates: usize, words: &str) {
+    let on_device = Backend::Device(DeviceId::Emulated);
+    let mut ours = trainer(spec, recipe, on_device);
+    let said = ours.reside().unwrap_or_else(|e| panic!("{e}")).expect("words");
+    assert!(said.contains(words), "{recipe}: {said}");
+    let mut answered = trainer(spec, recipe, on_device);
+    let mut compiled = trainer(spec, recipe, Backend::CRANELIFT);
+    let outcomes = steps(&mut ours, updates);
+    assert_eq!(outcomes, steps(&mut answered, updates), "{recipe}");
+    ours.settle().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(ours.params.raw, answered.params.raw, "{recipe}");
+    assert_eq!(ours.optimiser.memory(), answered.optimiser.memory(), "{recipe}");
+    assert_eq!(ours.optimiser.steps(), answered.optimiser.steps(), "{recipe}");
+    assert_eq!(ours.carried, answered.carried, "{recipe}");
+    let meant = steps(&mut compiled, updates);
+    let (first, other) = (&outcomes[0], &meant[0]);
+    assert_eq!(
+        (&first.scores, first.value_loss, first.entropy, first.spread),
+        (&other.scores, other.value_loss, other.entropy, other.spread),
+        "{recipe}: the first episode"
+    );
+    // Later parameters differ in their last places, for sums over rows are taken otherwise.
+    for (a, b) in outcomes.iter().zip(&meant) {
+        assert_eq!(a.scores, b.scores, "{recipe}");
+        for (a, b) in [(a.loss, b.loss), (a.grad_norm, b.grad_norm), (a.entropy, b.entropy)] {
+            assert!((a - b).abs() <= 1e-4 * b.abs().max(1e-3), "{recipe}: {a} {b}");
+        }
+    }
+    assert_ne!(ours.params.raw, trainer(spec, recipe, Backend::CRANELIFT).params.raw, "{recipe}: nothing moved");
+}
+
+const ALL: &str = "the task, losses and the optimiser: one transfer each way";
+const MOST: &str = "the optimiser stays on the processor";
+
+#[test]
+fn cues_are_the_same_everywhere() {
+    if !has_device() {
+        return;
+    }
+    let plain = text(false, "0", "");
+    agree(&plain, CUES, 3, ALL);
+    let variants = "flip = 0.3\npress_cost = 0.25\nlayout = \"paper\"\n[learner]\nbaseline = \"first\"\n[optimiser]\nrate = 0.01\nclip = 0.5";
+    agree(&text(true, "0", ""), &format!("{CUES}{variants}"), 3, ALL);
+    let fixed = "[task]\nname = \"cue-reward\"\ncues = 5\nbits = 5\nfixed_cues = true\nsteps = 9\n[optimiser]\nname = \"sgd\"\nmomentum = 0.5\nrate = 0.02\ndecay = 0.01";
+    agree(&plain, fixed, 3, ALL);
+}
+
+#[test]
+fn mazes_are_the_same_everywhere() {
+    if !has_device() {
+        return;
+    }
+    agree(&text(true, "0", ""), MAZE, 3, ALL);
+    let variants = "wall_penalty = 0.1\nlayout = \"paper\"\nfirst_previous_action = \"up\"\n[optimiser]\nname = \"sgd\"\nrate = 0.01\nclip = 0.0";
+    agree(&text(false, "0", ""), &format!("{MAZE}{variants}"), 3, ALL);
+}
+
+#[test]
+fn states_start_as_they_do_elsewhere() {
+    if !has_device() {
+        return;
+    }
+    agree(&text(false, "y0", ""), CUES, 3, ALL);
+    agree(&text(false, "0", "every 2 episodes"), CUES, 3, ALL);
+    agree(&text(false, "y0", "every 2 episodes"), CUES, 3, MOST);
+    let drawn = text(false, "0", "").replace("state y[N] = 0", "state y[N] ~ normal(0, 0.1)");
+    let drawn = drawn.replace("in u[I]", "in u[I]\n  noise n[N] ~ normal(0, 0.1)").replace("Wx @ u", "n + Wx @ u");
+    agree(&drawn, MAZE, 3, ALL);
+}
+
+/// Every operation that a spec can put on parameters alone.
+#[test]
+fn what_is_computed_with_parameters_alone_is_computed_there() {
+    if !has_device() {
+        return;
+    }
+    let spec = "spec prologue {
+  axis I = ?, N = 4, M = 3, A = ?
+  in u[I]
+  learn Wx[N,I], bx[N] ~ linear
+  learn W[N,N], V[N,N] ~ uniform(0, 0.3)
+  learn g[N], a[N], b[N] ~ uniform(0.1, 0.4)
+  learn c[M] ~ uniform(0.1, 0.3)
+  learn d ~ uniform(0.1, 0.5)
+  learn Wo[A,N], bo[A], wv[N], bv ~ linear
+  state y[N] = 0
+  scaled[j,i] = sigmoid(d) * W[j,i] * exp(g[j]) / (1 + abs(b[i])) + 0.1 * a[j] * b[i]
+  drive = tanh(V @ a) + sqrt(softplus(g)) * max(a, b) + mean(V) - min(a, 0.2)
+  y' = tanh(Wx @ u + bx + scaled @ y + drive + sum(c) + log(d + 1))
+  out policy[A] = Wo @ y' + bo
+  out value = wv . y' + bv
+}";
+    agree(spec, MAZE, 3, ALL);
+}
+
+#[test]
+fn burn_in_moves_nothing() {
+    if !has_device() {
+        return;
+    }
+    let recipe = format!("{MAZE}[learner]\nburn_in = 2\n");
+    let mut t = trainer(&text(false, "0", ""), &recipe, Backend::Device(DeviceId::Emulated));
+    let start = t.params.raw.clone();
+    t.reside().unwrap_or_else(|e| panic!("{e}"));
+    for (update, moves) in [(2, false), (3, true)] {
+        while t.update < update {
+            steps(&mut t, 1);
+        }
+        t.settle().unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(t.params.raw != start, moves, "after update {update}");
+        assert_eq!(t.optimiser.steps(), u64::from(moves));
+    }
+}
+
+/// The parameters are those before the update, and the message is that of a processor.
+#[test]
+fn divergence_is_told_as_elsewhere() {
+    if !has_device() {
+        return;
+    }
+    let spec = text(false, "0", "").replace("clip((1 - eta) * H + ", "H * 1e25 + (").replace("y[i], -1, 1)", "y[i])");
+    let spec = spec.replace("plastic H[N,N] = 0 ", "plastic H[N,N] = 0 unbounded");
+    let fails = |backend| {
+        let mut t = trainer(&spec, MAZE, backend);
+        t.reside().unwrap_or_else(|e| panic!("{e}"));
+        let start = t.params.raw.clone();
+        let error = t.step().expect_err("diverges");
+        assert_eq!((error.exit_code(), t.params.raw == start), (4, true));
+        (error.message, error.help)
+    };
+    assert_eq!(fails(Backend::Device(DeviceId::Emulated)), fails(Backend::CRANELIFT));
+}
+
+#[test]
+fn tasks_without_code_for_devices_stay_where_they_were() {
+    if !has_device() {
+        return;
+    }
+    let spec = "spec p {\n  axis N = ?\n  in u[N]\n  learn W[N,N] ~ normal(0, 0.1)\n  state y[N] = 0\n  y' = tanh(W @ y + u)\n  out y'\n}";
+    let recipe = "[task]\nname = \"pattern-completion\"\nbits = 6\npatterns = 1\ncycles = 1\n";
+    let mut t = trainer(spec, recipe, Backend::Device(DeviceId::Emulated));
+    let said = t.reside().unwrap_or_else(|e| panic!("{e}")).expect("words");
+    assert!(said.contains("task pattern-completion has no code for devices"), "{said}");
+    steps(&mut t, 1);
+    let mut t = trainer(spec, recipe, Backend::CRANELIFT);
+    assert_eq!(t.reside().unwrap_or_else(|e| panic!("{e}")), None);
+}
