@@ -6,10 +6,12 @@
 //! of the spec, and so are their gradients.
 
 mod team;
+mod torch;
 
 use crate::Error;
 use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState, Text};
 use crate::memory::{Flags, Need, available};
+use crate::setup;
 use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
 use compiler::form::Prefer;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 pub enum Dtype {
     /// 32 bits.
     F32,
-    /// 64 bits; only with the interpreter.
+    /// 64 bits; only with the interpreter and libtorch.
     F64,
 }
 
@@ -70,9 +72,10 @@ pub fn run(
     dtype: Dtype,
     prefer: Prefer,
 ) -> Result<Tensors, Error> {
-    if dtype == Dtype::F64 && backend != Backend::Interp {
-        return Err(Error::usage("`--dtype f64` needs `--backend interp`"));
+    if dtype == Dtype::F64 && !matches!(backend, Backend::Interp | Backend::Torch(_)) {
+        return Err(Error::usage("`--dtype f64` needs `--backend interp` or `--backend torch`"));
     }
+    let prefer = setup::form(backend, prefer)?;
     let sizes = Sizes::bind(&spec.model.axes, &given.axes)?;
     compiler::ir::check_bounds(&spec.model.step, &sizes).map_err(|e| Error::input(e.to_string()))?;
     let axes = given.axes.clone();
@@ -101,9 +104,10 @@ fn compute(
     let options = EngineOptions::default();
     let engine = Engine::of_text(Arc::clone(model), sizes.clone(), backend, &options, text)?;
     need(&engine, job).check(available())?;
-    match dtype {
-        Dtype::F64 => Ok(in_64_bits(model, sizes, job)),
-        Dtype::F32 => in_32_bits(&engine, job),
+    match (backend, dtype) {
+        (Backend::Torch(place), _) => torch::run(model, sizes, job, dtype, place),
+        (_, Dtype::F64) => Ok(in_64_bits(model, sizes, job)),
+        (_, Dtype::F32) => in_32_bits(&engine, job),
     }
 }
 
@@ -124,9 +128,13 @@ fn kept_initial(model: &Model, kept: &Model, job: &Job) -> Result<Vec<Option<Vec
 }
 
 fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
-    // One row after the other, on one tape, into one sum of gradients; on a device all at once.
+    // One row after the other, on one tape, into one sum of gradients; on a device or libtorch all at once.
     let usage = Use {
-        batch: if job.is_team(engine) { job.rows } else { 1 },
+        batch: if job.is_team(engine) || matches!(engine.backend(), Backend::Torch(_)) {
+            job.rows
+        } else {
+            1
+        },
         steps: job.steps,
         threads: 1,
         tapes: Tapes::PerThread,

@@ -19,6 +19,7 @@ pub mod error;
 pub mod eval;
 pub mod exact;
 pub mod files;
+pub mod gradcheck;
 pub mod language;
 pub mod learner;
 pub mod memory;

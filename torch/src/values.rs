@@ -41,7 +41,8 @@ impl Evaluator<'_> {
                 Op::Load(source) => load(*source)?,
                 op => {
                     let at = |v: Value| {
-                        let value = values[v.index()].as_ref().or(known.get(v.index()).and_then(Option::as_ref));
+                        let value =
+                            values[v.index()].as_ref().or(known.get(v.index()).and_then(Option::as_ref));
                         value.expect("an operand is evaluated before its use")
                     };
                     self.apply(op, instruction.ty.batched, &at)?
@@ -83,7 +84,8 @@ impl Evaluator<'_> {
             }
             Op::Outer(a, b) => at(*a).f_unsqueeze(-1)?.f_mul(&at(*b).f_unsqueeze(-2)?),
             Op::Concat(parts, _) => {
-                let part = |v: &Value| if batched { self.in_rows(*v, at(*v)) } else { Ok(at(*v).shallow_clone()) };
+                let part =
+                    |v: &Value| if batched { self.in_rows(*v, at(*v)) } else { Ok(at(*v).shallow_clone()) };
                 let parts: Result<Vec<Tensor>, TchError> = parts.iter().map(part).collect();
                 Tensor::f_cat(&parts?, -1)
             }
