@@ -56,3 +56,20 @@ fn every_spec_agrees_with_the_interpreter_in_32_bits() {
         }
     }
 }
+
+/// A clip that acts, states that are reset in one row and not in another, and gradients of everything that is learned:
+/// what is compared is there.
+#[test]
+fn nothing_is_compared_with_nothing() {
+    if !is_here() {
+        return;
+    }
+    let model = support::spec("backpropamine/retroactive.bpm");
+    let sizes = small_sizes(&model, 5);
+    let report = gradcheck::check(&model, &sizes, &check(Dtype::F64)).expect("libtorch runs");
+    for prefix in ["out.", "state.", "grad.", "grad.in.", "grad.init."] {
+        let of_kind = report.lines.iter().filter(|l| l.name.starts_with(prefix));
+        assert!(of_kind.clone().count() > 0 && of_kind.clone().all(|l| l.norm > 1e-3), "{}", report.text());
+    }
+    assert!(!report.clone().within(0.0).passed(), "rounding differs: both are computed");
+}

@@ -553,18 +553,27 @@ mod tests {
     fn back_ends_agree_and_gradients_have_names() {
         let exact = go(Given { cotangents: cotangents(), ..given() }, Backend::Interp, Dtype::F64);
         let exact = exact.unwrap_or_else(|e| panic!("{e}"));
-        for backend in [Backend::Interp, Backend::CRANELIFT].into_iter().chain(emulated()) {
-            let found = go(Given { cotangents: cotangents(), ..given() }, backend, Dtype::F32);
+        let single = [Backend::Interp, Backend::CRANELIFT].into_iter().chain(emulated());
+        let single = single.map(|b| (b, Dtype::F32, 1e-4));
+        let libtorch = [(Dtype::F32, 1e-4), (Dtype::F64, 1e-12)];
+        let libtorch = libtorch.into_iter().filter_map(|(d, t)| libtorch_here().map(|b| (b, d, t)));
+        for (backend, dtype, tolerance) in single.chain(libtorch) {
+            let found = go(Given { cotangents: cotangents(), ..given() }, backend, dtype);
             let found = found.unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(found.keys().collect::<Vec<_>>(), exact.keys().collect::<Vec<_>>());
             for (name, tensor) in &exact {
                 assert_eq!(found[name].shape, tensor.shape, "{name}");
-                close(&found[name].to_f64(), &tensor.to_f64(), 1e-4);
+                close(&found[name].to_f64(), &tensor.to_f64(), tolerance);
             }
         }
         for name in ["grad.alpha", "grad.wm", "grad.in.u", "grad.init.y", "grad.init.H"] {
             assert!(exact[name].to_f64().iter().any(|x| x.abs() > 1e-3), "{name} is vacuous");
         }
+    }
+
+    /// libtorch, where it is built in.
+    fn libtorch_here() -> Option<Backend> {
+        ::torch::BUILT_IN.then_some(Backend::Torch(::torch::Place::Processor))
     }
 
     /// The emulated device, where there is a C++ compiler.
@@ -598,9 +607,10 @@ mod tests {
     /// A reset in the middle of a row is two rows, and a carried state is one.
     #[test]
     fn resets_and_initial_states() {
-        let device = emulated().map(|d| (d, Dtype::F32));
+        let device = emulated().map(|d| (d, Dtype::F32)).into_iter();
+        let others = device.chain(libtorch_here().map(|b| (b, Dtype::F64)));
         for (backend, dtype) in
-            [(Backend::Interp, Dtype::F64), (Backend::CRANELIFT, Dtype::F32)].into_iter().chain(device)
+            [(Backend::Interp, Dtype::F64), (Backend::CRANELIFT, Dtype::F32)].into_iter().chain(others)
         {
             let whole = go(given(), backend, dtype).unwrap_or_else(|e| panic!("{e}"));
             let cut = |from: usize, to: usize| {
@@ -698,9 +708,9 @@ mod tests {
             "spec s {\n  axis N = 3\n  in u[N]\n  state y[N] = learn\n  y' = tanh(0.5 * y + u)\n  out y'\n}";
         let spec = crate::spec::compile("s.bpm", text.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
         let name = spec.model.params[0].name.clone();
-        for (backend, dtype) in
-            [(Backend::Interp, Dtype::F64), (Backend::Interp, Dtype::F32), (Backend::CRANELIFT, Dtype::F32)]
-        {
+        let compiled = [(Backend::Interp, Dtype::F32), (Backend::CRANELIFT, Dtype::F32)];
+        let libtorch = libtorch_here().map(|b| (b, Dtype::F64));
+        for (backend, dtype) in [(Backend::Interp, Dtype::F64)].into_iter().chain(compiled).chain(libtorch) {
             for start in [false, true] {
                 let mut inputs: Tensors = [("u".to_string(), wave(&[4, 2, 3], 1.0, 1.0))].into();
                 if start {

@@ -13,7 +13,7 @@ use crate::exact::Dtype;
 use ::torch::{Code, Cotangents, Keep, Place, Tape, Width};
 use compiler::gradcheck::{Case, Options, random_case};
 use compiler::interp::{Interpreter, Tensor};
-use compiler::ir::Sizes;
+use compiler::ir::{Sink, Sizes};
 use compiler::model::Model;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -217,7 +217,8 @@ fn side_by_side<'t>(count: usize, rows: impl Iterator<Item = &'t [Tensor]>) -> V
 /// Outputs, states, gradients of parameters, of inputs and of initial states, with their names.
 fn named(model: &Model, found: [Vec<Vec<f64>>; 5], penalties: Vec<f64>) -> Found {
     let [outputs, states, params, inputs, initial] = found;
-    let mut all = vec![("penalty".to_owned(), penalties)];
+    let has_penalty = model.step.results.iter().any(|(sink, _)| *sink == Sink::Penalty);
+    let mut all: Found = has_penalty.then(|| ("penalty".to_owned(), penalties)).into_iter().collect();
     all.extend(model.outputs.iter().zip(outputs).map(|(o, x)| (format!("out.{}", o.name), x)));
     all.extend(model.states.iter().zip(states).map(|(s, x)| (format!("state.{}", s.name), x)));
     let learned = model.params.iter().zip(params).filter(|(p, _)| p.learned);
