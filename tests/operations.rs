@@ -8,6 +8,7 @@ mod support;
 
 use compiler::gradcheck::{self, Options};
 use runtime::engine::{Backend, Engine, EngineOptions, Mode};
+use runtime::gradcheck::Check;
 use support::{compare, model_of, outputs_at, small_sizes};
 
 /// Sizes whose remainders by four differ, and which need one tile and several.
@@ -291,6 +292,30 @@ fn machine_code_agrees_with_the_interpreter() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// Autograd on libtorch's operations against our derivatives, where libtorch is built in.
+#[test]
+fn libtorch_agrees_with_the_interpreter() {
+    if !torch::BUILT_IN {
+        return eprintln!(
+            "NOT RUN: libtorch is not built in; tests/libtorch.sh builds it in and runs this test"
+        );
+    }
+    let mut wrong = vec![];
+    for (name, text) in all() {
+        let model = model_of(&text);
+        for (size, state_scale) in [(1, 0.3), (3, 2.0), (5, 1.0), (31, 0.3)] {
+            let (place, dtype) = (torch::Place::Processor, runtime::exact::Dtype::F64);
+            let check = Check { seed: size as u64, steps: 4, rows: 3, dtype, place, state_scale };
+            let report = runtime::gradcheck::check(&model, &small_sizes(&model, size), &check);
+            let report = report.expect("libtorch runs");
+            if !report.passed() {
+                wrong.push(format!("{name}, size {size}: {:?}", report.worst()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
 /// Outputs and input gradients of one step of a spec with scalar inputs and outputs, on a back end.
 fn at(text: &str, backend: Backend, inputs: &[f64]) -> (Vec<f32>, Vec<Option<f32>>) {
     use compiler::ir::{InputId, OutputId};
@@ -313,11 +338,17 @@ fn at(text: &str, backend: Backend, inputs: &[f64]) -> (Vec<f32>, Vec<Option<f32
     (outputs, bars.collect())
 }
 
-/// An expression of `x` (and `y`), its value and its derivatives by convention, on both back ends.
+/// The interpreter, machine code, and libtorch where it is built in.
+fn back_ends() -> Vec<Backend> {
+    let libtorch = torch::BUILT_IN.then_some(Backend::Torch(torch::Place::Processor));
+    [Backend::Interp, Backend::CRANELIFT].into_iter().chain(libtorch).collect()
+}
+
+/// An expression of `x` (and `y`), its value and its derivatives by convention, on all back ends.
 fn convention(expression: &str, inputs: &[f64], value: f32, derivatives: &[f32]) {
     let names = if inputs.len() == 1 { "x" } else { "x, y" };
     let text = format!("spec s {{\n  in {names}\n  out o = {expression}\n}}");
-    for backend in [Backend::Interp, Backend::CRANELIFT] {
+    for backend in back_ends() {
         let (outputs, bars) = at(&text, backend, inputs);
         assert_eq!(outputs, [value], "{expression} at {inputs:?}, {backend:?}");
         for (found, expected) in bars.iter().zip(derivatives) {
@@ -368,7 +399,7 @@ fn gradients_at_ties_follow_the_conventions() {
 fn the_largest_elements_share_the_gradient() {
     use compiler::ir::{InputId, OutputId};
     let text = "spec s {\n  axis N = 5\n  in x[N]\n  out o = maximum(x)\n}";
-    for backend in [Backend::Interp, Backend::CRANELIFT] {
+    for backend in back_ends() {
         let model = model_of(text);
         let sizes = small_sizes(&model, 5);
         let engine = Engine::new(model, sizes, backend, &EngineOptions::default()).expect("it compiles");
@@ -388,7 +419,7 @@ fn the_largest_elements_share_the_gradient() {
 fn parts_outside_of_a_vector_are_refused() {
     for (equation, size) in [("out o[3] = slice(x, 2, 3)", 4), ("out o = x[3]", 3)] {
         let model = model_of(&format!("spec s {{\n  axis N = ?\n  in x[N]\n  {equation}\n}}"));
-        for backend in [Backend::Interp, Backend::CRANELIFT] {
+        for backend in back_ends() {
             let sizes = small_sizes(&model, size);
             let found = Engine::new(model.clone(), sizes, backend, &EngineOptions::default());
             let why = found.err().expect("it is refused").to_string();

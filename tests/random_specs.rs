@@ -1,7 +1,8 @@
 //! Models from a generator: several states, several plastic links of different shapes, rules drawn
 //! from the language. Each one is checked, differentiated and compared: the adjoint with finite
-//! differences and with forward mode, machine code with the interpreter, and machine code with
-//! itself for other checkpoints and for states that are read on the way.
+//! differences and with forward mode, machine code with the interpreter, machine code with
+//! itself for other checkpoints and for states that are read on the way, and libtorch, where it is
+//! built in, with the interpreter.
 //!
 //! Everything is bounded by `tanh`, `clip` or a decay, so that a run of a few steps amplifies
 //! rounding errors little. `BPM_CASES` sets the number of models, `BPM_SEED` the random sequence.
@@ -15,6 +16,8 @@ use compiler::model::Model;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use runtime::engine::{Backend, Engine, EngineOptions};
+use runtime::exact::Dtype;
+use runtime::gradcheck::Check;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -321,6 +324,9 @@ fn examine(
             return Err(format!("dot product: off by {:.1e}", report.dot_error));
         }
     }
+    if torch::BUILT_IN {
+        agrees_with_libtorch(model, sizes, options)?;
+    }
     let case = single_precision(random_case(model, sizes, options));
     let engine = |every, backend| {
         let options = EngineOptions { checkpoint_every: every, ..EngineOptions::default() };
@@ -346,6 +352,23 @@ fn examine(
         }
     }
     Ok(aside)
+}
+
+/// libtorch's values and autograd, where it is built in.
+fn agrees_with_libtorch(model: &Arc<Model>, sizes: &Sizes, options: &Options) -> Result<(), String> {
+    let check = Check {
+        seed: options.seed,
+        steps: options.steps,
+        rows: 2,
+        dtype: Dtype::F64,
+        place: torch::Place::Processor,
+        state_scale: options.state_scale,
+    };
+    let report = runtime::gradcheck::check(model, sizes, &check).map_err(|e| e.to_string())?;
+    match report.worst().filter(|_| !report.passed()) {
+        Some(line) => Err(format!("libtorch: {} is off by {:.1e}", line.name, line.error)),
+        None => Ok(()),
+    }
 }
 
 fn number(variable: &str, default: u64) -> u64 {

@@ -234,6 +234,8 @@ pub(crate) enum Backend {
     /// The interpreter in double precision.
     #[default]
     Interp,
+    /// libtorch's autograd, which `bpm gradcheck` runs.
+    Torch,
 }
 
 /// A stage, or all of them.

@@ -5,8 +5,8 @@ mod cli;
 
 use clap::Parser;
 use cli::{
-    Check, Cli, Color, Command, Compile, Doc, DocFormat, Emit, Explain, Fmt, Format, Gradcheck, Load, Plan,
-    Target, Tier,
+    Backend, Check, Cli, Color, Command, Compile, Doc, DocFormat, Emit, Explain, Fmt, Format, Gradcheck,
+    Load, Plan, Target, Tier,
 };
 use compiler::back::cuda::{Arch, Device, Mapping, Refusal};
 use compiler::check::{Checked, check};
@@ -405,6 +405,11 @@ fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, arch: &Arch) -> serde_json:
 }
 
 fn gradcheck(args: &Gradcheck, voice: Voice) -> Done {
+    if args.backend == Backend::Torch {
+        let file = args.subject.file.display();
+        return Err(Failure::usage("this program knows nothing of libtorch")
+            .help(format!("bpm gradcheck {file} --backend torch")));
+    }
     let loaded = load(&args.subject, voice)?;
     let bound = verdict::small_sizes(&loaded.model, &loaded.bound);
     let sizes = stages::bind(&loaded.model, &bound)?;

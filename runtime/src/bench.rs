@@ -10,7 +10,8 @@ use crate::memory::{Flags, Need, available};
 use crate::params::{ParamStore, draw};
 use crate::rng::{Address, Domain, Purpose};
 use crate::spec::Spec;
-use crate::{parallel, rollout};
+use crate::{parallel, rollout, setup};
+use ::torch::Place;
 use compiler::form::{Form, Prefer};
 use compiler::ir::{InputId, OutputId, Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
@@ -94,7 +95,8 @@ pub struct Report {
 pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
     let model = Arc::clone(&spec.model);
     let plain = Arc::clone(&model);
-    let (kept, form) = compiler::form::choose(&model, &job.axes, job.steps, job.prefer)?;
+    let (kept, form) =
+        compiler::form::choose(&model, &job.axes, job.steps, setup::form(job.backend, job.prefer)?)?;
     let model = kept.map_or(model, Arc::new);
     let sizes = Sizes::bind(&model.axes, &job.axes)?;
     let before = peak_bytes();
@@ -136,10 +138,11 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
         spec: model.name.clone(),
         batch: job.batch,
         steps: job.steps,
-        threads: job.threads,
+        // libtorch has one.
+        threads: if let Backend::Torch(_) = job.backend { 1 } else { job.threads },
         form,
         backend: engine.backend().name(),
-        device: engine.device().map(|d| d.about().name.clone()),
+        device: place(&engine),
         compile_ms,
         code_bytes: engine.code_bytes(),
         forward_ms: Times::of(forward),
@@ -148,6 +151,14 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
         planned_mib: need(&engine, job).planned() as f64 / f64::from(1 << 20),
         peak_mib: peak_bytes().saturating_sub(before) as f64 / f64::from(1 << 20),
     })
+}
+
+/// The device, if it is none of the processor's.
+fn place(engine: &Engine) -> Option<String> {
+    match engine.backend() {
+        Backend::Torch(Place::Cuda(number)) => Some(format!("cuda:{number}")),
+        _ => engine.device().map(|d| d.about().name.clone()),
+    }
 }
 
 fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
@@ -268,7 +279,7 @@ fn random_states(model: &Model, sizes: &Sizes, row: usize) -> Option<Vec<Vec<f32
 fn run(bound: &Bound<'_>, data: &Data, job: &Job, workers: &mut [Option<Tape>], sums: Option<&Sums<'_>>) {
     let engine = bound.engine();
     let mode = if sums.is_some() { Mode::Train } else { Mode::Forward };
-    if engine.device().is_some() {
+    if engine.is_side_by_side() {
         let tape = workers[0].get_or_insert_with(|| engine.team_tape(job.steps, mode, job.batch));
         return run_team(bound, data, job, tape, sums);
     }

@@ -41,6 +41,8 @@ pub enum Command {
     Sample(Sample),
     /// Run a model on tensors, exactly.
     Run(Run),
+    /// Compare a model on libtorch, and its autograd, with the interpreter and its adjoint.
+    Gradcheck(Gradcheck),
     /// Time a model: forward, forward and backward, memory.
     Bench(Bench),
     /// Write the parameters of a run for PyTorch.
@@ -220,9 +222,48 @@ pub struct Run {
     /// are matrices, for then all states are given out.
     #[arg(long, value_enum, value_name = "FORM")]
     pub prefer: Option<PreferName>,
-    /// The type of the results; f64 needs the interpreter.
+    /// The type of the results; f64 needs the interpreter or libtorch.
     #[arg(long, value_enum, default_value = "f32", value_name = "DTYPE")]
     pub dtype: Dtype,
+}
+
+/// `bpm gradcheck`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  bpm gradcheck specs/backpropamine/simple.bpm
+  bpm gradcheck specs/backpropamine/simple.bpm --dtype f32 --axis N=100 --steps 50
+
+`bpmc gradcheck` compares the interpreter with finite differences.")]
+pub struct Gradcheck {
+    /// The spec; FILE.bpm#NAME for one of several.
+    pub spec: String,
+    /// The size of an axis; small sizes are taken for others.
+    #[arg(long = "axis", value_name = "NAME=SIZE")]
+    pub axes: Vec<String>,
+    /// The seed of the numbers.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Steps.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub steps: u32,
+    /// Rows; the second one is reset on the way.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub batch: u32,
+    /// The largest relative error allowed [default: 1e-9 in f64, 2e-3 in f32].
+    #[arg(long, value_name = "ERROR")]
+    pub tolerance: Option<f64>,
+    /// What is compared with the interpreter.
+    #[arg(long, value_enum, default_value = "torch", value_name = "BACKEND")]
+    pub backend: BackendName,
+    /// Where it runs: cpu, cuda or cuda:N; `auto` is the processor here.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: Device,
+    /// In how many bits it computes.
+    #[arg(long, value_enum, default_value = "f64", value_name = "DTYPE")]
+    pub dtype: Dtype,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `bpm bench`
@@ -383,6 +424,8 @@ pub enum BackendName {
     Cranelift,
     /// The interpreter: slow, and the meaning of the language.
     Interp,
+    /// libtorch and its autograd, where they are built in; also with --device cuda.
+    Torch,
 }
 
 /// How plastic matrices are kept.

@@ -1,6 +1,8 @@
 //! The commands of `bpm`: from arguments to work.
 
-use crate::cli::{BackendName, Bench, Compare, Device, Eval, Export, Plot, Run as RunArgs, Sample, Train};
+use crate::cli::{
+    BackendName, Bench, Compare, Device, Eval, Export, Gradcheck, Plot, Run as RunArgs, Sample, Train,
+};
 use crate::engine::device::{self, DeviceId, Work};
 use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
@@ -13,9 +15,14 @@ use crate::run::{self, Machine, Run};
 use crate::spec::{self, Spec};
 use crate::timings::Timings;
 use crate::train::Trainer;
-use crate::{Error, against, bench, compare, eval, exchange, files, plot, report, setup, task, tensors};
+use crate::{
+    Error, against, bench, compare, eval, exchange, files, gradcheck, plot, report, setup, task, tensors,
+};
+use ::torch::Place;
 use compiler::back::x64;
 use compiler::form::Prefer;
+use compiler::ir::Sizes;
+use compiler::verdict;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -72,16 +79,20 @@ fn backend(name: BackendName, voice: Voice) -> Backend {
         BackendName::X64 => Backend::X64,
         BackendName::Cranelift => Backend::CRANELIFT,
         BackendName::Interp => Backend::Interp,
+        BackendName::Torch => Backend::Torch(Place::Processor),
     }
 }
 
 /// Where a command runs that takes the processor unless it is told otherwise.
 fn here(device: Device, name: BackendName, voice: Voice) -> Result<Backend, Error> {
     let Device::Cuda(number) = device else { return Ok(backend(name, voice)) };
+    if name == BackendName::Torch {
+        return Ok(Backend::Torch(Place::Cuda(number)));
+    }
     if name != BackendName::Auto {
         let error =
             Error::usage("--backend says what runs a model on the processor, and --device cuda is none");
-        return Err(error.help("leave --backend out, or use --device cpu"));
+        return Err(error.help("leave --backend out, use --backend torch, or use --device cpu"));
     }
     Ok(Backend::Device(DeviceId::cuda(number)))
 }
@@ -177,9 +188,11 @@ fn write_timings(args: &Train, run: &Run, voice: Voice) -> Result<(), Error> {
 fn headline(run: &Run, machine: Machine) -> String {
     let t = &run.trainer;
     let threads = machine.threads.min(t.recipe.schedule.batch);
-    let place = match t.engine.device() {
-        Some(device) => format!("on {}", device.about().name),
-        None => format!("on {threads} thread{}", if threads == 1 { "" } else { "s" }),
+    let place = match (t.engine.device(), machine.backend) {
+        (Some(device), _) => format!("on {}", device.about().name),
+        (None, Backend::Torch(Place::Processor)) => "on the processor".to_owned(),
+        (None, Backend::Torch(Place::Cuda(number))) => format!("on cuda:{number}"),
+        (None, _) => format!("on {threads} thread{}", if threads == 1 { "" } else { "s" }),
     };
     format!(
         "{} on {}: {} parameters, batch {}, {} {place}, seed {}, from update {} to {}, in {}",
@@ -363,6 +376,41 @@ pub fn run(args: &RunArgs, voice: Voice) -> Result<(), Error> {
     let prefer = args.prefer.map_or(Prefer::Dense, |p| p.form());
     let results = exact::run(&spec, given, here(args.device, args.backend, voice)?, args.dtype, prefer)?;
     tensors::write(&args.out, &results, None)
+}
+
+/// `bpm gradcheck`
+///
+/// # Errors
+/// Whatever can go wrong; a tensor that differs.
+pub fn gradcheck(args: &Gradcheck, voice: Voice) -> Result<(), Error> {
+    let spec = spec::load(&args.spec)?;
+    report::spec_warnings(&spec, voice.format, voice.quiet);
+    let Backend::Torch(place) = here(args.device, args.backend, voice)? else {
+        let error = Error::usage("`bpm gradcheck` compares libtorch with the interpreter");
+        return Err(error
+            .help("leave --backend out, or use --backend torch")
+            .help("`bpmc gradcheck` compares the interpreter with finite differences"));
+    };
+    let given = axes(&args.axes)?;
+    let sizes = Sizes::bind(&spec.model.axes, &verdict::small_sizes(&spec.model, &given))?;
+    compiler::ir::check_bounds(&spec.model.step, &sizes).map_err(|e| Error::input(e.to_string()))?;
+    let check = gradcheck::Check {
+        seed: args.seed,
+        steps: args.steps as usize,
+        rows: args.batch as usize,
+        dtype: args.dtype,
+        place,
+        state_scale: 0.5,
+    };
+    let mut found = gradcheck::check(&spec.model, &sizes, &check)?;
+    if let Some(tolerance) = args.tolerance {
+        found = found.within(tolerance);
+    }
+    print(&if args.json { found.json() } else { found.text() })?;
+    match found.worst().filter(|_| !found.passed()) {
+        Some(line) => Err(Error::input(format!("{} is off by {:.1e} on libtorch", line.name, line.error))),
+        None => Ok(()),
+    }
 }
 
 /// `bpm bench`

@@ -112,6 +112,7 @@ impl From<EngineError> for Error {
             EngineError::Jit(BackError::X64(X64Error::Host(_))) => {
                 error.help("leave --backend out, or use --backend cranelift")
             }
+            EngineError::Torch(fault) => fault.help.into_iter().fold(error, Error::help),
             EngineError::Device(fault) => fault.help.into_iter().fold(error, Error::help),
             _ => error,
         }

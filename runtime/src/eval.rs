@@ -51,7 +51,7 @@ pub fn evaluate(
         task: &*trainer.recipe.task,
         encoder: trainer.encoder(&trainer.params),
     };
-    if trainer.engine.device().is_some() {
+    if trainer.engine.is_side_by_side() {
         let records = side_by_side(trainer, &stage, episodes, seed, choice);
         trainer.engine.check()?;
         return report(trainer, episodes, records);
@@ -69,7 +69,7 @@ pub fn evaluate(
 /// Whatever an episode gave, with its number if it failed.
 type Outcome = Result<Record, (usize, NonFinite)>;
 
-/// On a device: as many episodes at once as the recipe has rows.
+/// On a device or libtorch: as many episodes at once as the recipe has rows.
 fn side_by_side(
     trainer: &Trainer,
     stage: &Stage<'_>,

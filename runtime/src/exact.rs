@@ -6,11 +6,13 @@
 //! of the spec or as a PyTorch module keeps them; their gradients are in the units of the spec.
 
 mod team;
+mod torch;
 
 use crate::Error;
 use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState, Text};
 use crate::memory::{Flags, Need, available};
 use crate::params::About;
+use crate::setup;
 use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
 use compiler::form::Prefer;
@@ -27,7 +29,7 @@ use std::sync::Arc;
 pub enum Dtype {
     /// 32 bits.
     F32,
-    /// 64 bits; only with the interpreter.
+    /// 64 bits; only with the interpreter and libtorch.
     F64,
 }
 
@@ -71,9 +73,10 @@ pub fn run(
     dtype: Dtype,
     prefer: Prefer,
 ) -> Result<Tensors, Error> {
-    if dtype == Dtype::F64 && backend != Backend::Interp {
-        return Err(Error::usage("`--dtype f64` needs `--backend interp`"));
+    if dtype == Dtype::F64 && !matches!(backend, Backend::Interp | Backend::Torch(_)) {
+        return Err(Error::usage("`--dtype f64` needs `--backend interp` or `--backend torch`"));
     }
+    let prefer = setup::form(backend, prefer)?;
     let sizes = Sizes::bind(&spec.model.axes, &given.axes)?;
     compiler::ir::check_bounds(&spec.model.step, &sizes).map_err(|e| Error::input(e.to_string()))?;
     let axes = given.axes.clone();
@@ -102,9 +105,10 @@ fn compute(
     let options = EngineOptions::default();
     let engine = Engine::of_text(Arc::clone(model), sizes.clone(), backend, &options, text)?;
     need(&engine, job).check(available())?;
-    match dtype {
-        Dtype::F64 => Ok(in_64_bits(model, sizes, job)),
-        Dtype::F32 => in_32_bits(&engine, job),
+    match (backend, dtype) {
+        (Backend::Torch(place), _) => torch::run(model, sizes, job, dtype, place),
+        (_, Dtype::F64) => Ok(in_64_bits(model, sizes, job)),
+        (_, Dtype::F32) => in_32_bits(&engine, job),
     }
 }
 
@@ -125,9 +129,13 @@ fn kept_initial(model: &Model, kept: &Model, job: &Job) -> Result<Vec<Option<Vec
 }
 
 fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
-    // One row after the other, on one tape, into one sum of gradients; on a device all at once.
+    // One row after the other, on one tape, into one sum of gradients; on a device or libtorch all at once.
     let usage = Use {
-        batch: if job.is_team(engine) { job.rows } else { 1 },
+        batch: if job.is_team(engine) || matches!(engine.backend(), Backend::Torch(_)) {
+            job.rows
+        } else {
+            1
+        },
         steps: job.steps,
         threads: 1,
         tapes: Tapes::PerThread,
@@ -547,18 +555,27 @@ mod tests {
     fn back_ends_agree_and_gradients_have_names() {
         let exact = go(Given { cotangents: cotangents(), ..given() }, Backend::Interp, Dtype::F64);
         let exact = exact.unwrap_or_else(|e| panic!("{e}"));
-        for backend in [Backend::Interp, Backend::CRANELIFT].into_iter().chain(emulated()) {
-            let found = go(Given { cotangents: cotangents(), ..given() }, backend, Dtype::F32);
+        let single = [Backend::Interp, Backend::CRANELIFT].into_iter().chain(emulated());
+        let single = single.map(|b| (b, Dtype::F32, 1e-4));
+        let libtorch = [(Dtype::F32, 1e-4), (Dtype::F64, 1e-12)];
+        let libtorch = libtorch.into_iter().filter_map(|(d, t)| libtorch_here().map(|b| (b, d, t)));
+        for (backend, dtype, tolerance) in single.chain(libtorch) {
+            let found = go(Given { cotangents: cotangents(), ..given() }, backend, dtype);
             let found = found.unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(found.keys().collect::<Vec<_>>(), exact.keys().collect::<Vec<_>>());
             for (name, tensor) in &exact {
                 assert_eq!(found[name].shape, tensor.shape, "{name}");
-                close(&found[name].to_f64(), &tensor.to_f64(), 1e-4);
+                close(&found[name].to_f64(), &tensor.to_f64(), tolerance);
             }
         }
         for name in ["grad.alpha", "grad.wm", "grad.in.u", "grad.init.y", "grad.init.H"] {
             assert!(exact[name].to_f64().iter().any(|x| x.abs() > 1e-3), "{name} is vacuous");
         }
+    }
+
+    /// libtorch, where it is built in.
+    fn libtorch_here() -> Option<Backend> {
+        ::torch::BUILT_IN.then_some(Backend::Torch(::torch::Place::Processor))
     }
 
     /// The emulated device, where there is a C++ compiler.
@@ -592,9 +609,10 @@ mod tests {
     /// A reset in the middle of a row is two rows, and a carried state is one.
     #[test]
     fn resets_and_initial_states() {
-        let device = emulated().map(|d| (d, Dtype::F32));
+        let device = emulated().map(|d| (d, Dtype::F32)).into_iter();
+        let others = device.chain(libtorch_here().map(|b| (b, Dtype::F64)));
         for (backend, dtype) in
-            [(Backend::Interp, Dtype::F64), (Backend::CRANELIFT, Dtype::F32)].into_iter().chain(device)
+            [(Backend::Interp, Dtype::F64), (Backend::CRANELIFT, Dtype::F32)].into_iter().chain(others)
         {
             let whole = go(given(), backend, dtype).unwrap_or_else(|e| panic!("{e}"));
             let cut = |from: usize, to: usize| {
@@ -692,9 +710,9 @@ mod tests {
             "spec s {\n  axis N = 3\n  in u[N]\n  state y[N] = learn\n  y' = tanh(0.5 * y + u)\n  out y'\n}";
         let spec = crate::spec::compile("s.bpm", text.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
         let name = spec.model.params[0].name.clone();
-        for (backend, dtype) in
-            [(Backend::Interp, Dtype::F64), (Backend::Interp, Dtype::F32), (Backend::CRANELIFT, Dtype::F32)]
-        {
+        let compiled = [(Backend::Interp, Dtype::F32), (Backend::CRANELIFT, Dtype::F32)];
+        let libtorch = libtorch_here().map(|b| (b, Dtype::F64));
+        for (backend, dtype) in [(Backend::Interp, Dtype::F64)].into_iter().chain(compiled).chain(libtorch) {
             for start in [false, true] {
                 let mut inputs: Tensors = [("u".to_string(), wave(&[4, 2, 3], 1.0, 1.0))].into();
                 if start {

@@ -21,6 +21,7 @@ pub mod eval;
 pub mod exact;
 pub mod exchange;
 pub mod files;
+pub mod gradcheck;
 pub mod language;
 pub mod learner;
 pub mod memory;

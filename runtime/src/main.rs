@@ -49,6 +49,7 @@ fn run(command: &Command, voice: Voice) -> Result<(), Error> {
         Command::Eval(args) => commands::evaluate(args, voice),
         Command::Sample(args) => commands::sample(args, voice),
         Command::Run(args) => commands::run(args, voice),
+        Command::Gradcheck(args) => commands::gradcheck(args, voice),
         Command::Bench(args) => commands::bench(args, voice),
         Command::Export(args) => commands::export(args, voice),
         Command::Plot(args) => commands::plot(args),

@@ -4,6 +4,7 @@
 use crate::Error;
 use crate::engine::device::Memory;
 use crate::engine::{Backend, Engine, EngineError, Mode};
+use ::torch::Place;
 use compiler::ir::Shape;
 use compiler::loops::plan::{TapeSizes, Use};
 use std::path::{Path, PathBuf};
@@ -43,6 +44,7 @@ impl Need<'_> {
             (Backend::Compiled(_), Mode::Train) => self.engine.plan(usage).total_bytes,
             (Backend::Compiled(_), Mode::Infer) => inference(self.engine, usage, 4),
             (Backend::Compiled(_), Mode::Forward) => inference(self.engine, usage, usage.steps + 2),
+            (Backend::Torch(_), mode) => on_libtorch(self.engine, usage, mode),
             // What the command holds lies elsewhere.
             (Backend::Device(_), mode) => {
                 let own = self.engine.device_bytes(usage.batch, usage.steps, mode);
@@ -66,6 +68,10 @@ impl Need<'_> {
         if let Some(device) = self.engine.device() {
             let memory = device.memory().map_err(EngineError::from)?;
             return self.check_device(&device.about().name, memory);
+        }
+        // libtorch alone knows what there is; it refuses when it comes to it.
+        if let Backend::Torch(Place::Cuda(_)) = self.engine.backend() {
+            return Ok(());
         }
         let (needed, Some(available)) = (self.bytes(&self.usage), available) else { return Ok(()) };
         if needed <= available {
@@ -115,6 +121,9 @@ impl Need<'_> {
                 )
             }
             (Backend::Interp, _) => format!("the interpreter keeps every value of {steps} steps"),
+            (Backend::Torch(_), _) => {
+                format!("libtorch keeps every value of {steps} steps of {} rows", self.usage.batch)
+            }
             (Backend::Compiled(_), Mode::Infer | Mode::Forward) => {
                 "parameters and states take nearly all of it".to_owned()
             }
@@ -139,7 +148,7 @@ impl Need<'_> {
             (self.flags.steps, usage.steps, |u, n| Use { steps: n, ..u }),
         ];
         let mut found = vec![];
-        let has_threads = self.engine.device().is_none();
+        let has_threads = !self.engine.is_side_by_side();
         let ways = ways.into_iter().skip(if has_threads { 0 } else { 1 });
         for (flag, now, with) in ways.filter(|(flag, ..)| !flag.is_empty()) {
             let smaller = std::iter::successors(Some(now / 2), |n| Some(n / 2)).take_while(|n| *n > 0);
@@ -189,6 +198,24 @@ fn interpreted(engine: &Engine, usage: &Use) -> u64 {
     let params = total(&mut model.params.iter().map(|p| p.shape));
     let row = states.saturating_mul(2).saturating_add(step).saturating_mul(8 * usage.steps as u64);
     row.saturating_mul(usage.tape_count() as u64).saturating_add(params.saturating_mul(32))
+}
+
+/// libtorch holds a batch: its graph keeps nearly every value of every step in single precision and, beside kinks, what
+/// was chosen; going backward takes as much again for a while. Without a graph a step is forgotten.
+fn on_libtorch(engine: &Engine, usage: &Use, mode: Mode) -> u64 {
+    let (model, sizes) = (engine.model(), engine.sizes());
+    let count = |shape: Shape| sizes.count(shape) as u64;
+    let values: u64 = model.step.body.iter().filter(|i| i.ty.batched).map(|i| count(i.ty.shape)).sum();
+    let outputs: u64 = model.outputs.iter().map(|o| count(o.shape)).sum();
+    let params: u64 = model.params.iter().map(|p| count(p.shape)).sum();
+    let steps = usage.steps as u64;
+    let row = match mode {
+        Mode::Train => values.saturating_mul(8 * steps),
+        Mode::Infer | Mode::Forward => {
+            values.saturating_mul(8).saturating_add(outputs.saturating_mul(8 * steps))
+        }
+    };
+    row.saturating_mul(usage.batch as u64).saturating_add(params.saturating_mul(32))
 }
 
 fn count_states(engine: &Engine) -> usize {

@@ -24,6 +24,7 @@ use crate::spec::{self, Spec};
 use crate::timings::Phase;
 use crate::train::{Outcome, Trainer};
 use crate::{checkpoint, files, rollout, setup, tensors};
+use ::torch::Place;
 use compiler::form::Prefer;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -467,7 +468,8 @@ fn place(machine: Machine) -> Value {
 /// The name of the device.
 fn device(backend: Backend) -> String {
     match backend {
-        Backend::Interp | Backend::Compiled(_) => "cpu".to_owned(),
+        Backend::Interp | Backend::Compiled(_) | Backend::Torch(Place::Processor) => "cpu".to_owned(),
+        Backend::Torch(Place::Cuda(number)) => format!("cuda:{number}"),
         Backend::Device(id) => device::open(id).map_or(id.name().to_owned(), |d| d.about().name.clone()),
     }
 }

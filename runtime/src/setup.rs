@@ -42,7 +42,7 @@ pub fn trainer(
     let chaining = if is_known { Chaining::IfLarge } else { Chaining::Never };
     let options =
         EngineOptions { input_bars, initial_bars: false, teams, chaining, ..EngineOptions::default() };
-    let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
+    let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe, backend)?;
     let text = Text { file: &spec.path, source: &spec.source };
     let engine = Engine::of_text(kept, kept_sizes, backend, &options, text)?;
     need(&engine, &recipe, threads, mode).check(available())?;
@@ -93,15 +93,36 @@ fn features(model: &Model, sizes: &Sizes, wiring: &Wiring, learner: &NextWord) -
     Ok(features)
 }
 
+/// The form in which a back end keeps plastic matrices, where another was asked for.
+///
+/// # Errors
+/// If it has not that form.
+pub fn form(backend: Backend, asked: Prefer) -> Result<Prefer, Error> {
+    match (backend, asked) {
+        (Backend::Torch(_), Prefer::Events) => {
+            let error = Error::usage("the back end torch keeps plastic matrices as matrices, not as events");
+            Err(error.help("use --prefer dense"))
+        }
+        (Backend::Torch(_), Prefer::Auto | Prefer::Dense) => Ok(Prefer::Dense),
+        (Backend::Interp | Backend::Compiled(_) | Backend::Device(_), asked) => Ok(asked),
+    }
+}
+
 /// The model in its form, with its sizes.
-fn in_form(model: &Arc<Model>, sizes: &Sizes, recipe: &Recipe) -> Result<(Arc<Model>, Sizes, Form), Error> {
+fn in_form(
+    model: &Arc<Model>,
+    sizes: &Sizes,
+    recipe: &Recipe,
+    backend: Backend,
+) -> Result<(Arc<Model>, Sizes, Form), Error> {
     let mut axes = model.axes.clone();
     let known = axes.len() as u32;
     let named = model.axes.named.iter().enumerate().map(|(k, a)| (a.name.clone(), axes.intern_named(k)));
     let bound: BTreeMap<String, usize> =
         named.map(|(name, a)| (name, if a.0 < known { sizes.of(a) } else { 1 })).collect();
     // Matrices that are carried from window to window have no event at which they were zero.
-    let prefer = if recipe.task.text().is_some() { Prefer::Dense } else { recipe.schedule.prefer };
+    let asked = form(backend, recipe.schedule.prefer)?;
+    let prefer = if recipe.task.text().is_some() { Prefer::Dense } else { asked };
     let (kept, form) = compiler::form::choose(model, &bound, recipe.task.steps(), prefer)?;
     match kept {
         None => Ok((Arc::clone(model), sizes.clone(), form)),

@@ -304,7 +304,7 @@ impl Trainer {
         };
         let done = match &self.recipe.learner {
             _ if let Some(resident) = &mut self.resident => pass.on_device(&mut self.workers[0], resident),
-            _ if self.engine.device().is_some() => pass.side_by_side(&mut self.workers[0]),
+            _ if self.engine.is_side_by_side() => pass.side_by_side(&mut self.workers[0]),
             Learner::ActorCritic(a) if a.baseline == Baseline::First => {
                 pass.with_shared_baseline(a, &mut self.workers, &mut self.tapes)
             }
@@ -512,7 +512,7 @@ impl Pass<'_> {
         gather(parallel::run(workers, jobs, work))
     }
 
-    /// On a device: all rows side by side on one tape, forward and backward.
+    /// On a device or libtorch: all rows side by side on one tape, forward and backward.
     fn side_by_side(&self, Worker { tape, watch }: &mut Worker) -> Outcomes {
         watch.start();
         let steps = self.stage.task.steps();

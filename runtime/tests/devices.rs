@@ -194,10 +194,18 @@ impl Place {
         Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
     }
 
-    /// Trains on both, and compares all that is measured.
+    /// Trains on the processor and on the device, and compares all that is measured.
     fn agree(&self, args: &str) -> Outcome {
+        self.alike(args, "--device cuda")?;
+        let run: Value = serde_json::from_str(&std::fs::read_to_string(self.path("cuda/run.json"))?)?;
+        assert_eq!(run["device"], "emulated device");
+        Ok(())
+    }
+
+    /// Trains on the processor and `elsewhere`, and compares all that is measured.
+    fn alike(&self, args: &str, elsewhere: &str) -> Outcome {
         self.ok(&format!("{args} --device cpu --out cpu"))?;
-        self.ok(&format!("{args} --device cuda --out cuda"))?;
+        self.ok(&format!("{args} {elsewhere} --out cuda"))?;
         let (one, two) = (self.metrics("cpu")?, self.metrics("cuda")?);
         assert!(!one.is_empty() && one.len() == two.len(), "{args}");
         for (x, y) in one.iter().zip(&two) {
@@ -205,12 +213,23 @@ impl Place {
                 let (a, b) = (value.as_f64().unwrap_or(0.0), y[name].as_f64().unwrap_or(f64::NAN));
                 assert!(
                     (a - b).abs() <= 1e-4 * a.abs().max(1e-2),
-                    "{args}: {name} is {b}, on the processor {a}"
+                    "{args}: {name} is {b} with {elsewhere}, on the processor {a}"
                 );
             }
         }
-        let run: Value = serde_json::from_str(&std::fs::read_to_string(self.path("cuda/run.json"))?)?;
-        assert_eq!(run["device"], "emulated device");
+        Ok(())
+    }
+
+    /// Eleven dozens of words in a folder `words`.
+    fn write_words(&self) -> Outcome {
+        std::fs::create_dir(self.path("words"))?;
+        let words = ["a", "b", "c", "d"];
+        let text = |n: usize, k: usize| {
+            (0..n).map(|t| words[(t * t + t / 3 + k * t) % 4]).collect::<Vec<_>>().join(" ")
+        };
+        for (name, count) in [("train", 90), ("valid", 40), ("test", 40)] {
+            std::fs::write(self.path("words").join(format!("{name}.txt")), text(count, count % 7) + "\n")?;
+        }
         Ok(())
     }
 
@@ -273,14 +292,89 @@ fn texts_are_read_on_a_device() -> Outcome {
         return Ok(());
     }
     let p = Place::new()?;
-    std::fs::create_dir(p.path("words"))?;
-    let words = ["a", "b", "c", "d"];
-    let text =
-        |n: usize, k: usize| (0..n).map(|t| words[(t * t + t / 3 + k * t) % 4]).collect::<Vec<_>>().join(" ");
-    for (name, count) in [("train", 90), ("valid", 40), ("test", 40)] {
-        std::fs::write(p.path("words").join(format!("{name}.txt")), text(count, count % 7) + "\n")?;
-    }
+    p.write_words()?;
     p.agree("train w.toml --data words")
+}
+
+/// Each learner: with environments, carried states and a shared baseline; squared error; cross-entropy behind an
+/// encoder; texts, window after window. And what reads a run again.
+#[test]
+fn libtorch_learns_what_machine_code_learns() -> Outcome {
+    if !torch::BUILT_IN {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "NOT RUN: training on libtorch: it is not built in");
+        return Ok(());
+    }
+    let p = Place::new()?;
+    p.write_words()?;
+    for (args, evaluate) in [
+        ("train r.toml --set learner.baseline=first", "--episodes 7"),
+        ("train r.toml --set spec=kept.bpm", "--episodes 7"),
+        ("train c.toml", "--episodes 5"),
+        ("train o.toml", "--episodes 5"),
+        ("train w.toml --data words", "--batch 3"),
+    ] {
+        p.alike(args, "--backend torch")?;
+        let run: Value = serde_json::from_str(&std::fs::read_to_string(p.path("cuda/run.json"))?)?;
+        assert_eq!((&run["backend"], &run["device"]), (&"torch".into(), &"cpu".into()));
+        let eval = |backend: &str| -> Result<Vec<f64>, Box<dyn std::error::Error>> {
+            let data = if args.contains("words") { "--data words" } else { "" };
+            let text = p.ok(&format!("eval cuda {evaluate} {data} --json --backend {backend}"))?;
+            let mut found = vec![];
+            numbers(&serde_json::from_str(&text)?, &mut found);
+            Ok(found)
+        };
+        let (here, there) = (eval("auto")?, eval("torch")?);
+        assert!(here.len() > 2 && here.len() == there.len(), "{args}");
+        for (a, b) in here.iter().zip(&there) {
+            assert!((a - b).abs() <= 1e-4 * a.abs().max(1.0), "{args}: {there:?}, on the processor {here:?}");
+        }
+        p.clear()?;
+    }
+    p.ok("train r.toml --set spec=kept.bpm --backend torch --updates 2 --out half")?;
+    p.ok("train half --resume --backend torch --updates 4")?;
+    p.ok("train r.toml --set spec=kept.bpm --backend torch --out whole")?;
+    let (half, whole) = (p.metrics("half")?, p.metrics("whole")?);
+    assert!(half.len() == 4 && whole.len() == 4);
+    for (x, y) in half.iter().zip(&whole) {
+        assert_eq!((&x["loss"], &x["grad_norm"]), (&y["loss"], &y["grad_norm"]), "a resumed run");
+    }
+    Ok(())
+}
+
+/// All numbers in a value, in order, but for times.
+fn numbers(value: &Value, found: &mut Vec<f64>) {
+    match value {
+        Value::Number(x) => found.extend(x.as_f64()),
+        Value::Array(all) => all.iter().for_each(|x| numbers(x, found)),
+        Value::Object(all) => {
+            all.iter().filter(|(name, _)| *name != "seconds").for_each(|(_, x)| numbers(x, found));
+        }
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+}
+
+#[test]
+fn what_libtorch_cannot_is_told_with_its_remedy() -> Outcome {
+    let p = Place::new()?;
+    let bench = "bench tiny.bpm --axis I=3 --axis A=2 --batch 3 --steps 5 --repeat 1";
+    if !torch::BUILT_IN {
+        let words =
+            ["the back end torch is not built into this program", "--features torch", "docs/libtorch.md"];
+        for args in
+            [bench, "gradcheck tiny.bpm", "train r.toml --out none", "train r.toml --out none --device cuda"]
+        {
+            p.fails(&format!("{args} --backend torch"), 3, &words)?;
+        }
+        return Ok(());
+    }
+    assert!(p.ok(&format!("{bench} --backend torch"))?.contains("torch on 1 thread"));
+    p.fails(&format!("{bench} --backend torch --prefer events"), 2, &["as matrices", "--prefer dense"])?;
+    p.fails("gradcheck tiny.bpm --backend interp", 2, &["libtorch", "bpmc gradcheck"])?;
+    assert!(p.ok("gradcheck tiny.bpm")?.contains("both agree"));
+    p.fails("gradcheck tiny.bpm --dtype f32 --tolerance 1e-12", 1, &["is off by"])?;
+    // Without a GPU there is none; with one there is no 64th.
+    p.fails(&format!("{bench} --backend torch --device cuda:63"), 3, &["CUDA", "--device cpu"])
 }
 
 #[test]

@@ -10,7 +10,9 @@ impl Bound<'_> {
     fn chain(&self) -> &chain::Chain {
         match &self.engine.kind {
             Kind::Chain(chain) => chain,
-            Kind::Interp | Kind::Jit(_) | Kind::Device(_) => unreachable!("this tape belongs to a chain"),
+            Kind::Interp | Kind::Jit(_) | Kind::Device(_) | Kind::Torch(_) => {
+                unreachable!("this tape belongs to a chain")
+            }
         }
     }
 
@@ -38,6 +40,7 @@ impl Bound<'_> {
             TapeKind::Jit(t) => t.begin(self, &starts),
             TapeKind::Chain(t) => t.begin(self.chain(), self, &starts),
             TapeKind::Device(t) => t.begin(self, &starts),
+            TapeKind::Torch(t) => t.begin(self, &starts),
         }
     }
 
@@ -48,6 +51,7 @@ impl Bound<'_> {
             TapeKind::Jit(t) => t.select(row),
             TapeKind::Chain(t) => t.select(row),
             TapeKind::Device(t) => t.select(row),
+            TapeKind::Torch(t) => t.select(row),
         }
     }
 
@@ -64,6 +68,7 @@ impl Bound<'_> {
             TapeKind::Jit(t) => t.reset(self, &starts[0]),
             TapeKind::Chain(t) => t.reset(self.chain(), self, &starts),
             TapeKind::Device(t) => t.reset(self, &starts),
+            TapeKind::Torch(t) => t.reset(self, &starts),
         }
     }
 
@@ -83,6 +88,7 @@ impl Bound<'_> {
             TapeKind::Jit(t) => t.input_mut(self, input),
             TapeKind::Chain(t) => t.input_mut(self.chain(), self, input),
             TapeKind::Device(t) => t.input_mut(input),
+            TapeKind::Torch(t) => t.input_mut(input),
         }
     }
 
@@ -93,6 +99,7 @@ impl Bound<'_> {
             TapeKind::Jit(t) => t.step(self),
             TapeKind::Chain(t) => t.step(self.chain(), self),
             TapeKind::Device(t) => t.step(self),
+            TapeKind::Torch(t) => t.step(self),
         }
     }
 
@@ -119,6 +126,7 @@ impl Bound<'_> {
             TapeKind::Jit(t) => t.forward(self, steps, inputs),
             TapeKind::Chain(t) => t.forward(self.chain(), self, steps, inputs),
             TapeKind::Device(t) => t.forward(self, steps, inputs),
+            TapeKind::Torch(t) => t.forward(self, steps, inputs),
         }
     }
 
@@ -167,6 +175,7 @@ impl Bound<'_> {
             TapeKind::Jit(t) => t.rows(),
             TapeKind::Chain(t) => t.rows(),
             TapeKind::Device(t) => t.rows(),
+            TapeKind::Torch(t) => t.rows(),
         }
     }
 
@@ -177,6 +186,7 @@ impl Bound<'_> {
             TapeKind::Jit(t) => t.steps(),
             TapeKind::Chain(t) => t.steps(),
             TapeKind::Device(t) => t.steps(),
+            TapeKind::Torch(t) => t.steps(),
         }
     }
 
@@ -187,6 +197,7 @@ impl Bound<'_> {
             TapeKind::Jit(tape) => tape.output(self, t, output),
             TapeKind::Chain(tape) => tape.output(self.chain(), self, t, output),
             TapeKind::Device(tape) => tape.output(t, output),
+            TapeKind::Torch(tape) => tape.output(t, output),
         }
     }
 
@@ -198,6 +209,7 @@ impl Bound<'_> {
             TapeKind::Jit(tape) => tape.penalty(self, t),
             TapeKind::Chain(tape) => tape.penalty(self, t),
             TapeKind::Device(tape) => tape.penalty(self, t),
+            TapeKind::Torch(tape) => tape.penalty(t),
         }
     }
 
@@ -208,6 +220,7 @@ impl Bound<'_> {
             TapeKind::Jit(t) => t.state(self),
             TapeKind::Chain(t) => t.state(self.chain(), self),
             TapeKind::Device(t) => t.state(self),
+            TapeKind::Torch(t) => t.state(self),
         }
     }
 
@@ -218,6 +231,7 @@ impl Bound<'_> {
             TapeKind::Jit(tape) => tape.output_bar_mut(self, t, output),
             TapeKind::Chain(tape) => tape.output_bar_mut(self.chain(), self, t, output),
             TapeKind::Device(tape) => tape.output_bar_mut(t, output),
+            TapeKind::Torch(tape) => tape.output_bar_mut(t, output),
         }
     }
 
@@ -230,6 +244,7 @@ impl Bound<'_> {
             (TapeKind::Chain(t), GradsKind::Chain(g)) => t.backward(self.chain(), self, g, penalty_bar, last),
             (TapeKind::Device(t), GradsKind::Device(Some(g))) => t.backward(self, g, penalty_bar, last),
             (TapeKind::Device(t), GradsKind::Device(None)) => t.give_up(),
+            (TapeKind::Torch(t), GradsKind::Torch(g)) => t.backward(self, g, penalty_bar, last),
             _ => unreachable!("tape and gradients come from one engine"),
         }
     }
@@ -241,6 +256,7 @@ impl Bound<'_> {
             TapeKind::Jit(tape) => tape.input_bar(self, t, input),
             TapeKind::Chain(tape) => tape.input_bar(self.chain(), self, t, input),
             TapeKind::Device(tape) => tape.input_bar(t, input),
+            TapeKind::Torch(tape) => tape.input_bar(t, input),
         }
     }
 
@@ -252,6 +268,7 @@ impl Bound<'_> {
             TapeKind::Jit(t) => t.init_bar(),
             TapeKind::Chain(t) => t.init_bar(self.chain()),
             TapeKind::Device(t) => t.init_bar(self),
+            TapeKind::Torch(t) => t.init_bar(self),
         }
     }
 

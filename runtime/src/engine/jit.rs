@@ -403,7 +403,7 @@ impl Tape {
         match &bound.engine.kind {
             super::Kind::Jit(_) if self.rows > 1 => &bound.engine.team(self.rows).1,
             super::Kind::Jit(code) => code,
-            super::Kind::Interp | super::Kind::Chain(_) | super::Kind::Device(_) => {
+            super::Kind::Interp | super::Kind::Chain(_) | super::Kind::Device(_) | super::Kind::Torch(_) => {
                 unreachable!("this tape belongs to a compiled engine")
             }
         }

@@ -17,6 +17,7 @@ mod interp;
 mod jit;
 mod product;
 mod sums;
+mod torch;
 
 pub use chain::Chaining;
 pub use denormals::{DENORMALS, FlushDenormals};
@@ -24,6 +25,7 @@ pub use sums::Sums;
 
 use device::{Device, DeviceId, Fault};
 
+use ::torch::Place;
 use compiler::back::Target;
 use compiler::interp::Interpreter;
 use compiler::ir::{InputId, OutputId, ParamId, Sizes};
@@ -42,6 +44,8 @@ pub enum Backend {
     Compiled(Target),
     /// Kernels on a device, f32: all rows at once, as one team.
     Device(DeviceId),
+    /// libtorch and its autograd, f32: all rows at once, as one team.
+    Torch(Place),
 }
 
 impl Backend {
@@ -61,6 +65,7 @@ impl Backend {
             Backend::Interp => "interp",
             Backend::Compiled(target) => target.name(),
             Backend::Device(id) => id.name(),
+            Backend::Torch(_) => "torch",
         }
     }
 }
@@ -117,6 +122,9 @@ pub enum EngineError {
     /// A device cannot be used.
     #[error(transparent)]
     Device(#[from] Fault),
+    /// libtorch is not there, or has failed.
+    #[error(transparent)]
+    Torch(#[from] ::torch::Fault),
     /// A parameter has the wrong number of elements.
     #[error("parameter `{name}` has {found} elements, expected {expected}")]
     Parameter {
@@ -204,6 +212,7 @@ enum Kind {
     Jit(Box<jit::Code>),
     Chain(Box<chain::Chain>),
     Device(Arc<device::Code>),
+    Torch(Arc<torch::Code>),
 }
 
 /// Parameters in the layout of a back end.
@@ -225,6 +234,7 @@ enum TapeKind {
     Jit(jit::Tape),
     Chain(chain::Tape),
     Device(Box<device::Tape>),
+    Torch(Box<torch::Tape>),
 }
 
 /// Memory that a row needs only while it runs backward.
@@ -256,6 +266,7 @@ enum GradsKind {
     Chain(Vec<jit::Grads>),
     /// None if the device has failed.
     Device(Option<device::Grads>),
+    Torch(torch::Grads),
 }
 
 impl Engine {
@@ -289,9 +300,9 @@ impl Engine {
             return Engine::on(device, model, sizes, backend, options, text);
         }
         compiler::ir::check_bounds(&model.step, &sizes)?;
-        // The interpreter keeps the step as it was checked; kernels run its optimised form.
+        // The interpreter and libtorch keep the step as it was checked; kernels run its optimised form.
         let model = match backend {
-            Backend::Interp => model,
+            Backend::Interp | Backend::Torch(_) => model,
             Backend::Compiled(_) | Backend::Device(_) => Arc::new(compiler::passes::optimise(&model)),
         };
         Engine::compiled(Interpreter::new(model, sizes), backend, options, None)
@@ -309,6 +320,7 @@ impl Engine {
         let mut teams = vec![];
         let kind = match backend {
             Backend::Interp | Backend::Device(_) => Kind::Interp,
+            Backend::Torch(place) => Kind::Torch(Arc::new(torch::Code::new(&interpreter, place)?)),
             Backend::Compiled(target) => {
                 let rows = if gains { cut(options.teams).into_iter().max().unwrap_or(1) } else { 1 };
                 let bytes = 4 * (program.params_len + program.grads_len + rows * program.matrices_len);
@@ -373,16 +385,22 @@ impl Engine {
     pub fn check(&self) -> Result<(), EngineError> {
         match &self.kind {
             Kind::Device(code) => code.fault().map_or(Ok(()), |fault| Err(fault.into())),
+            Kind::Torch(code) => code.fault().map_or(Ok(()), |fault| Err(fault.into())),
             Kind::Interp | Kind::Jit(_) | Kind::Chain(_) => Ok(()),
         }
     }
 
-    /// The device that it runs on, if it is none of the processor's.
+    /// The device that our kernels run on, if they do not run on the processor.
     pub fn device(&self) -> Option<&Arc<dyn Device>> {
         match &self.kind {
             Kind::Device(code) => Some(code.device()),
-            Kind::Interp | Kind::Jit(_) | Kind::Chain(_) => None,
+            Kind::Interp | Kind::Jit(_) | Kind::Chain(_) | Kind::Torch(_) => None,
         }
+    }
+
+    /// Whether all rows of a batch run at once, as one team.
+    pub fn is_side_by_side(&self) -> bool {
+        matches!(self.kind, Kind::Device(_) | Kind::Torch(_))
     }
 
     /// Bytes that a device needs for all rows of a batch, with parameters and gradients; zero without one.
@@ -422,14 +440,14 @@ impl Engine {
         let plan = plan::plan(&plan::Subject { model, sizes, program: &self.program, prologue }, usage);
         match &self.kind {
             Kind::Chain(chain) => chain.plan(plan, usage),
-            Kind::Interp | Kind::Jit(_) | Kind::Device(_) => plan,
+            Kind::Interp | Kind::Jit(_) | Kind::Device(_) | Kind::Torch(_) => plan,
         }
     }
 
-    /// Bytes of machine code, or of the source of a device's kernels; zero for the interpreter.
+    /// Bytes of machine code, or of the source of a device's kernels; zero for the interpreter and libtorch.
     pub fn code_bytes(&self) -> usize {
         match &self.kind {
-            Kind::Interp => 0,
+            Kind::Interp | Kind::Torch(_) => 0,
             Kind::Jit(code) => code.bytes(),
             Kind::Chain(chain) => chain.engines().map(Engine::code_bytes).sum(),
             Kind::Device(code) => code.bytes(),
@@ -469,12 +487,12 @@ impl Engine {
         let initial = self.interpreter.initial(&params);
         let initial = initial.into_iter().map(|t| t.iter().map(|x| *x as f32).collect()).collect();
         let packed = match self.backend {
-            Backend::Interp => jit::Buffer::new(0),
+            Backend::Interp | Backend::Torch(_) => jit::Buffer::new(0),
             Backend::Compiled(_) | Backend::Device(_) => jit::pack_params(self, narrow, &params),
         };
         let on_device = match &self.kind {
             Kind::Device(code) => Some(Arc::new(device::Params::new(code, packed.as_slice())?)),
-            Kind::Interp | Kind::Jit(_) | Kind::Chain(_) => None,
+            Kind::Interp | Kind::Jit(_) | Kind::Chain(_) | Kind::Torch(_) => None,
         };
         Ok(Bound { engine: self, params, packed, on_device, links: vec![], initial })
     }
@@ -536,12 +554,12 @@ impl Engine {
 
     /// The sizes of the teams into which a batch is cut: rows that step together.
     pub fn teams(&self, rows: usize) -> Vec<usize> {
-        if self.device().is_some() {
+        if self.is_side_by_side() {
             return vec![rows];
         }
         let has_teams = match &self.kind {
             Kind::Chain(chain) => chain.engines().all(|e| !e.teams.is_empty()),
-            Kind::Interp | Kind::Jit(_) | Kind::Device(_) => !self.teams.is_empty(),
+            Kind::Interp | Kind::Jit(_) | Kind::Device(_) | Kind::Torch(_) => !self.teams.is_empty(),
         };
         if rows == self.options.teams && has_teams { cut(rows) } else { vec![1; rows] }
     }
@@ -560,13 +578,14 @@ impl Engine {
                 let room = device::Room { rows, steps, mode, interval };
                 TapeKind::Device(Box::new(device::Tape::new(self, code, room)))
             }
+            Kind::Torch(code) => TapeKind::Torch(Box::new(torch::Tape::new(self, code, mode, rows))),
         })
     }
 
     /// The memory of a team of rows that waits for others before it runs backward, and is lent a [`Room`] then.
     pub fn waiting_tape(&self, steps: usize, rows: usize) -> Tape {
         match &self.kind {
-            Kind::Interp | Kind::Device(_) => self.team_tape(steps, Mode::Train, rows),
+            Kind::Interp | Kind::Device(_) | Kind::Torch(_) => self.team_tape(steps, Mode::Train, rows),
             Kind::Jit(_) => {
                 let interval = self.options.checkpoint_every;
                 Tape(TapeKind::Jit(jit::Tape::without_room(self, steps, Mode::Train, interval, rows)))
@@ -583,7 +602,7 @@ impl Engine {
     pub fn room(&self, steps: usize, rows: usize) -> Room {
         let room = |e: &Engine| jit::Room::new(e, steps, self.options.checkpoint_every, rows);
         Room(match &self.kind {
-            Kind::Interp | Kind::Device(_) => RoomKind::None,
+            Kind::Interp | Kind::Device(_) | Kind::Torch(_) => RoomKind::None,
             Kind::Jit(_) => RoomKind::Jit(room(self)),
             Kind::Chain(chain) => RoomKind::Chain(chain.engines().map(room).collect()),
         })
@@ -607,6 +626,7 @@ impl Engine {
                 GradsKind::Chain(chain.engines().map(|e| jit::Grads::new(e, apart)).collect())
             }
             Kind::Device(code) => GradsKind::Device(code.attempt(|| device::Grads::new(self, code))),
+            Kind::Torch(_) => GradsKind::Torch(torch::Grads::new(self)),
         })
     }
 
@@ -631,7 +651,7 @@ impl Grads {
     /// Whether it can be used again; `apart`: without hoisted gradients where it is compiled code's.
     fn suits(&self, apart: bool) -> bool {
         match &self.0 {
-            GradsKind::Interp(_) | GradsKind::Device(_) => true,
+            GradsKind::Interp(_) | GradsKind::Device(_) | GradsKind::Torch(_) => true,
             GradsKind::Jit(g) => g.is_apart() == apart,
             GradsKind::Chain(all) => all.iter().all(|g| g.is_apart() == apart),
         }
@@ -643,6 +663,7 @@ impl Grads {
             GradsKind::Jit(g) => g.clear(),
             GradsKind::Chain(all) => all.iter_mut().for_each(jit::Grads::clear),
             GradsKind::Device(g) => g.iter_mut().for_each(device::Grads::clear),
+            GradsKind::Torch(g) => g.clear(),
         }
     }
 }

@@ -7,7 +7,7 @@
 //! depends on neither.
 
 use super::chain::Chain;
-use super::{Bound, Engine, Grads, GradsKind, Kind, Tape, TapeKind, jit};
+use super::{Bound, Engine, Grads, GradsKind, Kind, Tape, TapeKind, jit, torch};
 use compiler::ir::{Op, ParamId, Sink, Source, Value};
 use compiler::model::Init;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,8 @@ struct State {
     boundary: BTreeMap<Value, Vec<f64>>,
     /// By state: the cotangents of learned initial values.
     initial: Vec<Vec<f64>>,
+    /// Of libtorch: by parameter.
+    params: Vec<Vec<f64>>,
     /// Sums over all rows, by boundary value.
     products: BTreeMap<Value, Vec<f32>>,
     /// The chunk whose turn it is.
@@ -46,6 +48,7 @@ impl<'e> Sums<'e> {
             packed: vec![],
             boundary,
             initial,
+            params: vec![],
             products: BTreeMap::new(),
             next: 0,
             waiting,
@@ -53,7 +56,7 @@ impl<'e> Sums<'e> {
         };
         let links = match &engine.kind {
             Kind::Chain(chain) => chain.engines().map(Sums::new).collect(),
-            Kind::Interp | Kind::Jit(_) | Kind::Device(_) => vec![],
+            Kind::Interp | Kind::Jit(_) | Kind::Device(_) | Kind::Torch(_) => vec![],
         };
         Sums { engine, state: Mutex::new(state), links }
     }
@@ -127,7 +130,9 @@ impl<'e> Sums<'e> {
                     part.add_to(link.engine, packed, boundary, initial);
                 }
             }
-            GradsKind::Interp(_) | GradsKind::Jit(_) | GradsKind::Device(_) => state.add(self.engine, chunk),
+            GradsKind::Interp(_) | GradsKind::Jit(_) | GradsKind::Device(_) | GradsKind::Torch(_) => {
+                state.add(self.engine, chunk);
+            }
         }
     }
 
@@ -146,6 +151,9 @@ impl<'e> Sums<'e> {
             return merged(self.engine, chain, bound, self.links);
         }
         let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Kind::Torch(_) = &self.engine.kind {
+            return torch::finish(self.engine, state.params, &state.initial);
+        }
         jit::unpack(self.engine, std::mem::take(&mut state.packed), &mut state.boundary);
         let direct = state.direct(self.engine);
         for (value, sum) in &state.products {
@@ -207,6 +215,7 @@ impl State {
         match &chunk.0 {
             GradsKind::Interp(g) => g.add_to(&mut self.boundary, &mut self.initial),
             GradsKind::Jit(g) => g.add_to(engine, &mut self.packed, &mut self.boundary, &mut self.initial),
+            GradsKind::Torch(g) => g.add_to(&mut self.params, &mut self.initial),
             GradsKind::Chain(_) => unreachable!("the links have sums of their own"),
             GradsKind::Device(g) => {
                 g.iter().for_each(|g| g.add_to(engine, &mut self.boundary, &mut self.initial));

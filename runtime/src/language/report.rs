@@ -77,8 +77,8 @@ pub fn read_split(
     }
     let output = trainer.wiring.output;
     let features = trainer.engine.sizes().count(model.outputs[output.index()].shape);
-    // On a device all rows are one team.
-    let teams = if trainer.engine.device().is_some() { vec![how.batch] } else { vec![1; how.batch] };
+    // On a device or libtorch all rows are one team.
+    let teams = if trainer.engine.is_side_by_side() { vec![how.batch] } else { vec![1; how.batch] };
     let mut teams: Vec<(Tape, Vec<Option<RowState>>)> = teams
         .into_iter()
         .map(|rows| (trainer.engine.team_tape(how.window, Mode::Forward, rows), vec![None; rows]))
