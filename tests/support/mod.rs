@@ -8,6 +8,7 @@ use compiler::ir::{InputId, Op, OutputId, Sizes, Value};
 use compiler::model::Model;
 use runtime::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -72,6 +73,15 @@ pub fn small_sizes(model: &Model, n: usize) -> Sizes {
         bound.insert(axis.name.clone(), n + k % 3);
     }
     Sizes::bind(&model.axes, &bound).expect("sizes for every axis")
+}
+
+/// Whether libtorch is built in; if not, it is said, past the test harness.
+pub fn has_libtorch() -> bool {
+    if !torch::BUILT_IN {
+        let line = "NOT RUN: libtorch is not built in; tests/libtorch.sh builds it in and runs this";
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+    torch::BUILT_IN
 }
 
 /// The tensor that agrees least.
