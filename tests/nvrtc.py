@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Compiles the CUDA source of every spec of the library with NVRTC, which needs no GPU.
 
-    tests/nvrtc.py BPMC [--arch sm_80 --arch sm_90a] [--size 100] [--tier 1 --tier auto] [--alternate] [--jobs 2] [SPEC...]
+    tests/nvrtc.py BPMC [--arch sm_80 --arch sm_90a] [--size 100] [--tier 1 --tier auto] [--alternate] [--training] [--jobs 2] [SPEC...]
 
 BPMC is the binary. NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 of the Python that runs this
 (tests/nvrtc.sh installs it). Every kernel must compile for every architecture, with the flags that the
 source names, without registers spilled to memory. Kernels of whole sequences (tiers 2 and auto) are compared
 with the registers that their mapping foresees. With --alternate each spec is compiled for one of the architectures,
-in turn. Prints one line per spec, and fails if one fails.
+in turn. Without specs on the command line, the kernels of training are compiled, too; --training compiles these alone,
+and then BPMC is not run. Prints one line per spec, and fails if one fails.
 """
 
 import argparse
@@ -118,6 +119,37 @@ def judge(nvrtc, text, name, flags, arch):
     return len(registers), max(registers, default=0), wrong
 
 
+def training():
+    """The sources of training on a device, as bpm puts them together: name and text."""
+    source = ROOT / "runtime/src"
+    folder = source / "engine/device/training"
+    shared = (folder / "training.cuh").read_text()
+    for world in sorted((source / "task").glob("*.cu")):
+        yield f"episodes of {world.stem}", shared + world.read_text() + (folder / "episode.cu").read_text()
+    yield "descent", shared + (folder / "descent.cu").read_text()
+    yield "moves", (source / "engine/device/moves.cu").read_text()
+
+
+def training_flags():
+    """The flags that bpm compiles them with."""
+    text = (ROOT / "compiler/src/back/cuda/mod.rs").read_text()
+    return re.findall(r'"(--[^"]+)"', re.search(r"pub const FLAGS.*?;\n", text, re.S).group(0))
+
+
+def judge_training(nvrtc, architectures):
+    """Compiles all that no spec is part of; gives kernels and failures."""
+    failed, kernels = 0, 0
+    for name, text in training():
+        for arch in architectures:
+            count, registers, wrong = judge(nvrtc, text, name.replace(" ", "_"), training_flags(), arch)
+            print(f"{name} {arch}: {count} kernels, at most {registers} registers", flush=True)
+            for what in wrong:
+                print(f"  FAILED: {what}", flush=True)
+            failed += bool(wrong)
+            kernels += count
+    return kernels, failed
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("bpmc")
@@ -127,10 +159,16 @@ def main():
     parser.add_argument("--alternate", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--tier", action="append")
+    parser.add_argument("--training", action="store_true", help="only the kernels of training, of which no spec is part")
     arguments = parser.parse_args()
     nvrtc = library()
-    files = arguments.specs or sorted(str(p) for p in (ROOT / "specs").rglob("*.bpm"))
     architectures = arguments.arch or ["sm_80", "sm_90a"]
+    # Those of training belong to all specs together.
+    whole = arguments.training or not arguments.specs
+    kernels, failed = judge_training(nvrtc, architectures) if whole else (0, 0)
+    if arguments.training:
+        sys.exit(1 if failed or kernels == 0 else 0)
+    files = arguments.specs or sorted(str(p) for p in (ROOT / "specs").rglob("*.bpm"))
     turns = itertools.cycle([a] for a in architectures) if arguments.alternate else itertools.repeat(architectures)
     jobs = [
         (path, name, axes, size, arch, tier)
@@ -145,7 +183,6 @@ def main():
         text, flags = emit(arguments.bpmc, path, name, axes, size, tier, arch)
         return judge(nvrtc, text, name, flags, arch)
 
-    failed, kernels = 0, 0
     # NVRTC compiles on several threads at once.
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for (_, name, _, size, arch, tier), (count, registers, wrong) in zip(jobs, pool.map(work, jobs)):

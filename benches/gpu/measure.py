@@ -25,7 +25,7 @@ import driver
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PEERS = ROOT / "benches/peers"
-STEPS = ("machine", "build", "correctness", "sanitizer", "bandwidth", "targets", "memory", "compile", "peers")
+STEPS = ("machine", "build", "correctness", "sanitizer", "bandwidth", "targets", "memory", "compile", "training", "peers")
 
 RETROACTIVE = "specs/backpropamine/retroactive.bpm"
 SIMPLE = "specs/backpropamine/simple.bpm"
@@ -43,6 +43,11 @@ TOYS = [
     ("N=9 B=3", RETROACTIVE, "retroactive", {"N": 9, "I": 5, "A": 2}, 3, 6, 2 * 9**2),
     ("plastic LSTM N=8 B=2", LSTM, "modulated", {"N": 8, "I": 5, "O": 3}, 2, 4, 8**2),
 ]
+# Recipes whose episodes live on the device, and their toy sizes.
+RECIPES = {
+    "maze": ("examples/maze/simple.toml", ["--set", "task.size=5", "--set", "sizes.N=6"]),
+    "cue-reward": ("examples/cue-reward/small.toml", ["--set", "sizes.N=6"]),
+}
 # Forward: a matrix state is read and written; replayed: the same; backward: it is read, its cotangent read and
 # written. Four bytes each.
 BYTES = {"forward_ms": 8, "forward_backward_ms": 28}
@@ -203,6 +208,36 @@ class Measure:
             found[t["name"]] = {"cold_ms": once[0]["compile_ms"], "cached_ms": once[1]["compile_ms"]}
         return found
 
+    def trained(self, recipe, options, folder):
+        """The lines of metrics of a short run, one per update."""
+        updates = 3 if self.emulated else 60
+        command = [self.bpm, "-q", "train", recipe, "--seed", 1, "--updates", updates, "--out", folder, *options]
+        command += ["--set", "run.log_every=1", "--set", f"run.checkpoint_every={updates}"]
+        run(command, self.env, limit=900)
+        return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+    def run_training(self):
+        """Updates of tasks whose environment answers: episodes on the device, with a transfer per step, and on the processor."""
+        found = {}
+        ways = {
+            "device": ["--device", "cuda"],
+            "host": ["--device", "cuda", "--episodes", "host"],
+            "cpu": ["--device", "cpu"],
+        }
+        for name, (recipe, toy) in RECIPES.items():
+            small = [*toy, "--set", "task.steps=8", "--set", "run.batch=2"] if self.emulated else []
+            lines = {}
+            with tempfile.TemporaryDirectory() as folder:
+                for way, options in ways.items():
+                    lines[way] = self.trained(recipe, [*options, *small], Path(folder) / way)
+            first = {way: one[0]["return"] for way, one in lines.items()}
+            # Same seed, same episodes: before parameters have moved, to the last place.
+            self.wrong |= len(set(first.values())) != 1
+            each = {way: 1e3 * (one[-1]["seconds"] - one[0]["seconds"]) / (len(one) - 1) for way, one in lines.items()}
+            last = {way: one[-1]["return"] for way, one in lines.items()}
+            found[name] = {"ms_per_update": each, "first_return": first, "last_return": last}
+        return found
+
     def run_peers(self):
         """The same networks elsewhere."""
         found = {}
@@ -284,6 +319,11 @@ def table(results):
     for name, one in steps.get("compile", {}).items():
         if isinstance(one, dict):
             lines.append(f"| compilation, {name} | {one['cold_ms']:.0f} ms, cached {one['cached_ms']:.1f} ms |")
+    for name, one in steps.get("training", {}).items():
+        if isinstance(one, dict):
+            each = ", ".join(f"{way} {ms:.2f} ms" for way, ms in one["ms_per_update"].items())
+            same = "the same" if len(set(one["first_return"].values())) == 1 else "OTHER"
+            lines.append(f"| update, {name} | {each}; {same} first episodes |")
     return "\n".join(lines) + "\n"
 
 

@@ -102,6 +102,10 @@ pub struct Train {
     /// Where to train: auto, cpu, cuda or cuda:N. `auto` takes a GPU where it is estimated to win.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: Device,
+    /// On a GPU: whole episodes there where the task has code for it (auto), or answers from the processor at every step
+    /// (host).
+    #[arg(long, value_enum, default_value_t, value_name = "PLACE")]
+    pub episodes: Episodes,
     /// How plastic matrices are kept; short for --set run.prefer=FORM.
     #[arg(long, value_enum, value_name = "FORM")]
     pub prefer: Option<PreferName>,
@@ -410,6 +414,16 @@ impl std::str::FromStr for Device {
             }
         }
     }
+}
+
+/// Where episodes live when a GPU runs the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Episodes {
+    /// On the GPU, with losses and the optimiser, as far as task and model have code for it.
+    #[default]
+    Auto,
+    /// On the processor: a transfer each way per step.
+    Host,
 }
 
 /// What runs the model.

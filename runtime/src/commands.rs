@@ -1,7 +1,7 @@
 //! The commands of `bpm`: from arguments to work.
 
 use crate::cli::{
-    BackendName, Bench, Compare, Device, Eval, Export, Gradcheck, Plot, Run as RunArgs, Sample, Train,
+    BackendName, Bench, Compare, Device, Episodes, Eval, Export, Gradcheck, Plot, Run as RunArgs, Sample, Train,
 };
 use crate::engine::device::{self, DeviceId, Work};
 use crate::engine::{Backend, Mode};
@@ -140,6 +140,10 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
     let machine = Machine { backend: place(args.device, args.backend, voice, work)?, threads };
     report::spec_warnings(&spec, voice.format, voice.quiet);
     let mut trainer = setup::trainer(spec, recipe, machine.backend, machine.threads, Mode::Train)?;
+    let place = match args.episodes {
+        Episodes::Auto => trainer.reside()?,
+        Episodes::Host => None,
+    };
     let seed = trainer.recipe.schedule.seed;
     let folder = match &args.out {
         Some(folder) => folder.clone(),
@@ -166,6 +170,7 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
         run.trainer.timings = Some(timings);
     }
     voice.remark(&headline(&run, machine));
+    place.iter().for_each(|words| voice.remark(words));
     if !run.trainer.form.legal.is_empty() {
         run.trainer.form.reasons().iter().for_each(|r| voice.remark(r));
     }

@@ -272,15 +272,10 @@ impl Optimiser {
         [&mut self.mean, &mut self.square]
     }
 
-    fn adam(
-        &mut self,
-        k: usize,
-        params: &mut [f32],
-        (gradients, factor): (&[f32], f32),
-        multiple: f64,
-    ) {
-        let Numbers { rate, root: root2, decay, epsilon, keep: keep2, add_mean: add1, add_square: add2, .. } =
-            self.settings.numbers(self.steps, multiple);
+    fn adam(&mut self, k: usize, params: &mut [f32], (gradients, factor): (&[f32], f32), multiple: f64) {
+        let Numbers {
+            rate, root: root2, decay, epsilon, keep: keep2, add_mean: add1, add_square: add2, ..
+        } = self.settings.numbers(self.steps, multiple);
         let memory = self.mean[k].iter_mut().zip(&mut self.square[k]);
         for ((p, g), (m, v)) in params.iter_mut().zip(gradients).zip(memory) {
             let g = factor * g + decay * *p;
@@ -290,13 +285,7 @@ impl Optimiser {
         }
     }
 
-    fn sgd(
-        &mut self,
-        k: usize,
-        params: &mut [f32],
-        (gradients, factor): (&[f32], f32),
-        multiple: f64,
-    ) {
+    fn sgd(&mut self, k: usize, params: &mut [f32], (gradients, factor): (&[f32], f32), multiple: f64) {
         let Numbers { rate, decay, momentum, .. } = self.settings.numbers(self.steps, multiple);
         if momentum == 0.0 {
             let all = params.chunks_mut(BLOCK).zip(gradients.chunks(BLOCK));

@@ -149,6 +149,8 @@ impl Trainer {
         if let Some(timings) = &mut self.timings {
             timings.begin();
         }
+        self.board()?;
+        timings::lap(&mut self.timings, Phase::Parameters);
         if self.resident.as_ref().is_some_and(resident::Resident::descends) {
             return self.step_on_device();
         }

@@ -40,6 +40,20 @@ log_every = 1
 checkpoint_every = 2
 ";
 
+const MAZE: &str = "spec = \"free.bpm\"
+[task]
+name = \"maze\"
+size = 5
+steps = 10
+[optimiser]
+rate = 0.01
+[run]
+batch = 3
+updates = 6
+log_every = 1
+checkpoint_every = 2
+";
+
 const COMPLETION: &str = "spec = \"match.bpm\"
 [task]
 name = \"pattern-completion\"
@@ -146,7 +160,15 @@ impl Place {
         for (name, text) in [
             ("tiny.bpm", SPEC.replace(" KEEP", "").as_str()),
             ("kept.bpm", &SPEC.replace("KEEP", "every 2 episodes")),
+            (
+                "free.bpm",
+                &SPEC
+                    .replace(" KEEP", "")
+                    .replace("state y[N] = y0", "state y[N] = 0")
+                    .replace("  learn y0[N] ~ uniform(-0.1, 0.1)\n", ""),
+            ),
             ("r.toml", RECIPE),
+            ("m.toml", MAZE),
             ("match.bpm", MATCH),
             ("c.toml", COMPLETION),
             ("words.bpm", READER),
@@ -257,6 +279,91 @@ fn environments_answer_a_device_as_they_answer_a_processor() -> Outcome {
     p.ok("train cuda --resume --device cuda --updates 6")?;
     assert_eq!(p.metrics("cuda")?.len(), 6);
     Ok(())
+}
+
+/// What a run says of itself on stderr.
+fn said(p: &Place, args: &str) -> Result<String, Box<dyn std::error::Error>> {
+    let out = p.bpm(args)?;
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{args}: {text}");
+    Ok(text)
+}
+
+#[test]
+fn episodes_live_on_a_device() -> Outcome {
+    if !has_compiler() {
+        return Ok(());
+    }
+    let p = Place::new()?;
+    p.agree("train m.toml")?;
+    p.clear()?;
+    // With the processor's answers at every step: the same numbers to the last place.
+    let all = said(&p, "train m.toml --device cuda --out cuda --timings t.json")?;
+    assert!(
+        all.contains("run the network, the task, losses and the optimiser: one transfer each way"),
+        "{all}"
+    );
+    assert!(all.contains("on the device "), "{all}");
+    said(&p, "train m.toml --device cuda --episodes host --out cpu")?;
+    let without_clock = |run: &str| -> Result<Vec<Value>, Box<dyn std::error::Error>> {
+        let mut lines = p.metrics(run)?;
+        lines.iter_mut().filter_map(Value::as_object_mut).for_each(|line| drop(line.remove("seconds")));
+        Ok(lines)
+    };
+    assert_eq!(without_clock("cuda")?, without_clock("cpu")?);
+    for file in ["params.safetensors", "checkpoints/000000000006.safetensors"] {
+        assert!(
+            std::fs::read(p.path("cuda").join(file))? == std::fs::read(p.path("cpu").join(file))?,
+            "{file}"
+        );
+    }
+    // On the processor, on a device, and back.
+    p.ok("train m.toml --device cpu --updates 2 --out moved")?;
+    p.ok("train moved --resume --device cuda --updates 4")?;
+    p.ok("train moved --resume --device cpu --updates 6")?;
+    for (x, y) in p.metrics("moved")?.iter().zip(&p.metrics("cuda")?) {
+        for name in ["return", "loss", "grad_norm"] {
+            let (a, b) = (x[name].as_f64().unwrap_or(f64::NAN), y[name].as_f64().unwrap_or(f64::NAN));
+            assert!((a - b).abs() <= 1e-4 * a.abs().max(1e-2), "{name}: {a} {b}");
+        }
+    }
+    // Where nothing says otherwise, a carried state and a learned one keep the optimiser on the processor.
+    let kept = said(&p, "train r.toml --set spec=kept.bpm --device cuda --out kept")?;
+    assert!(kept.contains("the optimiser stays on the processor"), "{kept}");
+    let known = said(&p, "train c.toml --device cuda --out known")?;
+    assert!(known.contains("task pattern-completion has no code for devices"), "{known}");
+    Ok(())
+}
+
+/// What training keeps beside the network's tape counts: the smallest memory that the network passes with is too
+/// little for it. A folder with something in it is refused after the memory is.
+#[test]
+fn training_that_does_not_fit_is_refused_before_it_begins() -> Outcome {
+    if !has_compiler() {
+        return Ok(());
+    }
+    let mut p = Place::new()?;
+    std::fs::create_dir(p.path("taken"))?;
+    std::fs::write(p.path("taken/file"), "")?;
+    let args = "train m.toml --set task.steps=400 --device cuda --out taken";
+    let mut code = |bytes: usize, more: &str| {
+        p.device = Some(Box::leak(bytes.to_string().into_boxed_str()));
+        p.bpm(&format!("{args} {more}")).map(|out| out.status.code())
+    };
+    let (mut little, mut enough) = (1 << 14, 1 << 24);
+    while enough - little > 512 {
+        let middle = usize::midpoint(little, enough);
+        match code(middle, "--episodes host")? {
+            Some(2) => enough = middle,
+            other => {
+                assert_eq!(other, Some(3), "{middle} bytes");
+                little = middle;
+            }
+        }
+    }
+    assert_eq!((code(enough, "--episodes host")?, code(2 * enough, "")?), (Some(2), Some(2)));
+    p.device = Some(Box::leak(enough.to_string().into_boxed_str()));
+    p.fails(args, 3, &["of memory on emulated device", "with --set run.batch=1", "--device cpu"])
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Rows on tapes: what a [`Bound`] does, whatever runs it.
 
 use super::{
-    Bound, Engine, Grads, GradsKind, Kind, KnownRow, RowState, Start, Tape, TapeKind, TeamInputs, chain, device,
+    Bound, Engine, Grads, GradsKind, Kind, KnownRow, RowState, Start, Tape, TapeKind, TeamInputs, chain,
+    device,
 };
 use compiler::ir::{InputId, OutputId, StateId};
 

@@ -19,8 +19,9 @@ use compiler::loops::plan::Use;
 
 /// Training on a device.
 pub(super) struct Resident {
-    training: device::Training,
-    descends: bool,
+    part: Part,
+    /// Made for the first update, when parameters are those to begin with.
+    training: Option<device::Training>,
     /// Whether the device's parameters have moved since the trainer's were written.
     is_ahead: bool,
 }
@@ -28,7 +29,7 @@ pub(super) struct Resident {
 impl Resident {
     /// Whether parameters live on the device.
     pub(super) fn descends(&self) -> bool {
-        self.descends
+        self.part == Part::EpisodesAndOptimiser
     }
 }
 
@@ -39,12 +40,19 @@ enum Part {
     EpisodesAndOptimiser,
 }
 
+/// What of training is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Room,
+    Kernels,
+}
+
 impl Trainer {
-    /// Lets episodes live on the device, where the task and the model allow it. Says what runs where; nothing on a
-    /// processor.
+    /// Lets episodes live on the device from the first update on, where the task and the model allow it. Says what runs
+    /// where; nothing on a processor.
     ///
     /// # Errors
-    /// If the device has too little memory, or refuses a kernel.
+    /// If the device has too little memory.
     pub fn reside(&mut self) -> Result<Option<String>, Error> {
         let Some(device) = self.engine.device() else { return Ok(None) };
         let name = device.about().name.clone();
@@ -61,9 +69,8 @@ impl Trainer {
             return stays(&format!("task {} has no code for devices", self.recipe.task_name));
         };
         let part = if self.engine.descends() { Part::EpisodesAndOptimiser } else { Part::Episodes };
-        let training = self.training((&task, learner), part)?;
-        let descends = part == Part::EpisodesAndOptimiser;
-        self.resident = training.map(|training| Resident { training, descends, is_ahead: false });
+        self.training((&task, learner), part, Wanted::Room)?;
+        self.resident = Some(Resident { part, training: None, is_ahead: false });
         Ok(Some(match part {
             Part::EpisodesAndOptimiser => format!(
                 "on {name} run the network, the task, losses and the optimiser: one transfer each way per update"
@@ -75,10 +82,27 @@ impl Trainer {
         }))
     }
 
+    /// Compiles kernels and takes memory, if that has not been done.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub(super) fn board(&mut self) -> Result<(), Error> {
+        let Some(Resident { part, training: None, .. }) = self.resident else { return Ok(()) };
+        let (Some(task), Learner::ActorCritic(learner)) = (self.recipe.task.device(), &self.recipe.learner)
+        else {
+            return Ok(());
+        };
+        let training = self.training((&task, learner), part, Wanted::Kernels)?;
+        self.resident = training.map(|t| Resident { part, training: Some(t), is_ahead: false });
+        Ok(())
+    }
+
+    /// Looks whether there is room for training, or makes it.
     fn training(
         &self,
         of: (&DeviceTask, &ActorCritic),
         part: Part,
+        wanted: Wanted,
     ) -> Result<Option<device::Training>, Error> {
         let (schedule, steps) = (&self.recipe.schedule, self.recipe.task.steps());
         let values = self.params.values();
@@ -100,11 +124,13 @@ impl Trainer {
             });
             self.plan(of, (rows, steps), descent)
         };
+        if wanted == Wanted::Kernels {
+            return Ok(self.engine.training(&plan(schedule.batch, steps))?);
+        }
         let beside = |usage: &Use| self.engine.training_bytes(&plan(usage.batch, usage.steps));
         let mut need = setup::need(&self.engine, &self.recipe, self.workers.len(), Mode::Train);
         need.beside = Some(&beside);
-        need.check(None)?;
-        Ok(self.engine.training(&plan(schedule.batch, steps))?)
+        need.check(None).map(|()| None)
     }
 
     fn plan<'a>(
@@ -142,7 +168,8 @@ impl Trainer {
     /// If the device fails.
     pub fn settle(&mut self) -> Result<(), Error> {
         let Some(resident) = self.resident.as_mut().filter(|r| r.is_ahead) else { return Ok(()) };
-        if let Some([raw, mean, square]) = resident.training.fetch().map_err(EngineError::from)? {
+        let fetched = resident.training.as_ref().map(device::Training::fetch).transpose();
+        if let Some([raw, mean, square]) = fetched.map_err(EngineError::from)?.flatten() {
             self.params.raw = raw;
             for (to, from) in self.optimiser.memory_mut().into_iter().zip([mean, square]) {
                 to.iter_mut().zip(from).for_each(|(to, from)| *to = from);
@@ -157,14 +184,13 @@ impl Trainer {
         self.workers.iter_mut().for_each(|w| w.watch.reset(self.timings.as_ref()));
         let learns = self.update >= self.recipe.learner.burn_in();
         let numbers = self.recipe.optimiser.numbers(self.optimiser.steps() + 1, 1.0);
-        let update = Update {
-            learns: i32::from(learns),
-            rate: numbers.rate,
-            root: numbers.root,
-            ..self.numbered()
+        let update =
+            Update { learns: i32::from(learns), rate: numbers.rate, root: numbers.root, ..self.numbered() };
+        let bound = match &self.resident {
+            Some(Resident { training: Some(training), .. }) => self.engine.bind_trained(training),
+            _ => None,
         };
-        let Some(resident) = &mut self.resident else { return Err(Error::device("nothing trains on a device")) };
-        let Some(bound) = self.engine.bind_trained(&resident.training) else {
+        let (Some(resident), Some(bound)) = (&mut self.resident, bound) else {
             return Err(Error::device("no parameters live on the device"));
         };
         let sums = self.engine.sums();
@@ -194,7 +220,8 @@ impl Trainer {
         };
         if !results.finite {
             self.settle()?;
-            let gradients = self.resident.as_ref().map(|r| r.training.gradients());
+            let gradients =
+                self.resident.as_ref().and_then(|r| r.training.as_ref()).map(device::Training::gradients);
             let gradients = gradients.transpose().map_err(EngineError::from)?.unwrap_or_default();
             return Err(self.bad_gradient(&gradients));
         }
@@ -247,7 +274,8 @@ impl Pass<'_> {
         let mut draw = |row: usize, t: usize, id, x: &mut [f32]| self.draw(row, t, id, x);
         let noise: Option<&mut crate::engine::TeamInputs<'_>> =
             if stage.wiring.noise.is_empty() { None } else { Some(&mut draw) };
-        let results = stage.bound.train_episode(tape, grads, (&mut resident.training, update), noise);
+        let training = resident.training.as_mut().map(|training| (training, update));
+        let results = training.map(|t| stage.bound.train_episode(tape, grads, t, noise)).unwrap_or_default();
         watch.lap(Phase::Device);
         let first = |r: &RowResult| r.broken;
         let broken = results.rows.iter().enumerate().filter_map(|(row, r)| Some((first(r)?, row))).min();
@@ -259,10 +287,11 @@ impl Pass<'_> {
             stage.bound.state(tape)
         };
         let keeps = carries(stage.model);
-        let rows = results.rows.iter().enumerate().map(|(row, r)| RowOutcome {
-            state: keeps.then(|| state(tape, row)),
-            ..self.lived(r)
-        });
+        let rows = results
+            .rows
+            .iter()
+            .enumerate()
+            .map(|(row, r)| RowOutcome { state: keeps.then(|| state(tape, row)), ..self.lived(r) });
         let rows = rows.collect();
         (results, Ok(rows))
     }

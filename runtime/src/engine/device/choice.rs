@@ -16,7 +16,7 @@
 //!   and backward (read; cotangents read and written), at [`BANDWIDTH`]; and a row is one block, which one
 //!   multiprocessor runs with [`PER_BLOCK`] bytes per second, row after row if there are more rows than
 //!   multiprocessors. The longer of the two counts;
-//! * where an environment answers, a transfer each way and the wait for it, [`ROUND_TRIP`] per step.
+//! * where an environment on the processor answers, a transfer each way and the wait for it, [`ROUND_TRIP`] per step.
 //!
 //! A GPU is taken if it is estimated to be at least [`MARGIN`] times as fast, and if the batch fits into
 //! its memory.
@@ -51,7 +51,7 @@ pub struct Work {
     pub batch: usize,
     /// Steps of a sequence.
     pub steps: usize,
-    /// Whether an environment answers every step.
+    /// Whether an environment on the processor answers every step.
     pub answers: bool,
     /// Threads of the processor.
     pub threads: usize,

@@ -50,19 +50,19 @@ mod nvrtc;
 mod open;
 mod regions;
 mod tape;
-mod training;
 #[cfg(test)]
 mod tests;
+mod training;
 
 pub use choice::{Choice, Work, choose};
 pub(super) use code::{Code, Grads, Params};
-pub(super) use training::{bytes as training_bytes, suits};
-pub use training::{Goes, Parameter, Plan, Results, RowResult, Training, Update, Weights, Wires, World};
 pub use emulated::Emulated;
 pub use fault::{Fault, FaultKind};
 pub use open::{DeviceId, open};
 pub(super) use regions::{Room, bytes};
 pub(super) use tape::Tape;
+pub use training::{Goes, Parameter, Plan, Results, RowResult, Training, Update, Weights, Wires, World};
+pub(super) use training::{bytes as training_bytes, suits};
 
 use std::ffi::c_int;
 

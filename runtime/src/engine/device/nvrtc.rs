@@ -182,6 +182,16 @@ mod tests {
         assert!(architectures().expect("architectures").contains(&90));
         let good = compile(include_str!("moves.cu"), "moves", "sm_90").expect("it compiles");
         assert!(good.starts_with(b"\x7fELF"));
+        let shared = include_str!("training/training.cuh");
+        let episode = include_str!("training/episode.cu");
+        let maze = [shared, include_str!("../../task/maze.cu"), episode].concat();
+        let cues = [shared, include_str!("../../task/cue_reward.cu"), episode].concat();
+        let descent = [shared, include_str!("training/descent.cu")].concat();
+        for (name, text) in [("maze", maze), ("cues", cues), ("descent", descent)] {
+            for architecture in ["sm_80", "sm_90a"] {
+                compile(&text, name, architecture).unwrap_or_else(|fault| panic!("{name}: {fault}"));
+            }
+        }
         let bad = "extern \"C\" __global__ void k() {\n#line 5 \"s.bpm\"\n  y = 1;\n}\n";
         let fault = compile(bad, "net", "sm_90").expect_err("y is unknown");
         assert!(fault.message.contains("kernel `k` of `net` at line 5 of s.bpm"), "{}", fault.message);

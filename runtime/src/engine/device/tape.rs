@@ -392,7 +392,13 @@ impl Tape {
     }
 
     /// A step but for what stands apart from the loop over time. `save` is the number of the next checkpoint.
-    pub(super) fn advance(&self, w: Work<'_>, t: usize, pending: bool, save: Option<usize>) -> Result<(), Fault> {
+    pub(super) fn advance(
+        &self,
+        w: Work<'_>,
+        t: usize,
+        pending: bool,
+        save: Option<usize>,
+    ) -> Result<(), Fault> {
         let joined = w.program.merged.0;
         let frame = self.frame_of(t);
         let all = w.program.matrices_len * w.rows;

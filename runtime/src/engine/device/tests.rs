@@ -17,7 +17,7 @@ use std::sync::Arc;
 const ROWS: usize = 3;
 
 /// The emulated device, if there is a C++ compiler; else it is said that nothing was tested.
-fn emulated() -> Option<Arc<Emulated>> {
+pub(super) fn emulated() -> Option<Arc<Emulated>> {
     match Emulated::new() {
         Ok(device) => Some(Arc::new(device)),
         Err(fault) => {
@@ -49,10 +49,10 @@ fn library() -> PathBuf {
 }
 
 /// A model in a form, with its text and sizes.
-struct Case {
+pub(super) struct Case {
     text: String,
-    model: Arc<Model>,
-    sizes: Sizes,
+    pub(super) model: Arc<Model>,
+    pub(super) sizes: Sizes,
 }
 
 impl Case {
@@ -77,7 +77,7 @@ impl Case {
         models.into_iter().filter_map(one).collect()
     }
 
-    fn spec(name: &str) -> Case {
+    pub(super) fn spec(name: &str) -> Case {
         let path = library().join(name);
         Case::of(&path, None).swap_remove(0)
     }
@@ -88,7 +88,7 @@ impl Case {
         Engine::of_text(model, sizes, backend, options, text).expect("an engine")
     }
 
-    fn on(&self, device: Arc<dyn Device>, options: &EngineOptions) -> Engine {
+    pub(super) fn on(&self, device: Arc<dyn Device>, options: &EngineOptions) -> Engine {
         let (model, sizes) = (Arc::clone(&self.model), self.sizes.clone());
         let text = Text { file: "spec.bpm", source: &self.text };
         let backend = Backend::Device(DeviceId::Emulated);
@@ -235,7 +235,7 @@ fn run(case: &Case, engine: &Engine, rows: usize, how: How) -> (Results, Vec<Vec
     (results, gradients)
 }
 
-fn options(every: Option<usize>) -> EngineOptions {
+pub(super) fn options(every: Option<usize>) -> EngineOptions {
     EngineOptions { checkpoint_every: every, ..EngineOptions::default() }
 }
 
@@ -474,9 +474,9 @@ fn what_does_not_fit_is_a_fault_and_stays_one() {
 }
 
 /// A device that fails after so many calls, for good.
-struct Failing {
-    inner: Emulated,
-    left: std::sync::atomic::AtomicI64,
+pub(super) struct Failing {
+    pub(super) inner: Emulated,
+    pub(super) left: std::sync::atomic::AtomicI64,
 }
 
 impl Failing {

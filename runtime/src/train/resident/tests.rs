@@ -92,7 +92,11 @@ fn agree(spec: &str, recipe: &str, updates: usize, words: &str) {
             assert!((a - b).abs() <= 1e-4 * b.abs().max(1e-3), "{recipe}: {a} {b}");
         }
     }
-    assert_ne!(ours.params.raw, trainer(spec, recipe, Backend::CRANELIFT).params.raw, "{recipe}: nothing moved");
+    assert_ne!(
+        ours.params.raw,
+        trainer(spec, recipe, Backend::CRANELIFT).params.raw,
+        "{recipe}: nothing moved"
+    );
 }
 
 const ALL: &str = "the task, losses and the optimiser: one transfer each way";
@@ -130,7 +134,8 @@ fn states_start_as_they_do_elsewhere() {
     agree(&text(false, "0", "every 2 episodes"), CUES, 3, ALL);
     agree(&text(false, "y0", "every 2 episodes"), CUES, 3, MOST);
     let drawn = text(false, "0", "").replace("state y[N] = 0", "state y[N] ~ normal(0, 0.1)");
-    let drawn = drawn.replace("in u[I]", "in u[I]\n  noise n[N] ~ normal(0, 0.1)").replace("Wx @ u", "n + Wx @ u");
+    let drawn =
+        drawn.replace("in u[I]", "in u[I]\n  noise n[N] ~ normal(0, 0.1)").replace("Wx @ u", "n + Wx @ u");
     agree(&drawn, MAZE, 3, ALL);
 }
 
@@ -184,7 +189,9 @@ fn divergence_is_told_as_elsewhere() {
     if !has_device() {
         return;
     }
-    let spec = text(false, "0", "").replace("clip((1 - eta) * H + ", "H * 1e25 + (").replace("y[i], -1, 1)", "y[i])");
+    let spec = text(false, "0", "")
+        .replace("clip((1 - eta) * H + ", "H * 1e25 + (")
+        .replace("y[i], -1, 1)", "y[i])");
     let spec = spec.replace("plastic H[N,N] = 0 ", "plastic H[N,N] = 0 unbounded");
     let fails = |backend| {
         let mut t = trainer(&spec, MAZE, backend);

@@ -275,8 +275,10 @@ impl Descent {
         let lengths: Vec<usize> = goes.raw.iter().map(Vec::len).collect();
         let (firsts, total) = firsts(&lengths);
         let raw = Buffer::of(device, &goes.raw.concat())?;
-        let memory = [Buffer::of(device, &goes.memory[0].concat())?, Buffer::of(device, &goes.memory[1].concat())?];
-        let (values, gradients) = (Buffer::of(device, &goes.values.concat())?, Buffer::new(device, 4 * total)?);
+        let memory =
+            [Buffer::of(device, &goes.memory[0].concat())?, Buffer::of(device, &goes.memory[1].concat())?];
+        let (values, gradients) =
+            (Buffer::of(device, &goes.values.concat())?, Buffer::new(device, 4 * total)?);
         let narrow: Vec<&[f32]> = goes.values.iter().map(Vec::as_slice).collect();
         let widen = |x: &Vec<f32>| Arc::new(x.iter().map(|x| f64::from(*x)).collect());
         let wide: Vec<compiler::interp::Tensor> = goes.values.iter().map(widen).collect();

@@ -40,6 +40,8 @@
 
 mod descent;
 mod episode;
+#[cfg(test)]
+mod tests;
 mod unbatched;
 
 pub(in crate::engine) use descent::suits;
@@ -289,7 +291,11 @@ pub(in crate::engine) fn bytes(engine: &Engine, plan: &Plan<'_>) -> u64 {
 
 impl Training {
     /// Compiles the kernels and takes the memory.
-    pub(in crate::engine) fn new(engine: &Engine, code: &Arc<Code>, plan: &Plan<'_>) -> Result<Training, Fault> {
+    pub(in crate::engine) fn new(
+        engine: &Engine,
+        code: &Arc<Code>,
+        plan: &Plan<'_>,
+    ) -> Result<Training, Fault> {
         let mut modules = vec![];
         let made = Training::with(engine, code, plan, &mut modules);
         if made.is_err() {

@@ -227,7 +227,12 @@ impl Writer<'_> {
             for start in starts.iter().filter(|s| s.param == k && param.learned) {
                 let to = self.room(count);
                 let narrow = self.places.starts + 4 * start.at;
-                let rest = Instruction { narrow, index: rows as c_int, stride: width as c_int, ..Instruction::default() };
+                let rest = Instruction {
+                    narrow,
+                    index: rows as c_int,
+                    stride: width as c_int,
+                    ..Instruction::default()
+                };
                 self.push(Code::AddRows, to, count, rest);
                 parts.push(to);
             }
@@ -332,7 +337,12 @@ impl Writer<'_> {
     fn concat(&mut self, f: &Function, parts: &[Value], mut to: Address, places: &[Address]) {
         for part in parts {
             let count = self.engine.sizes().count(f.ty(*part).shape);
-            self.push(Code::Copy, to, count, Instruction { a: places[part.index()], ..Instruction::default() });
+            self.push(
+                Code::Copy,
+                to,
+                count,
+                Instruction { a: places[part.index()], ..Instruction::default() },
+            );
             to += 8 * count;
         }
     }
@@ -356,7 +366,12 @@ impl Writer<'_> {
         for slot in p.grads.iter().filter(|slot| slot.value == v) {
             let a = self.places.sums + 8 * slot.offset;
             let (pre, stride) = slot.matrix.map_or((0, 0), |(post, pre)| (pre, padded(post)));
-            parts.push(Instruction { a, pre: pre as c_int, stride: stride as c_int, ..Instruction::default() });
+            parts.push(Instruction {
+                a,
+                pre: pre as c_int,
+                stride: stride as c_int,
+                ..Instruction::default()
+            });
         }
         for (k, _) in p.rank1.iter().enumerate().filter(|(_, r)| r.value == v) {
             let a = self.places.products.get(k).copied().unwrap_or(0);
