@@ -1,7 +1,7 @@
 //! The commands of `bpm`: from arguments to work.
 
 use crate::cli::{BackendName, Bench, Compare, Device, Eval, Plot, Run as RunArgs, Sample, Train};
-use crate::engine::device::{self, DeviceId, Work};
+use crate::engine::device::{self, DeviceId, Route, Tier, Work};
 use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
 use crate::language::{self, Split, Text};
@@ -126,9 +126,10 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
     let threads = threads(args.threads);
     let (spec, recipe, name) = read_input(input, &overrides(args)?, args)?;
     let work = || setup::work(&spec, &recipe, threads);
-    let machine = Machine { backend: place(args.device, args.backend, voice, work)?, threads };
+    let backend = place(args.device, args.backend, voice, work)?;
+    let machine = Machine { backend, threads, tier: args.tier };
     report::spec_warnings(&spec, voice.format, voice.quiet);
-    let trainer = setup::trainer(spec, recipe, machine.backend, machine.threads, Mode::Train)?;
+    let trainer = setup::trainer_on(spec, recipe, machine, Mode::Train)?;
     let seed = trainer.recipe.schedule.seed;
     let folder = match &args.out {
         Some(folder) => folder.clone(),
@@ -172,7 +173,13 @@ fn headline(run: &Run, machine: Machine) -> String {
     let t = &run.trainer;
     let threads = machine.threads.min(t.recipe.schedule.batch);
     let place = match t.engine.device() {
-        Some(device) => format!("on {}", device.about().name),
+        Some(device) => {
+            let route = t
+                .engine
+                .route()
+                .map_or(String::new(), |Route { tier, why }| format!(" (tier {tier}: {why})"));
+            format!("on {}{route}", device.about().name)
+        }
         None => format!("on {threads} thread{}", if threads == 1 { "" } else { "s" }),
     };
     format!(
@@ -270,7 +277,8 @@ pub fn evaluate(args: &Eval, voice: Voice) -> Result<(), Error> {
         let stored = run::load(&args.run, moved.as_slice())?;
         setup::work(&stored.spec, &stored.recipe, threads)
     };
-    let machine = Machine { backend: place(args.device, args.backend, voice, work)?, threads };
+    let backend = place(args.device, args.backend, voice, work)?;
+    let machine = Machine { backend, threads, tier: args.tier };
     let prefer = args.prefer.map(|p| p.form());
     let trainer = run::load_trained(&args.run, machine, prefer, moved.as_slice())?;
     if let Some(text) = trainer.recipe.task.text() {
@@ -317,7 +325,7 @@ fn evaluate_text(args: &Eval, trainer: &Trainer, text: &Text, threads: usize) ->
 /// # Errors
 /// Whatever can go wrong.
 pub fn sample(args: &Sample, voice: Voice) -> Result<(), Error> {
-    let machine = Machine { backend: backend(args.backend, voice), threads: 1 };
+    let machine = Machine { backend: backend(args.backend, voice), threads: 1, tier: Tier::Auto };
     let moved = data(args.data.as_deref());
     let trainer = run::load_trained(&args.run, machine, None, moved.as_slice())?;
     let Some(text) = trainer.recipe.task.text() else {
@@ -355,7 +363,8 @@ pub fn run(args: &RunArgs, voice: Voice) -> Result<(), Error> {
         axes: axes(&args.axes)?,
     };
     let prefer = args.prefer.map_or(Prefer::Dense, |p| p.form());
-    let results = exact::run(&spec, given, here(args.device, args.backend, voice)?, args.dtype, prefer)?;
+    let backend = here(args.device, args.backend, voice)?;
+    let results = exact::run_on(&spec, given, (backend, args.tier), args.dtype, prefer)?;
     tensors::write(&args.out, &results, None)
 }
 
@@ -375,6 +384,7 @@ pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
         backend: here(args.device, args.backend, voice)?,
         input_bars: args.input_gradients,
         prefer: args.prefer.form(),
+        tier: args.tier,
     };
     let report = bench::bench(&spec, &job)?;
     if args.json {

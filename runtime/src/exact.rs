@@ -8,6 +8,7 @@
 mod team;
 
 use crate::Error;
+use crate::engine::device::Tier;
 use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState, Text};
 use crate::memory::{Flags, Need, available};
 use crate::spec::Spec;
@@ -70,6 +71,20 @@ pub fn run(
     dtype: Dtype,
     prefer: Prefer,
 ) -> Result<Tensors, Error> {
+    run_on(spec, given, (backend, Tier::Auto), dtype, prefer)
+}
+
+/// The same where it is said which kernels of a device run.
+///
+/// # Errors
+/// As [`run`], and if those kernels cannot be had.
+pub fn run_on(
+    spec: &Spec,
+    given: Given,
+    (backend, tier): (Backend, Tier),
+    dtype: Dtype,
+    prefer: Prefer,
+) -> Result<Tensors, Error> {
     if dtype == Dtype::F64 && backend != Backend::Interp {
         return Err(Error::usage("`--dtype f64` needs `--backend interp`"));
     }
@@ -79,13 +94,13 @@ pub fn run(
     let job = Job::new(&spec.model, &sizes, given)?;
     let (kept, _) = compiler::form::choose(&spec.model, &axes, job.steps, prefer)?;
     let Some(kept) = kept.map(Arc::new) else {
-        let results = compute((spec, &spec.model), &sizes, &job, backend, dtype)?;
+        let results = compute((spec, &spec.model), &sizes, &job, (backend, tier), dtype)?;
         return Ok(results.into_tensors(&spec.model, &sizes, &job, dtype));
     };
     let kept_sizes = Sizes::bind(&kept.axes, &axes)?;
     let initial = kept_initial(&spec.model, &kept, &job)?;
     let job = Job { initial, ..job };
-    let results = compute((spec, &kept), &kept_sizes, &job, backend, dtype)?;
+    let results = compute((spec, &kept), &kept_sizes, &job, (backend, tier), dtype)?;
     let results = results.recalled(&spec.model, &kept, &kept_sizes, job.rows);
     Ok(results.into_tensors(&spec.model, &sizes, &job, dtype))
 }
@@ -94,11 +109,11 @@ fn compute(
     (spec, model): (&Spec, &Arc<Model>),
     sizes: &Sizes,
     job: &Job,
-    backend: Backend,
+    (backend, tier): (Backend, Tier),
     dtype: Dtype,
 ) -> Result<Results, Error> {
     let text = Text { file: &spec.path, source: &spec.source };
-    let options = EngineOptions::default();
+    let options = EngineOptions { tier, rows: job.rows, ..EngineOptions::default() };
     let engine = Engine::of_text(Arc::clone(model), sizes.clone(), backend, &options, text)?;
     need(&engine, job).check(available())?;
     match dtype {

@@ -1,13 +1,14 @@
 //! From a recipe to a run in memory: spec, sizes, connections, parameters, kernels.
 
 use crate::Error;
-use crate::engine::device::Work;
+use crate::engine::device::{Tier, Work};
 use crate::engine::{Backend, Chaining, Engine, EngineOptions, Mode, Text};
 use crate::language::NextWord;
 use crate::learner::{Baseline, Learner};
 use crate::memory::{Flags, Need, available};
 use crate::params::ParamStore;
 use crate::recipe::Recipe;
+use crate::run::Machine;
 use crate::spec::Spec;
 use crate::task::Goal;
 use crate::train::Trainer;
@@ -30,6 +31,15 @@ pub fn trainer(
     threads: usize,
     mode: Mode,
 ) -> Result<Trainer, Error> {
+    trainer_on(spec, recipe, Machine { backend, threads, tier: Tier::Auto }, mode)
+}
+
+/// The same where it is said which kernels of a device run.
+///
+/// # Errors
+/// As [`trainer`].
+pub fn trainer_on(spec: Spec, recipe: Recipe, machine: Machine, mode: Mode) -> Result<Trainer, Error> {
+    let Machine { backend, threads, tier } = machine;
     let model = Arc::clone(&spec.model);
     let seen = seen(&*recipe.task, &recipe.learner, &recipe.encoder);
     let sizes = bind_sizes(&model, &*recipe.task, seen, &recipe.sizes)?;
@@ -40,8 +50,16 @@ pub fn trainer(
     let input_bars = is_known || encodes && mode == Mode::Train;
     let teams = if is_known { recipe.schedule.batch } else { 0 };
     let chaining = if is_known { Chaining::IfLarge } else { Chaining::Never };
-    let options =
-        EngineOptions { input_bars, initial_bars: false, teams, chaining, ..EngineOptions::default() };
+    let rows = recipe.schedule.batch;
+    let options = EngineOptions {
+        input_bars,
+        initial_bars: false,
+        teams,
+        chaining,
+        tier,
+        rows,
+        ..EngineOptions::default()
+    };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
     let text = Text { file: &spec.path, source: &spec.source };
     let engine = Engine::of_text(kept, kept_sizes, backend, &options, text)?;

@@ -148,6 +148,7 @@ impl<'s> Batch<'s> {
             adjoint: number(stretch.first),
             steps: number(stretch.end - stretch.first),
             interval: number(INTERVAL),
+            done: 0,
             checkpoints: checkpoints.as_mut_ptr(),
         };
         let tape = self.tape(backward);

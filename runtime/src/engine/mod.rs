@@ -22,7 +22,7 @@ pub use chain::Chaining;
 pub use denormals::{DENORMALS, FlushDenormals};
 pub use sums::Sums;
 
-use device::{Device, DeviceId, Fault};
+use device::{Device, DeviceId, Fault, Route, Tier};
 
 use compiler::back::Target;
 use compiler::interp::Interpreter;
@@ -80,6 +80,11 @@ pub struct EngineOptions {
     pub teams: usize,
     /// Whether what only feeds forward runs link after link. Outputs keep their bits.
     pub chaining: Chaining,
+    /// On a device: which kernels run. Those of whole sequences have bits of their own, which depend on how they are
+    /// mapped to the device, and so on [`EngineOptions::rows`].
+    pub tier: Tier,
+    /// On a device: the rows of a batch, as foreseen; the mapping is made for them.
+    pub rows: usize,
 }
 
 impl Default for EngineOptions {
@@ -90,6 +95,8 @@ impl Default for EngineOptions {
             checkpoint_every: None,
             teams: 0,
             chaining: Chaining::Never,
+            tier: Tier::Steps,
+            rows: 1,
         }
     }
 }
@@ -358,7 +365,8 @@ impl Engine {
             adjoint: &interpreter.adjoint,
         };
         let source = compiler::back::cuda::emit(&program, &spec);
-        let code = device::Code::new(device, &source, (model, sizes))?;
+        let mut code = device::Code::new(device, &source, (model, sizes))?;
+        code.take_sequences(options.tier, (&program, &spec), options.rows)?;
         let (kind, teams) = (Kind::Device(Arc::new(code)), vec![]);
         let (program, spare) = (source.program, Mutex::new(vec![]));
         let packed = vec![false; interpreter.model.params.len()];
@@ -381,6 +389,14 @@ impl Engine {
     pub fn device(&self) -> Option<&Arc<dyn Device>> {
         match &self.kind {
             Kind::Device(code) => Some(code.device()),
+            Kind::Interp | Kind::Jit(_) | Kind::Chain(_) => None,
+        }
+    }
+
+    /// Which kernels run on a device, and why; none on the processor.
+    pub fn route(&self) -> Option<&Route> {
+        match &self.kind {
+            Kind::Device(code) => Some(code.route()),
             Kind::Interp | Kind::Jit(_) | Kind::Chain(_) => None,
         }
     }

@@ -158,6 +158,11 @@ impl Work<'_> {
         self.regions.frames.at() + 4 * (frame - self.base) * self.rows * self.program.frame_len
     }
 
+    /// Where a checkpoint lies.
+    pub(super) fn checkpoint(&self, number: usize) -> Address {
+        self.regions.checkpoints.at() + 4 * number * self.rows * self.program.matrices_len
+    }
+
     pub(super) fn adjoint(&self, t: usize) -> Address {
         self.regions.adjoints.at() + 4 * t * self.rows * self.program.adjoint_len
     }

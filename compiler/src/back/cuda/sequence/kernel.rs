@@ -346,8 +346,10 @@ impl Writer<'_> {
         if self.subject.program.matrices_len == 0 {
             return;
         }
-        self.text.open("if (when % span.interval == 0) {");
-        self.line("float *const saved = row_of(span.checkpoints, when / span.interval, MATRICES);");
+        self.text.open("if (span.checkpoints && (span.done + when) % span.interval == 0) {");
+        self.line(
+            "float *const saved = row_of(span.checkpoints, (span.done + when) / span.interval, MATRICES);",
+        );
         self.store_states("saved");
         self.text.close();
     }

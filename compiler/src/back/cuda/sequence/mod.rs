@@ -49,6 +49,7 @@
 //! `backward_before`, [`Sequences::backward`], `backward_after`, `hoisted_…`, `add_rows`.
 //! What is not supported runs a kernel per step, and [`Refusal`] says why.
 
+mod arch;
 mod homes;
 mod kernel;
 pub mod solver;
@@ -59,8 +60,9 @@ use super::names::Names;
 use super::origins::Origins;
 use super::text::Text;
 use crate::loops::{Program, Routine};
+pub use arch::{Arch, CLUSTERS, Device};
 pub(super) use homes::Homes;
-pub use solver::{Arch, Device, Mapping, Refusal};
+pub use solver::{Mapping, Refusal};
 
 /// What sequences share, besides the prelude.
 const PRELUDE: &str = include_str!("sequence.cuh");

@@ -8,49 +8,12 @@
 //! over four schedulers, at [`IPC`]), bytes of shared memory (128 per cycle), bytes that stay in memory
 //! ([`MEMORY`] per cycle), and barriers. None of its constants has been measured.
 
+use super::arch::{Arch, CLUSTERS, Device};
 use super::homes::{Held, Home, Homes, Shape};
 use super::routines;
 use super::waits::{Wait, Waits};
 use crate::loops::{Access, Base, Effect, Extent, Nest, PARTIALS, Place, Program, padded};
 use std::fmt::Write;
-
-/// A kind of device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arch {
-    /// As NVRTC calls it.
-    pub name: &'static str,
-    /// Multiprocessors.
-    pub processors: usize,
-    /// Bytes of shared memory that a block can have.
-    pub shared: usize,
-    /// Blocks of a cluster, at most.
-    pub cluster: usize,
-}
-
-impl Arch {
-    /// The devices that are known.
-    pub const ALL: [Arch; 3] = [
-        Arch { name: "sm_80", processors: 108, shared: 166_912, cluster: 1 },
-        Arch { name: "sm_86", processors: 84, shared: 101_376, cluster: 1 },
-        Arch { name: "sm_90a", processors: 132, shared: 232_448, cluster: 8 },
-    ];
-
-    /// The device with a name.
-    pub fn named(name: &str) -> Option<Arch> {
-        Arch::ALL.into_iter().find(|a| a.name == name)
-    }
-}
-
-/// What a mapping is made for.
-#[derive(Clone, Copy, Debug)]
-pub struct Device {
-    /// The kind of device.
-    pub arch: Arch,
-    /// Rows of the batch.
-    pub batch: usize,
-    /// Blocks of a cluster and threads of a block, if no others are wanted.
-    pub wanted: Option<(usize, usize)>,
-}
 
 /// Registers of a multiprocessor.
 const REGISTERS: usize = 65_536;
@@ -256,7 +219,7 @@ impl Subject<'_> {
 
     /// The best candidate; or, if none fits, what the nearest one lacks.
     fn best(&self) -> Result<Mapping, Refusal> {
-        let clusters = [1, 2, 4, 8].into_iter().filter(|c| *c <= self.arch.cluster);
+        let clusters = CLUSTERS.into_iter().filter(|c| 0 < self.arch.resident(*c));
         let threads = [64, 128, 192, 256, 384, 512, 768, 1024];
         let all = clusters.flat_map(|c| threads.map(|t| (c, t)));
         let all: Vec<(usize, usize)> =
@@ -457,8 +420,8 @@ impl Subject<'_> {
         }
         // Few warps leave the schedulers without work.
         let busy = (homes.threads as f64 / 512.0).clamp(0.25, 1.0);
-        let clusters = (self.arch.processors / homes.cluster).max(1);
-        mapping.waves = self.device.batch.div_ceil(clusters).max(1);
+        let at_once = self.arch.resident(homes.cluster).max(1);
+        mapping.waves = self.device.batch.div_ceil(at_once).max(1);
         let step = (issued / 128.0 / IPC / busy.sqrt()).max(shared / 128.0).max(memory / MEMORY) + waiting;
         mapping.cycles = step * mapping.waves as f64;
         mapping.spilled = memory as usize;
