@@ -236,7 +236,7 @@ fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, args: &Compile) -> Done
 
 /// CUDA source that takes whole sequences; where that cannot be, the one for single steps, or an error.
 fn sequences(subject: &stages::Subject<'_>, args: &Compile) -> Result<String, Failure> {
-    let device = Device { arch: args.arch, batch: args.load.batch, wanted: None };
+    let device = Device::new(args.arch, args.load.batch);
     match (stages::cuda_sequences(subject, &device)?, args.tier) {
         (Ok((source, _)), _) => Ok(source.text),
         (Err(why), Tier::Auto) => {
@@ -346,7 +346,7 @@ fn plan(args: &Plan, voice: Voice) -> Done {
     let loaded = load(&args.subject, voice)?;
     let usage = usage(&args.load, args.memory);
     let plan = stages::planned_as(&loaded.subject(&usage), prefer(&args.load, Prefer::Auto))?;
-    let device = Device { arch: args.arch, batch: args.load.batch, wanted: None };
+    let device = Device::new(args.arch, args.load.batch);
     let mapped = match args.target {
         Target::Cuda => Some(stages::cuda_sequences(&loaded.subject(&usage), &device)?.map(|(_, m)| m)),
         Target::Cpu | Target::Torch => None,

@@ -4,8 +4,9 @@
 
 use crate::device::{Device, bind, has_compiler, models, sequences, sizes, source};
 use crate::mistakes::barriers;
-use crate::sequences::{agree, bits};
-use compiler::back::cuda::{self, Arch};
+use crate::sequences::{agree, bits, bits_at};
+use compiler::back::cuda::{self, Arch, Replay};
+use compiler::gradcheck::Options;
 use compiler::ir::Sizes;
 use compiler::model::Model;
 use std::sync::Arc;
@@ -14,7 +15,12 @@ use std::sync::Arc;
 type Mapping = (usize, usize);
 
 fn on(wanted: Option<Mapping>) -> cuda::Device {
-    cuda::Device { arch: Arch::named("sm_90a").expect("it is known"), batch: 2, wanted }
+    cuda::Device {
+        arch: Arch::named("sm_90a").expect("it is known"),
+        batch: 2,
+        wanted,
+        replay: Replay::Cheapest,
+    }
 }
 
 /// A model at a size on a device; how many tensors agree, or why it has no such kernels.
@@ -88,7 +94,7 @@ fn it_does_not_matter_where_matrices_lie() {
     {
         let model = Arc::new(model);
         for (arch, wanted) in [(roomy, (1, 256)), (roomy, (1, 64)), (small, (1, 64)), (small, (2, 32))] {
-            let device = cuda::Device { arch, batch: 2, wanted: Some(wanted) };
+            let device = cuda::Device { arch, batch: 2, wanted: Some(wanted), replay: Replay::Cheapest };
             let bound = sizes(&model, 58);
             let Ok((source, mapping)) = sequences(&text, &model, &bound, &device) else { continue };
             mapping.iter().for_each(|m| seen.push_str(&m.text(&arch)));
@@ -99,6 +105,55 @@ fn it_does_not_matter_where_matrices_lie() {
         let count = seen.matches(kind).count();
         assert!(count >= at_least, "only {count} matrices lie in {kind}");
     }
+}
+
+/// States that were rebuilt on the chip, with any number of slots, have the bits of those that went through memory, and
+/// so have all gradients: in segments of any length, for clips that hit (the states' numbers are large) or do not.
+#[test]
+fn states_come_back_with_their_bits() {
+    if !has_compiler() {
+        return;
+    }
+    let (mut compared, mut on_chip) = (0, 0);
+    let wanted = ["retroactive", "recurrent_delta", "stpn", "bcm"];
+    for (text, model) in models().into_iter().filter(|(_, m)| wanted.contains(&m.name.as_str())) {
+        let model = Arc::new(model);
+        let bound = sizes(&model, 21);
+        for (mapping, scales) in [((1, 96), [0.3, 1.5]), ((2, 64), [0.8, 0.8])] {
+            let with = |replay: Replay| {
+                let device = cuda::Device { replay, ..on(Some(mapping)) };
+                let (source, [_, backward]) = sequences(&text, &model, &bound, &device).expect("it fits");
+                let words = backward.states().unwrap_or_default();
+                assert_eq!(
+                    replay == Replay::Memory,
+                    words.contains("through the device's memory"),
+                    "{words}"
+                );
+                (Device::new(&source), source)
+            };
+            let (memory, source) = with(Replay::Memory);
+            let of = (&model, &bind(&model, &bound));
+            for slots in 0..=3 {
+                let (chip, chip_source) = with(Replay::Slots(slots));
+                on_chip += 1;
+                for (interval, state_scale) in [1, 2, 5, 8, 20].into_iter().zip(scales.into_iter().cycle()) {
+                    let options = Options { steps: 13, state_scale, reset_at: Some(3), ..Options::default() };
+                    let bits = |source, device, seed| bits_at(source, device, of, &options, (interval, seed));
+                    let expected = bits(&source, &memory, 1).expect("it runs");
+                    for seed in [7, 8] {
+                        let found = bits(&chip_source, &chip, seed).expect("it runs");
+                        assert!(
+                            found == expected,
+                            "{} {mapping:?} {slots} slots, every {interval}",
+                            model.name
+                        );
+                        compared += found.len();
+                    }
+                }
+            }
+        }
+    }
+    assert!(on_chip >= 24 && compared > 10_000, "{on_chip} kernels, {compared} tensors");
 }
 
 /// With one thread for each column, going forward, every operation is that of the kernel of a step.

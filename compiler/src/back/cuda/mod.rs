@@ -61,7 +61,7 @@ use barriers::Barriers;
 use names::{Names, pointer, value_name};
 use nest::Kernel;
 use origins::Origins;
-pub use sequence::{Arch, CLUSTERS, Device, Launch, Mapping, Refusal, Sequences};
+pub use sequence::{Arch, CLUSTERS, Device, Launch, Mapping, Refusal, Replay, Sequences};
 use std::collections::BTreeSet;
 use text::Text;
 

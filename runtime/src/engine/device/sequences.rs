@@ -187,7 +187,7 @@ pub(super) fn choose(
     if wanted == Tier::Steps {
         return Ok(steps("as asked for".to_owned()));
     }
-    let asked = cuda::Device { arch: arch(device)?, batch: batch.max(1), wanted: None };
+    let asked = cuda::Device::new(arch(device)?, batch.max(1));
     let refusal = match cuda::map_sequences(program, spec, &asked) {
         Ok(mapping) => {
             let source = cuda::emit_whole(program, spec, &mapping);

@@ -58,6 +58,27 @@ pub struct Device {
     pub arch: Arch,
     /// Rows of the batch.
     pub batch: usize,
-    /// Blocks of a cluster and threads of a block, if no others are wanted.
+    /// Blocks of a cluster and threads of a block; the best if none.
     pub wanted: Option<(usize, usize)>,
+    /// How states come back going backward.
+    pub replay: Replay,
+}
+
+impl Device {
+    /// The best mapping of so many rows to a kind of device.
+    pub fn new(arch: Arch, batch: usize) -> Device {
+        Device { arch, batch, wanted: None, replay: Replay::Cheapest }
+    }
+}
+
+/// How matrix states of earlier steps come back going backward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replay {
+    /// As costs least time by the estimate.
+    #[default]
+    Cheapest,
+    /// Through the device's memory.
+    Memory,
+    /// On the chip, with so many slots for states between checkpoints.
+    Slots(usize),
 }
