@@ -1,7 +1,7 @@
 //! The commands of `bpm`: from arguments to work.
 
 use crate::cli::{BackendName, Bench, Compare, Device, Eval, Plot, Run as RunArgs, Sample, Train};
-use crate::engine::device::{self, DeviceId, Route, Tier, Work};
+use crate::engine::device::{self, DeviceId, Mapped, Route, Tier, Work};
 use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
 use crate::language::{self, Split, Text};
@@ -86,17 +86,29 @@ fn here(device: Device, name: BackendName, voice: Voice) -> Result<Backend, Erro
     Ok(Backend::Device(DeviceId::cuda(number)))
 }
 
+/// What a recipe is going to run, as a device is chosen for it.
+fn weighed(
+    spec: &Spec,
+    recipe: &Recipe,
+    threads: usize,
+    tier: Tier,
+) -> Result<(Work, Option<Mapped>), Error> {
+    let mapped = (tier != Tier::Steps).then(|| setup::mapped(spec, recipe)).transpose()?;
+    Ok((setup::work(spec, recipe, threads)?, mapped))
+}
+
 /// Where a command runs: `auto` weighs the work.
 fn place(
     device: Device,
     name: BackendName,
     voice: Voice,
-    work: impl FnOnce() -> Result<Work, Error>,
+    work: impl FnOnce() -> Result<(Work, Option<Mapped>), Error>,
 ) -> Result<Backend, Error> {
     if device != Device::Auto || name != BackendName::Auto {
         return here(device, name, voice);
     }
-    let choice = device::choose(&work()?);
+    let (work, mapped) = work()?;
+    let choice = device::choose(&work, mapped.as_ref());
     choice.reason.iter().for_each(|r| voice.note(r));
     Ok(choice.backend.unwrap_or_else(|| backend(name, voice)))
 }
@@ -125,7 +137,7 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
     };
     let threads = threads(args.threads);
     let (spec, recipe, name) = read_input(input, &overrides(args)?, args)?;
-    let work = || setup::work(&spec, &recipe, threads);
+    let work = || weighed(&spec, &recipe, threads, args.tier);
     let backend = place(args.device, args.backend, voice, work)?;
     let machine = Machine { backend, threads, tier: args.tier };
     report::spec_warnings(&spec, voice.format, voice.quiet);
@@ -275,7 +287,7 @@ pub fn evaluate(args: &Eval, voice: Voice) -> Result<(), Error> {
     let moved = data(args.data.as_deref());
     let work = || {
         let stored = run::load(&args.run, moved.as_slice())?;
-        setup::work(&stored.spec, &stored.recipe, threads)
+        weighed(&stored.spec, &stored.recipe, threads, args.tier)
     };
     let backend = place(args.device, args.backend, voice, work)?;
     let machine = Machine { backend, threads, tier: args.tier };

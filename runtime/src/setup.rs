@@ -1,7 +1,7 @@
 //! From a recipe to a run in memory: spec, sizes, connections, parameters, kernels.
 
 use crate::Error;
-use crate::engine::device::{Tier, Work};
+use crate::engine::device::{Mapped, Tier, Work};
 use crate::engine::{Backend, Chaining, Engine, EngineOptions, Mode, Text};
 use crate::language::NextWord;
 use crate::learner::{Baseline, Learner};
@@ -13,10 +13,12 @@ use crate::spec::Spec;
 use crate::task::Goal;
 use crate::train::Trainer;
 use crate::wiring::{Wiring, bind_sizes, seen};
+use compiler::back::cuda;
 use compiler::form::{Form, Prefer};
 use compiler::ir::{Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::Model;
+use compiler::stages::{self, Subject};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -88,6 +90,26 @@ pub fn work(spec: &Spec, recipe: &Recipe, threads: usize) -> Result<Work, Error>
     Ok(Work { elements, batch, steps, answers, threads })
 }
 
+/// How fast whole sequences of a recipe's model run on a device, by the estimate of the compiler.
+///
+/// # Errors
+/// If spec and task do not fit together.
+pub fn mapped(spec: &Spec, recipe: &Recipe) -> Result<Mapped, Error> {
+    let seen = seen(&*recipe.task, &recipe.learner, &recipe.encoder);
+    let sizes = bind_sizes(&spec.model, &*recipe.task, seen, &recipe.sizes)?;
+    let (model, _, _) = in_form(&spec.model, &sizes, recipe)?;
+    let (bound, batch) = (bound(&spec.model, &sizes), recipe.schedule.batch);
+    let (file, source) = (spec.path.clone(), spec.source.clone());
+    Ok(Box::new(move |arch| {
+        let threads = 1;
+        let usage =
+            Use { batch, steps: 1, threads, tapes: Tapes::PerThread, checkpoint_every: None, memory: None };
+        let subject = Subject { file: &file, source: &source, model: &model, bound: &bound, usage: &usage };
+        let mapping = stages::map_sequences(&subject, &cuda::Device::new(*arch, batch)).ok()?.ok()?;
+        Some(mapping.map(|m| m.cycles))
+    }))
+}
+
 /// The number of features from which the next word is predicted.
 fn features(model: &Model, sizes: &Sizes, wiring: &Wiring, learner: &NextWord) -> Result<usize, Error> {
     let output = &model.outputs[wiring.output.index()];
@@ -102,13 +124,17 @@ fn features(model: &Model, sizes: &Sizes, wiring: &Wiring, learner: &NextWord) -
     Ok(features)
 }
 
-/// The model in its form, with its sizes.
-fn in_form(model: &Arc<Model>, sizes: &Sizes, recipe: &Recipe) -> Result<(Arc<Model>, Sizes, Form), Error> {
+/// The sizes of axes, by name.
+fn bound(model: &Model, sizes: &Sizes) -> BTreeMap<String, usize> {
     let mut axes = model.axes.clone();
     let known = axes.len() as u32;
     let named = model.axes.named.iter().enumerate().map(|(k, a)| (a.name.clone(), axes.intern_named(k)));
-    let bound: BTreeMap<String, usize> =
-        named.map(|(name, a)| (name, if a.0 < known { sizes.of(a) } else { 1 })).collect();
+    named.map(|(name, a)| (name, if a.0 < known { sizes.of(a) } else { 1 })).collect()
+}
+
+/// The model in its form, with its sizes.
+fn in_form(model: &Arc<Model>, sizes: &Sizes, recipe: &Recipe) -> Result<(Arc<Model>, Sizes, Form), Error> {
+    let bound = bound(model, sizes);
     // Matrices that are carried from window to window have no event at which they were zero.
     let prefer = if recipe.task.text().is_some() { Prefer::Dense } else { recipe.schedule.prefer };
     let (kept, form) = compiler::form::choose(model, &bound, recipe.task.steps(), prefer)?;

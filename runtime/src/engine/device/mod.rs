@@ -54,7 +54,7 @@ mod tape;
 #[cfg(test)]
 mod tests;
 
-pub use choice::{Choice, Work, choose};
+pub use choice::{Choice, Mapped, Work, choose};
 pub(super) use code::{Code, Grads, Params};
 pub use emulated::Emulated;
 pub use fault::{Fault, FaultKind};

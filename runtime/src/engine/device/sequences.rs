@@ -105,6 +105,16 @@ impl Whole {
         }
     }
 
+    /// Steps between checkpoints that cost least.
+    pub(super) fn interval(&self, steps: usize) -> usize {
+        self.mapping[1].interval(steps)
+    }
+
+    /// Snapshots that going backward needs.
+    pub(super) fn snapshots(&self, interval: usize) -> usize {
+        self.mapping[1].snapshots(interval)
+    }
+
     /// Bytes of source.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
@@ -144,7 +154,8 @@ impl Whole {
             1 => format!("one block of {} threads", m.threads()),
             c => format!("{c} blocks of {} threads", m.threads()),
         });
-        format!("a sequence is one launch, {f} for a row forward, {b} backward")
+        let states = self.mapping[1].states().map_or(String::new(), |s| format!("; states {s}"));
+        format!("a sequence is one launch, {f} for a row forward, {b} backward{states}")
     }
 }
 

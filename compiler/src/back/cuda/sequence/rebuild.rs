@@ -28,7 +28,7 @@
 
 use super::homes::Shape;
 use super::routines;
-use crate::loops::plan::TapeSizes;
+use crate::loops::plan::usual_interval;
 use crate::loops::{Access, Base, Effect, Extent, Nest, Place, Program};
 use std::collections::BTreeSet;
 
@@ -279,8 +279,8 @@ impl Schedule {
 impl Rebuild {
     /// Steps between checkpoints of so many steps: on the chip few, as long as all of them take no more memory than
     /// checkpoints and snapshots at the square root of the steps.
-    pub(super) fn interval(&self, program: &Program, steps: usize) -> usize {
-        let usual = TapeSizes::new(program, steps, None).interval;
+    pub(super) fn interval(&self, steps: usize) -> usize {
+        let usual = usual_interval(steps);
         match self {
             Rebuild::Memory(_) => usual,
             Rebuild::Chip(_) => {

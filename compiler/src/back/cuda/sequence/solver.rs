@@ -11,7 +11,7 @@ use super::arch::{Arch, CLUSTERS, Device, Replay};
 use super::homes::{Held, Home, Homes, Shape};
 use super::rebuild::{self, Group, MOST_SLOTS, Rebuild};
 use super::{cost, routines};
-use crate::loops::plan::TapeSizes;
+use crate::loops::plan::usual_interval;
 use crate::loops::{Access, Base, Effect, Extent, Nest, PARTIALS, Place, Program, padded};
 use std::fmt::Write;
 
@@ -51,6 +51,8 @@ pub struct Mapping {
     pub(super) rebuild: Option<Rebuild>,
     /// What is rebuilt on the chip.
     pub(super) groups: Vec<Group>,
+    /// Numbers of all matrix states of a row.
+    pub(super) states_len: usize,
 }
 
 impl Mapping {
@@ -70,11 +72,22 @@ impl Mapping {
     }
 
     /// Steps between checkpoints, unless others are wanted.
-    pub fn interval(&self, program: &Program, steps: usize) -> usize {
-        match &self.rebuild {
-            Some(rebuild) => rebuild.interval(program, steps),
-            None => TapeSizes::new(program, steps, None).interval,
+    pub fn interval(&self, steps: usize) -> usize {
+        self.rebuild.as_ref().map_or_else(|| usual_interval(steps), |rebuild| rebuild.interval(steps))
+    }
+
+    /// Bytes of the device's memory that checkpoints and snapshots of so many rows take, in words.
+    pub fn memory(&self, rows: usize, steps: usize) -> Option<String> {
+        self.rebuild.as_ref().filter(|_| 0 < self.states_len)?;
+        let interval = self.interval(steps);
+        let mib = |count: usize| (4 * count * self.states_len * rows) as f64 / f64::from(1 << 20);
+        let (checkpoints, snapshots) = (steps.div_ceil(interval), self.snapshots(interval));
+        let mut text =
+            format!("{checkpoints} checkpoints, every {interval} steps, {:.1} MiB", mib(checkpoints));
+        if 0 < snapshots {
+            let _ = write!(text, "; {snapshots} snapshots, {:.1} MiB", mib(snapshots));
         }
+        Some(text)
     }
 
     /// Snapshots of all states in memory that the kernel works with, at a checkpoint every `interval` steps.
@@ -331,8 +344,19 @@ impl Subject<'_> {
             homes.held.iter().filter(|h| matches!(h.home, Home::Shared(_))).map(|h| h.shape.len()).sum();
         parts.insert(0, ("held", held));
         let (rebuild, groups) = (self.rebuild.clone(), self.groups.to_vec());
-        let mut mapping =
-            Mapping { homes, parts, window, registers, cycles: 0.0, waves: 1, spilled: 0, rebuild, groups };
+        let states_len = self.program.matrices_len;
+        let mut mapping = Mapping {
+            homes,
+            parts,
+            window,
+            registers,
+            cycles: 0.0,
+            waves: 1,
+            spilled: 0,
+            rebuild,
+            groups,
+            states_len,
+        };
         cost::estimate(self, &mut mapping);
         Ok(mapping)
     }

@@ -60,7 +60,7 @@ fn sm_90() -> Arch {
 /// Sizes that need a cluster where blocks have little memory, and rows that are a multiple of nothing.
 #[test]
 fn clusters_agree() {
-    let Some(device) = like(Arch { shared: 30_000, ..sm_90() }) else { return };
+    let Some(device) = like(Arch { shared: 34_000, ..sm_90() }) else { return };
     let device = device as Arc<dyn Device>;
     let mut case = Case::spec("backpropamine/retroactive.bpm");
     let bound = BTreeMap::from([("I", 5), ("N", 71), ("A", 3)].map(|(name, n)| (name.to_owned(), n)));
