@@ -134,7 +134,7 @@ fn states_come_back_with_their_bits() {
                 (Device::new(&source), source)
             };
             let run = |(device, source): &(Device, cuda::Source), interval: usize, seed: u64| {
-                let state_scale = if interval % 2 == 0 { 0.3 } else { 1.5 };
+                let state_scale = if interval.is_multiple_of(2) { 0.3 } else { 1.5 };
                 let options = Options { steps: 13, state_scale, reset_at: Some(3), ..Options::default() };
                 bits_at(source, device, of, &options, (interval, seed)).expect("it runs")
             };
@@ -148,7 +148,7 @@ fn states_come_back_with_their_bits() {
                     let found = run(&chip, interval, 7);
                     assert!(found == *expected, "{} {mapping:?} {slots} slots, every {interval}", model.name);
                     compared += found.len();
-                    if model.name == "retroactive" && interval % 2 == 1 {
+                    if model.name == "retroactive" && !interval.is_multiple_of(2) {
                         let states = found.iter().filter(|((name, _), _)| name == "state.H");
                         let states: Vec<f32> =
                             states.flat_map(|(_, x)| x).map(|b| f32::from_bits(*b)).collect();
@@ -159,7 +159,7 @@ fn states_come_back_with_their_bits() {
             }
         }
     }
-    assert!(on_chip == 24 && compared > 5000, "{on_chip} kernels, {compared} tensors");
+    assert!(on_chip >= 24 && compared > 5000, "{on_chip} kernels, {compared} tensors");
     let clipped = at_the_bound as f64 / numbers as f64;
     assert!((0.05..0.95).contains(&clipped), "{clipped} of the states are clipped");
 }

@@ -13,7 +13,7 @@
 //! of a plastic matrix needs vectors of its step and its own element alone, so that every thread replays its elements,
 //! eight rows at a time in registers, without any barrier. On the way a slot is filled where that saves most
 //! ([`Schedule`]): the known optimum of checkpointing with few slots (Griewank and Walther 2000, algorithm 799). With
-//! segments of eight steps, a step costs 3.5 replays without slots, 1.75 with one, 1.5 with two; a replay of
+//! segments of eight steps, a step costs 3.5 replays without slots, 1.75 with one, 1.4 with two; a replay of
 //! the rules of the library is 3 to 8 operations per element, an adjoint 14 to 30.
 //!
 //! # Why states are not inverted
@@ -346,6 +346,6 @@ mod tests {
             assert!(schedule.counts(200).replays >= 200 - 1);
         }
         let per_step = |slots| Schedule::new(slots).counts(8).replays;
-        assert_eq!([0, 1, 2].map(per_step), [28, 14, 12]);
+        assert_eq!([0, 1, 2, 3].map(per_step), [28, 14, 11, 10]);
     }
 }
