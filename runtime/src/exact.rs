@@ -9,7 +9,7 @@ mod team;
 
 use crate::Error;
 use crate::engine::device::Tier;
-use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState, Text};
+use crate::engine::{Backend, Bound, Engine, EngineOptions, Mode, RowState, Tape, Text};
 use crate::memory::{Flags, Need, available};
 use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
@@ -235,6 +235,11 @@ impl Job {
     fn resets_before(&self, t: usize, b: usize) -> bool {
         self.resets[t * self.rows + b]
     }
+
+    /// The first steps of the sequences between the resets of a row, and the end.
+    fn parts(&self, b: usize) -> Vec<usize> {
+        (0..self.steps).filter(|t| *t == 0 || self.resets_before(*t, b)).chain([self.steps]).collect()
+    }
 }
 
 /// T and B, from the first input that is there, or from `reset`.
@@ -435,6 +440,51 @@ fn in_64_bits(model: &Arc<Model>, sizes: &Sizes, job: &Job) -> Results {
     results
 }
 
+/// A row whose outputs are read as it goes: nothing else of a step is kept if no gradients are wanted.
+fn step_by_step(
+    bound: &Bound<'_>,
+    tape: &mut Tape,
+    (job, b): (&Job, usize),
+    start: &RowState,
+    results: &mut Results,
+) {
+    for t in 0..job.steps {
+        if t > 0 && job.resets_before(t, b) {
+            bound.reset(tape, Some(start));
+        }
+        for (k, x) in job.inputs.iter().enumerate() {
+            let slot = bound.input_mut(tape, InputId(k as u32));
+            slot.copy_from_slice(&narrow(job.part(x, t, b)));
+        }
+        bound.step(tape);
+        for (k, out) in results.outputs.iter_mut().enumerate() {
+            copy(out, t * job.rows + b, &widen(bound.output(tape, t, OutputId(k as u32))));
+        }
+    }
+}
+
+/// A row in the sequences between its resets, as all rows go side by side where they are reset together.
+fn forward(
+    bound: &Bound<'_>,
+    tape: &mut Tape,
+    (job, b): (&Job, usize),
+    start: &RowState,
+    results: &mut Results,
+) {
+    for part in job.parts(b).windows(2) {
+        if part[0] > 0 {
+            bound.reset(tape, Some(start));
+        }
+        bound.forward(tape, part[1] - part[0], &mut |t, input, x| {
+            x.copy_from_slice(&narrow(job.part(&job.inputs[input.index()], part[0] + t, b)));
+        });
+    }
+    for (k, out) in results.outputs.iter_mut().enumerate() {
+        let id = OutputId(k as u32);
+        (0..job.steps).for_each(|t| copy(out, t * job.rows + b, &widen(bound.output(tape, t, id))));
+    }
+}
+
 /// An engine, with 32 bits at its edges.
 fn in_32_bits(engine: &Engine, job: &Job) -> Result<Results, Error> {
     if job.is_team(engine) {
@@ -451,18 +501,9 @@ fn in_32_bits(engine: &Engine, job: &Job) -> Result<Results, Error> {
     for b in 0..job.rows {
         let start = RowState { states: job.initial(own.clone(), b).iter().map(|x| narrow(x)).collect() };
         bound.begin(&mut tape, Some(&start));
-        for t in 0..job.steps {
-            if t > 0 && job.resets_before(t, b) {
-                bound.reset(&mut tape, Some(&start));
-            }
-            for (k, x) in job.inputs.iter().enumerate() {
-                let slot = bound.input_mut(&mut tape, InputId(k as u32));
-                slot.copy_from_slice(&narrow(job.part(x, t, b)));
-            }
-            bound.step(&mut tape);
-            for (k, out) in results.outputs.iter_mut().enumerate() {
-                copy(out, t * job.rows + b, &widen(bound.output(&tape, t, OutputId(k as u32))));
-            }
+        match engine.device() {
+            Some(_) => forward(&bound, &mut tape, (job, b), &start, &mut results),
+            None => step_by_step(&bound, &mut tape, (job, b), &start, &mut results),
         }
         let last = bound.state(&mut tape).states;
         results.states.iter_mut().zip(last).for_each(|(slot, x)| copy(slot, b, &widen(&x)));
@@ -585,18 +626,23 @@ mod tests {
     fn a_device_resets_rows_together_and_apart() {
         let Some(device) = emulated() else { return };
         for resets in [[0; 12], [0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 0]] {
-            let run = |backend| {
+            let run = |backend, tier| {
                 let mut g = Given { cotangents: cotangents(), ..given() };
                 let mask = resets.iter().map(|x| f64::from(*x)).collect();
                 g.inputs.1.insert("reset".into(), Tensor::f64(vec![6, 2], mask));
-                go(g, backend, Dtype::F32).unwrap_or_else(|e| panic!("{e}"))
+                let results = run_on(&spec(), g, (backend, tier), Dtype::F32, Prefer::Dense);
+                results.unwrap_or_else(|e| panic!("{e}"))
             };
-            let (found, expected) = (run(device), run(Backend::CRANELIFT));
-            assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-            for (name, tensor) in &expected {
-                match name.starts_with("out.") || name.starts_with("state.") {
-                    true => assert_eq!(found[name], *tensor, "{name} {resets:?}"),
-                    false => close(&found[name].to_f64(), &tensor.to_f64(), 1e-5),
+            let expected = run(Backend::CRANELIFT, Tier::Auto);
+            for tier in [Tier::Steps, Tier::Sequences] {
+                let found = run(device, tier);
+                assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+                for (name, tensor) in &expected {
+                    let is_forward = name.starts_with("out.") || name.starts_with("state.");
+                    match is_forward && tier == Tier::Steps {
+                        true => assert_eq!(found[name], *tensor, "{name} {resets:?}"),
+                        false => close(&found[name].to_f64(), &tensor.to_f64(), 1e-5),
+                    }
                 }
             }
         }

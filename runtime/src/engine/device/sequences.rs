@@ -149,6 +149,12 @@ impl Whole {
         done.map_err(|fault| fault.of(&wide.name))
     }
 
+    /// How both directions are mapped, as plans say it.
+    #[cfg(test)]
+    pub(super) fn text(&self, arch: &Arch) -> [String; 2] {
+        self.mapping.each_ref().map(|m| m.text(arch))
+    }
+
     fn words(&self) -> String {
         let [f, b] = self.mapping.each_ref().map(|m| match m.cluster() {
             1 => format!("one block of {} threads", m.threads()),

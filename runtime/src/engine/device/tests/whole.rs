@@ -136,10 +136,10 @@ fn windows_carry_states() {
                     }
                 }
                 bound.backward(&mut tape, &mut grads, 0.0, None);
-                for r in 0..rows {
+                for (r, last) in states.iter_mut().enumerate() {
                     bound.select(&mut tape, r);
-                    states[r] = bound.state(&mut tape);
-                    let bars = bound.init_bar(&tape).states.into_iter().chain(states[r].states.clone());
+                    *last = bound.state(&mut tape);
+                    let bars = bound.init_bar(&tape).states.into_iter().chain(last.states.clone());
                     all.extend(bars.map(|x| (row + r, done, x)));
                 }
                 done += steps;
@@ -242,4 +242,33 @@ fn the_plan_of_a_device_counts_what_is_taken() {
     let (taken, planned) = (before - free(), engine.device_bytes(ROWS, 40, Mode::Train));
     drop((tape, grads, bound));
     assert!(taken <= planned && planned < taken + 16 * 512 + 4096, "{taken} of {planned}");
+}
+
+/// What `bpmc plan --target cuda` says of a kind of device is what runs on a device of that kind.
+#[test]
+fn the_plan_of_the_compiler_is_what_runs() {
+    let Some(device) = like(sm_90()) else { return };
+    let case = Case::spec("backpropamine/retroactive.bpm");
+    for (n, batch) in [(9, 3), (100, 30)] {
+        let bound = BTreeMap::from([("I", 5), ("N", n), ("A", 3)].map(|(name, n)| (name.to_owned(), n)));
+        let sizes = Sizes::bind(&case.model.axes, &bound).expect("sizes");
+        let case = Case { text: case.text.clone(), model: Arc::clone(&case.model), sizes };
+        let training = EngineOptions { input_bars: false, rows: batch, ..whole(None) };
+        let engine = case.on(Arc::clone(&device) as Arc<dyn Device>, &training);
+        let crate::engine::Kind::Device(code) = &engine.kind else { panic!("it runs on a device") };
+        let ours = code.whole.as_ref().expect("it is mapped").text(&sm_90());
+        let usage = compiler::loops::plan::Use {
+            batch,
+            steps: 50,
+            threads: 1,
+            tapes: compiler::loops::plan::Tapes::PerThread,
+            checkpoint_every: None,
+            memory: None,
+        };
+        let (file, source, model) = ("spec.bpm", case.text.as_str(), &*case.model);
+        let subject = compiler::stages::Subject { file, source, model, bound: &bound, usage: &usage };
+        let wanted = compiler::back::cuda::Device::new(sm_90(), batch);
+        let plan = compiler::stages::map_sequences(&subject, &wanted).expect("sizes").expect("it fits");
+        assert_eq!(ours, plan.each_ref().map(|m| m.text(&sm_90())));
+    }
 }
