@@ -9,6 +9,7 @@ toy sizes: it shows that this program works, and its times mean nothing. README.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -48,8 +49,10 @@ RECIPES = {
     "maze": ("examples/maze/simple.toml", ["--set", "task.size=5", "--set", "sizes.N=6"]),
     "cue-reward": ("examples/cue-reward/small.toml", ["--set", "sizes.N=6"]),
 }
-# Forward: a matrix state is read and written; replayed: the same; backward: it is read, its cotangent read and
-# written. Four bytes each.
+# A kernel for each step, and one for a whole sequence.
+TIERS = ("1", "2")
+# What a kernel for each step moves. Forward: a matrix state is read and written; replayed: the same; backward: it is
+# read, its cotangent read and written. Four bytes each.
 BYTES = {"forward_ms": 8, "forward_backward_ms": 28}
 VARIANTS = {
     "PyTorch eager": ("torch_peer.py", ["--variant", "eager", "--device", "cuda"]),
@@ -147,10 +150,11 @@ class Measure:
         for spec, axes in [(RETROACTIVE, "N=40 I=5 A=3"), (SIMPLE, "N=33 I=5 A=3"), (LSTM, "N=24 I=7 O=3")]:
             sizes = [a for axis in axes.split() for a in ("--axis", axis)]
             command = [self.bpm, "bench", spec, *sizes, "--batch", 3, "--steps", 7, "--repeat", 1, "--device", "cuda"]
-            for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
-                done = run([tool, "--tool", check, "--error-exitcode", 9, *command], check=False, limit=300)
+            for check, tier in itertools.product(("memcheck", "racecheck", "synccheck", "initcheck"), TIERS):
+                watched = [tool, "--tool", check, "--error-exitcode", 9, *command, "--tier", tier]
+                done = run(watched, check=False, limit=300)
                 last = [line for line in (done.stdout + done.stderr).splitlines() if "=====" in line][-3:]
-                found[f"{spec} {check}"] = {"code": done.returncode, "said": last}
+                found[f"{spec} tier {tier} {check}"] = {"code": done.returncode, "said": last}
                 # Padding that nothing reads is never written; initcheck says so and decides nothing.
                 self.wrong |= done.returncode == 9 and check != "initcheck"
         return found
@@ -174,21 +178,35 @@ class Measure:
         return [dict(zip(names, target)) for target in self.targets]
 
     def run_targets(self):
-        """Forward, and forward with backward, of every target, on the device and on the processor."""
+        """Forward, and forward with backward, of every target, on the device by both tiers, and on the processor."""
         rate = self.results["steps"].get("bandwidth", {}).get("copy_bytes_per_second")
         found = {}
         for t in self.targets_of():
-            one = self.bench(t["spec"], t["axes"], t["batch"], t["steps"])
-            for key, per_element in BYTES.items():
-                moved = per_element * t["elements"] * t["batch"] * t["steps"]
-                one[f"us_per_step_{key}"] = 1e3 * one[key]["median"] / t["steps"]
-                one[f"share_of_copy_{key}"] = moved / (one[key]["median"] * 1e-3) / rate if rate else None
+            tiers = {tier: self.tier(t, tier, rate) for tier in TIERS}
+            # What --tier auto runs.
+            one = tiers["2"] if "forward_ms" in tiers["2"] else tiers["1"]
             threads = os.cpu_count() or 1
             self_repeat, self.repeat = self.repeat, min(self.repeat, 3)
             cpu = self.bench(t["spec"], t["axes"], t["batch"], t["steps"], "--threads", threads, device="cpu")
             self.repeat = self_repeat
-            found[t["name"]] = {"cuda": one, "cpu": cpu}
+            found[t["name"]] = {"cuda": one, "cpu": cpu, "tiers": tiers}
         return found
+
+    def tier(self, t, tier, rate):
+        """A target by a kernel for each step (1), or by one for a whole sequence (2), or why there is none."""
+        try:
+            one = self.bench(t["spec"], t["axes"], t["batch"], t["steps"], "--tier", tier)
+        except RuntimeError as refused:
+            if tier == "1" or "no kernels of whole sequences" not in str(refused):
+                raise
+            return {"not_run": next(line for line in str(refused).splitlines() if "no kernels of" in line)}
+        for key, per_element in BYTES.items():
+            moved = per_element * t["elements"] * t["batch"] * t["steps"]
+            one[f"us_per_step_{key}"] = 1e3 * one[key]["median"] / t["steps"]
+            # Whole sequences keep states on the chip: their share says nothing of the memory.
+            shared = rate and tier == "1"
+            one[f"share_of_copy_{key}"] = moved / (one[key]["median"] * 1e-3) / rate if shared else None
+        return one
 
     def run_memory(self):
         """Long sequences: what the device's memory must hold."""
@@ -293,8 +311,10 @@ def table(results):
         if not isinstance(found, dict) or "cuda" not in found:
             continue
         ours = found["cuda"]
-        share = ours.get("share_of_copy_forward_backward_ms")
-        rows = [("bpm", ours, f"{100 * share:.0f} %" if share else "")]
+        rows = []
+        for tier, one in found["tiers"].items():
+            share = one.get("share_of_copy_forward_backward_ms")
+            rows.append((f"bpm, tier {tier}", one, f"{100 * share:.0f} %" if share else ""))
         rows += [(f"bpm, processor, {found['cpu']['threads']} threads", found["cpu"], "")]
         peers = steps.get("peers", {}).get(name, {})
         rows += [(peer, one, "") for peer, one in peers.items()]

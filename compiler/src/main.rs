@@ -8,7 +8,7 @@ use cli::{
     Backend, Check, Cli, Color, Command, Compile, Doc, DocFormat, Emit, Explain, Fmt, Format, Gradcheck,
     Load, Plan, Target, Tier,
 };
-use compiler::back::cuda::{Arch, Device, Mapping, Refusal};
+use compiler::back::cuda::{Device, Mapping, Refusal};
 use compiler::check::{Checked, check};
 use compiler::doc;
 use compiler::form::{self, Prefer};
@@ -229,7 +229,7 @@ fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, args: &Compile) -> Done
 
 /// CUDA source that takes whole sequences; where that cannot be, the one for single steps, or an error.
 fn sequences(subject: &stages::Subject<'_>, args: &Compile) -> Result<String, Failure> {
-    let device = Device { arch: args.arch, batch: args.load.batch, wanted: None };
+    let device = Device::new(args.arch, args.load.batch);
     match (stages::cuda_sequences(subject, &device)?, args.tier) {
         (Ok((source, _)), _) => Ok(source.text),
         (Err(why), Tier::Auto) => {
@@ -340,9 +340,9 @@ fn plan(args: &Plan, voice: Voice) -> Done {
     let loaded = load(&args.subject, voice)?;
     let usage = usage(&args.load, args.memory);
     let plan = stages::planned_as(&loaded.subject(&usage), prefer(&args.load, Prefer::Auto))?;
-    let device = Device { arch: args.arch, batch: args.load.batch, wanted: None };
+    let device = Device::new(args.arch, args.load.batch);
     let mapped = match args.target {
-        Target::Cuda => Some(stages::cuda_sequences(&loaded.subject(&usage), &device)?.map(|(_, m)| m)),
+        Target::Cuda => Some(stages::map_sequences(&loaded.subject(&usage), &device)?),
         Target::Cpu | Target::Torch => None,
     };
     match voice.format {
@@ -352,7 +352,7 @@ fn plan(args: &Plan, voice: Voice) -> Done {
                 fields.insert("schema".to_owned(), 1.into());
                 fields.insert("reason".to_owned(), "plan".into());
                 if let Some(mapped) = &mapped {
-                    fields.insert("cuda".to_owned(), cuda_json(mapped, &args.arch));
+                    fields.insert("cuda".to_owned(), cuda_json(mapped, args));
                 }
             }
             print(&format!("{value}\n"))?;
@@ -360,7 +360,7 @@ fn plan(args: &Plan, voice: Voice) -> Done {
         Format::Human | Format::Short => {
             print(&plan.text())?;
             if let Some(mapped) = &mapped {
-                print(&cuda_text(mapped, &args.arch))?;
+                print(&cuda_text(mapped, args))?;
             }
         }
     }
@@ -376,20 +376,26 @@ fn plan(args: &Plan, voice: Voice) -> Done {
 }
 
 /// How sequences are mapped to a CUDA device, in words.
-fn cuda_text(mapped: &Result<[Mapping; 2], Refusal>, arch: &Arch) -> String {
+fn cuda_text(mapped: &Result<[Mapping; 2], Refusal>, args: &Plan) -> String {
+    let arch = &args.arch;
     match mapped {
-        Ok([forward, backward]) => format!(
-            "CUDA, {}: whole sequences, the plastic state on the chip\n  forward\n{}  backward\n{}",
-            arch.name,
-            forward.text(arch),
-            backward.text(arch)
-        ),
+        Ok([forward, backward]) => {
+            let memory = backward.memory(args.load.batch, args.load.steps);
+            let memory = memory.map_or(String::new(), |m| format!("  the device's memory: {m}\n"));
+            format!(
+                "CUDA, {}: whole sequences, the plastic state on the chip\n  forward\n{}  backward\n{}{memory}",
+                arch.name,
+                forward.text(arch),
+                backward.text(arch)
+            )
+        }
         Err(why) => format!("CUDA, {}: one kernel per step: {why}\n", arch.name),
     }
 }
 
 /// The same for programs.
-fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, arch: &Arch) -> serde_json::Value {
+fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, args: &Plan) -> serde_json::Value {
+    let (arch, steps) = (&args.arch, args.load.steps);
     let one = |m: &Mapping| {
         serde_json::json!({
             "cluster": m.cluster(), "threads": m.threads(), "shared_bytes": m.shared_bytes(),
@@ -399,6 +405,7 @@ fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, arch: &Arch) -> serde_json:
     match mapped {
         Ok([f, b]) => serde_json::json!({
             "arch": arch.name, "tier": 2, "forward": one(f), "backward": one(b),
+            "states": b.states(), "checkpoint_every": b.interval(steps), "snapshots": b.snapshots(b.interval(steps)),
         }),
         Err(why) => serde_json::json!({ "arch": arch.name, "tier": 1, "why": why.to_string() }),
     }

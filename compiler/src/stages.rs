@@ -255,6 +255,24 @@ pub fn cuda_sequences(
     Ok(mapping.map(|m| (back::cuda::emit_sequences(&program, &spec, &m), m)))
 }
 
+/// How whole sequences of a model are mapped to a device when it is trained, forward and backward; or why they cannot
+/// be. Training needs no cotangents of inputs.
+///
+/// # Errors
+/// [`StageError`] if sizes are missing or too large.
+pub fn map_sequences(
+    subject: &Subject<'_>,
+    device: &back::cuda::Device,
+) -> Result<Result<[back::cuda::Mapping; 2], back::cuda::Refusal>, StageError> {
+    let Subject { file, source, model, bound, .. } = *subject;
+    let sizes = bind(model, bound)?;
+    let model = passes::optimise(model);
+    let program = lowered(&model, &sizes, LowerOptions { input_bars: false })?;
+    let adjoint = &autodiff::step(&model);
+    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
+    Ok(back::cuda::map_sequences(&program, &spec, device))
+}
+
 /// The cost of training a model with its matrices.
 ///
 /// # Errors

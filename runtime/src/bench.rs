@@ -5,6 +5,7 @@
 //! each row at once. Times are wall-clock, the median over repetitions after one warm-up.
 
 use crate::Error;
+use crate::engine::device::Tier;
 use crate::engine::{Backend, Bound, Engine, EngineOptions, KnownRow, Mode, RowState, Sums, Tape, Text};
 use crate::memory::{Flags, Need, available};
 use crate::params::{ParamStore, draw};
@@ -40,6 +41,8 @@ pub struct Job {
     pub input_bars: bool,
     /// How plastic matrices are kept.
     pub prefer: Prefer,
+    /// Which kernels run on a device.
+    pub tier: Tier,
 }
 
 /// Milliseconds over the repetitions.
@@ -71,6 +74,12 @@ pub struct Report {
     /// The name of the device, if it is none of the processor's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// Which kernels ran on the device: 1 for those of single steps, 2 for those of whole sequences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier: Option<u8>,
+    /// Why, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier_why: Option<String>,
     /// Compiling all kernels, in milliseconds.
     pub compile_ms: f64,
     /// Bytes of machine code, on a device of source.
@@ -101,7 +110,12 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
     let sizes = Sizes::bind(&model.axes, &job.axes)?;
     let before = peak_bytes();
     let started = Instant::now();
-    let options = EngineOptions { input_bars: job.input_bars, ..EngineOptions::default() };
+    let options = EngineOptions {
+        input_bars: job.input_bars,
+        tier: job.tier,
+        rows: job.batch,
+        ..EngineOptions::default()
+    };
     let text = Text { file: &spec.path, source: &spec.source };
     let engine = Engine::of_text(Arc::clone(&model), sizes.clone(), job.backend, &options, text)?;
     let compile_ms = started.elapsed().as_secs_f64() * 1e3;
@@ -143,6 +157,8 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
         form,
         backend: engine.backend().name(),
         device: place(&engine),
+        tier: engine.route().map(|r| r.tier),
+        tier_why: engine.route().map(|r| r.why.clone()),
         compile_ms,
         code_bytes: engine.code_bytes(),
         forward_ms: Times::of(forward),
@@ -184,6 +200,12 @@ impl Times {
 }
 
 impl Report {
+    /// Which kernels ran on a device, and why.
+    fn tier_line(&self) -> String {
+        let both = self.tier.zip(self.tier_why.as_ref());
+        both.map_or(String::new(), |(tier, why)| format!("  tier {tier}: {why}\n"))
+    }
+
     /// For people.
     pub fn text(&self) -> String {
         let line = |name: &str, t: Times| {
@@ -194,6 +216,7 @@ impl Report {
             None => format!("{} thread{}", self.threads, if self.threads == 1 { "" } else { "s" }),
         };
         format!("{}: batch {}, {} steps, {} on {place}\n", self.spec, self.batch, self.steps, self.backend)
+            + &self.tier_line()
             + &self.form.reasons().iter().map(|r| format!("  {r}\n")).collect::<String>()
             + &format!(
                 "{:<18} {:>10.2} ms   ({} bytes of code)\n",
@@ -365,6 +388,7 @@ mod tests {
             backend,
             input_bars: false,
             prefer: Prefer::Dense,
+            tier: Tier::Auto,
         };
         let sizes = Sizes::bind(&model.axes, &job.axes).expect("sizes");
         let params = ParamStore::new(&model, &sizes, 0, &BTreeMap::new()).expect("parameters");

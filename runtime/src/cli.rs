@@ -1,5 +1,6 @@
 //! The arguments of `bpm`.
 
+use crate::engine::device::Tier;
 use crate::exact::Dtype;
 use crate::progress::Format;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -106,6 +107,9 @@ pub struct Train {
     /// (host).
     #[arg(long, value_enum, default_value_t, value_name = "PLACE")]
     pub episodes: Episodes,
+    /// On a GPU: a kernel for each step (1), for a whole sequence (2), or for a sequence where that fits (auto).
+    #[arg(long, value_enum, default_value = "auto", value_name = "TIER")]
+    pub tier: Tier,
     /// How plastic matrices are kept; short for --set run.prefer=FORM.
     #[arg(long, value_enum, value_name = "FORM")]
     pub prefer: Option<PreferName>,
@@ -152,6 +156,9 @@ pub struct Eval {
     /// Where to evaluate: auto, cpu, cuda or cuda:N. `auto` takes a GPU where it is estimated to win.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: Device,
+    /// On a GPU: a kernel for each step (1), for a whole sequence (2), or for a sequence where that fits (auto).
+    #[arg(long, value_enum, default_value = "auto", value_name = "TIER")]
+    pub tier: Tier,
     /// What runs the model on the processor.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
@@ -222,6 +229,9 @@ pub struct Run {
     /// Where to run: cpu, cuda or cuda:N; `auto` is the processor here.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: Device,
+    /// On a GPU: a kernel for each step (1), for a whole sequence (2), or for a sequence where that fits (auto).
+    #[arg(long, value_enum, default_value = "auto", value_name = "TIER")]
+    pub tier: Tier,
     /// How plastic matrices are kept: as matrices, or as the events that made them. Left out, they
     /// are matrices, for then all states are given out.
     #[arg(long, value_enum, value_name = "FORM")]
@@ -299,6 +309,9 @@ pub struct Bench {
     /// Where to run: cpu, cuda or cuda:N; `auto` is the processor here.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: Device,
+    /// On a GPU: a kernel for each step (1), for a whole sequence (2), or for a sequence where that fits (auto).
+    #[arg(long, value_enum, default_value = "auto", value_name = "TIER")]
+    pub tier: Tier,
     /// What runs the model on the processor.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,

@@ -3,7 +3,7 @@
 use crate::cli::{
     BackendName, Bench, Compare, Device, Episodes, Eval, Export, Gradcheck, Plot, Run as RunArgs, Sample, Train,
 };
-use crate::engine::device::{self, DeviceId, Work};
+use crate::engine::device::{self, DeviceId, Mapped, Route, Tier, Work};
 use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
 use crate::language::{self, Split, Text};
@@ -97,17 +97,29 @@ fn here(device: Device, name: BackendName, voice: Voice) -> Result<Backend, Erro
     Ok(Backend::Device(DeviceId::cuda(number)))
 }
 
+/// What a recipe is going to run, as a device is chosen for it.
+fn weighed(
+    spec: &Spec,
+    recipe: &Recipe,
+    threads: usize,
+    tier: Tier,
+) -> Result<(Work, Option<Mapped>), Error> {
+    let mapped = (tier != Tier::Steps).then(|| setup::mapped(spec, recipe)).transpose()?;
+    Ok((setup::work(spec, recipe, threads)?, mapped))
+}
+
 /// Where a command runs: `auto` weighs the work.
 fn place(
     device: Device,
     name: BackendName,
     voice: Voice,
-    work: impl FnOnce() -> Result<Work, Error>,
+    work: impl FnOnce() -> Result<(Work, Option<Mapped>), Error>,
 ) -> Result<Backend, Error> {
     if device != Device::Auto || name != BackendName::Auto {
         return here(device, name, voice);
     }
-    let choice = device::choose(&work()?);
+    let (work, mapped) = work()?;
+    let choice = device::choose(&work, mapped.as_ref());
     choice.reason.iter().for_each(|r| voice.note(r));
     Ok(choice.backend.unwrap_or_else(|| backend(name, voice)))
 }
@@ -136,10 +148,11 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
     };
     let threads = threads(args.threads);
     let (spec, recipe, name) = read_input(input, &overrides(args)?, args)?;
-    let work = || setup::work(&spec, &recipe, threads);
-    let machine = Machine { backend: place(args.device, args.backend, voice, work)?, threads };
+    let work = || weighed(&spec, &recipe, threads, args.tier);
+    let backend = place(args.device, args.backend, voice, work)?;
+    let machine = Machine { backend, threads, tier: args.tier };
     report::spec_warnings(&spec, voice.format, voice.quiet);
-    let mut trainer = setup::trainer(spec, recipe, machine.backend, machine.threads, Mode::Train)?;
+    let mut trainer = setup::trainer_on(spec, recipe, machine, Mode::Train)?;
     let place = match args.episodes {
         Episodes::Auto => trainer.reside()?,
         Episodes::Host => None,
@@ -194,7 +207,13 @@ fn headline(run: &Run, machine: Machine) -> String {
     let t = &run.trainer;
     let threads = machine.threads.min(t.recipe.schedule.batch);
     let place = match (t.engine.device(), machine.backend) {
-        (Some(device), _) => format!("on {}", device.about().name),
+        (Some(device), _) => {
+            let route = t
+                .engine
+                .route()
+                .map_or(String::new(), |Route { tier, why }| format!(" (tier {tier}: {why})"));
+            format!("on {}{route}", device.about().name)
+        }
         (None, Backend::Torch(Place::Processor)) => "on the processor".to_owned(),
         (None, Backend::Torch(Place::Cuda(number))) => format!("on cuda:{number}"),
         (None, _) => format!("on {threads} thread{}", if threads == 1 { "" } else { "s" }),
@@ -292,9 +311,10 @@ pub fn evaluate(args: &Eval, voice: Voice) -> Result<(), Error> {
     let moved = data(args.data.as_deref());
     let work = || {
         let stored = run::load(&args.run, moved.as_slice())?;
-        setup::work(&stored.spec, &stored.recipe, threads)
+        weighed(&stored.spec, &stored.recipe, threads, args.tier)
     };
-    let machine = Machine { backend: place(args.device, args.backend, voice, work)?, threads };
+    let backend = place(args.device, args.backend, voice, work)?;
+    let machine = Machine { backend, threads, tier: args.tier };
     let prefer = args.prefer.map(|p| p.form());
     let trainer = run::load_trained(&args.run, machine, prefer, moved.as_slice())?;
     if let Some(text) = trainer.recipe.task.text() {
@@ -341,7 +361,7 @@ fn evaluate_text(args: &Eval, trainer: &Trainer, text: &Text, threads: usize) ->
 /// # Errors
 /// Whatever can go wrong.
 pub fn sample(args: &Sample, voice: Voice) -> Result<(), Error> {
-    let machine = Machine { backend: backend(args.backend, voice), threads: 1 };
+    let machine = Machine { backend: backend(args.backend, voice), threads: 1, tier: Tier::Auto };
     let moved = data(args.data.as_deref());
     let trainer = run::load_trained(&args.run, machine, None, moved.as_slice())?;
     let Some(text) = trainer.recipe.task.text() else {
@@ -379,7 +399,8 @@ pub fn run(args: &RunArgs, voice: Voice) -> Result<(), Error> {
         axes: axes(&args.axes)?,
     };
     let prefer = args.prefer.map_or(Prefer::Dense, |p| p.form());
-    let results = exact::run(&spec, given, here(args.device, args.backend, voice)?, args.dtype, prefer)?;
+    let backend = here(args.device, args.backend, voice)?;
+    let results = exact::run_on(&spec, given, (backend, args.tier), args.dtype, prefer)?;
     tensors::write(&args.out, &results, None)
 }
 
@@ -434,6 +455,7 @@ pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
         backend: here(args.device, args.backend, voice)?,
         input_bars: args.input_gradients,
         prefer: args.prefer.form(),
+        tier: args.tier,
     };
     if args.against.is_some() {
         return bench_against(args, &spec, &job, voice);

@@ -5,11 +5,13 @@
 //! cotangents `grad.<param>`, `grad.in.<input>`, `grad.init.<state>`. Parameters are in the units
 //! of the spec or as a PyTorch module keeps them; their gradients are in the units of the spec.
 
+mod rows;
 mod team;
 mod torch;
 
 use crate::Error;
-use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState, Text};
+use crate::engine::device::Tier;
+use crate::engine::{Backend, Engine, EngineOptions, Mode, Text};
 use crate::memory::{Flags, Need, available};
 use crate::params::About;
 use crate::setup;
@@ -17,7 +19,7 @@ use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
 use compiler::form::Prefer;
 use compiler::interp::{Cotangents, Interpreter, Sequence};
-use compiler::ir::{InputId, OutputId, Shape, Sizes};
+use compiler::ir::{Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::{Model, Role};
 use compiler::passes::events;
@@ -73,6 +75,20 @@ pub fn run(
     dtype: Dtype,
     prefer: Prefer,
 ) -> Result<Tensors, Error> {
+    run_on(spec, given, (backend, Tier::Auto), dtype, prefer)
+}
+
+/// The same where it is said which kernels of a device run.
+///
+/// # Errors
+/// As [`run`], and if those kernels cannot be had.
+pub fn run_on(
+    spec: &Spec,
+    given: Given,
+    (backend, tier): (Backend, Tier),
+    dtype: Dtype,
+    prefer: Prefer,
+) -> Result<Tensors, Error> {
     if dtype == Dtype::F64 && !matches!(backend, Backend::Interp | Backend::Torch(_)) {
         return Err(Error::usage("`--dtype f64` needs `--backend interp` or `--backend torch`"));
     }
@@ -83,13 +99,13 @@ pub fn run(
     let job = Job::new(&spec.model, &sizes, given)?;
     let (kept, _) = compiler::form::choose(&spec.model, &axes, job.steps, prefer)?;
     let Some(kept) = kept.map(Arc::new) else {
-        let results = compute((spec, &spec.model), &sizes, &job, backend, dtype)?;
+        let results = compute((spec, &spec.model), &sizes, &job, (backend, tier), dtype)?;
         return Ok(results.into_tensors(&spec.model, &sizes, &job, dtype));
     };
     let kept_sizes = Sizes::bind(&kept.axes, &axes)?;
     let initial = kept_initial(&spec.model, &kept, &job)?;
     let job = Job { initial, ..job };
-    let results = compute((spec, &kept), &kept_sizes, &job, backend, dtype)?;
+    let results = compute((spec, &kept), &kept_sizes, &job, (backend, tier), dtype)?;
     let results = results.recalled(&spec.model, &kept, &kept_sizes, job.rows);
     Ok(results.into_tensors(&spec.model, &sizes, &job, dtype))
 }
@@ -98,17 +114,18 @@ fn compute(
     (spec, model): (&Spec, &Arc<Model>),
     sizes: &Sizes,
     job: &Job,
-    backend: Backend,
+    (backend, tier): (Backend, Tier),
     dtype: Dtype,
 ) -> Result<Results, Error> {
     let text = Text { file: &spec.path, source: &spec.source };
-    let options = EngineOptions::default();
+    let options = EngineOptions { tier, rows: job.rows, ..EngineOptions::default() };
     let engine = Engine::of_text(Arc::clone(model), sizes.clone(), backend, &options, text)?;
     need(&engine, job).check(available())?;
     match (backend, dtype) {
         (Backend::Torch(place), _) => torch::run(model, sizes, job, dtype, place),
         (_, Dtype::F64) => Ok(in_64_bits(model, sizes, job)),
-        (_, Dtype::F32) => in_32_bits(&engine, job),
+        (_, Dtype::F32) if job.is_team(&engine) => team::run(&engine, job),
+        (_, Dtype::F32) => rows::run(&engine, job),
     }
 }
 
@@ -229,6 +246,11 @@ impl Job {
 
     fn resets_before(&self, t: usize, b: usize) -> bool {
         self.resets[t * self.rows + b]
+    }
+
+    /// The first steps of the sequences between the resets of a row, and the end.
+    fn parts(&self, b: usize) -> Vec<usize> {
+        (0..self.steps).filter(|t| *t == 0 || self.resets_before(*t, b)).chain([self.steps]).collect()
     }
 }
 
@@ -430,61 +452,6 @@ fn in_64_bits(model: &Arc<Model>, sizes: &Sizes, job: &Job) -> Results {
     results
 }
 
-/// An engine, with 32 bits at its edges.
-fn in_32_bits(engine: &Engine, job: &Job) -> Result<Results, Error> {
-    if job.is_team(engine) {
-        return team::run(engine, job);
-    }
-    let (model, sizes) = (engine.model(), engine.sizes());
-    let params: Vec<Vec<f32>> = job.params.iter().map(|x| narrow(x)).collect();
-    let bound = engine.bind(&params)?;
-    let mut tape = engine.tape(job.steps, job.mode(engine));
-    let mut grads = engine.grads();
-    let mut results = Results::new(model, sizes, job);
-    // An empty tensor stands for the state's own initial value.
-    let own: Vec<Vec<f64>> = vec![vec![]; model.states.len()];
-    for b in 0..job.rows {
-        let start = RowState { states: job.initial(own.clone(), b).iter().map(|x| narrow(x)).collect() };
-        bound.begin(&mut tape, Some(&start));
-        for t in 0..job.steps {
-            if t > 0 && job.resets_before(t, b) {
-                bound.reset(&mut tape, Some(&start));
-            }
-            for (k, x) in job.inputs.iter().enumerate() {
-                let slot = bound.input_mut(&mut tape, InputId(k as u32));
-                slot.copy_from_slice(&narrow(job.part(x, t, b)));
-            }
-            bound.step(&mut tape);
-            for (k, out) in results.outputs.iter_mut().enumerate() {
-                copy(out, t * job.rows + b, &widen(bound.output(&tape, t, OutputId(k as u32))));
-            }
-        }
-        let last = bound.state(&mut tape).states;
-        results.states.iter_mut().zip(last).for_each(|(slot, x)| copy(slot, b, &widen(&x)));
-        let Some(cotangents) = &job.cotangents else { continue };
-        for t in 0..job.steps {
-            for (k, x) in cotangents.iter().enumerate() {
-                let slot = bound.output_bar_mut(&mut tape, t, OutputId(k as u32));
-                slot.copy_from_slice(&narrow(job.part(x, t, b)));
-            }
-        }
-        bound.backward(&mut tape, &mut grads, 0.0, None);
-        for (k, slot) in results.inputs.iter_mut().enumerate() {
-            for t in 0..job.steps {
-                if let Some(bar) = bound.input_bar(&tape, t, InputId(k as u32)) {
-                    copy(slot, t * job.rows + b, &widen(bar));
-                }
-            }
-        }
-        let bars = bound.init_bar(&tape).states.into_iter();
-        let bars = results.initial.iter_mut().zip(bars).filter(|(_, x)| !x.is_empty());
-        bars.for_each(|(slot, x)| copy(slot, b, &widen(&x)));
-    }
-    results.params = engine.finish(&bound, vec![grads]).iter().map(|x| widen(x)).collect();
-    engine.check()?;
-    Ok(results)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -589,18 +556,23 @@ mod tests {
     fn a_device_resets_rows_together_and_apart() {
         let Some(device) = emulated() else { return };
         for resets in [[0; 12], [0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 0]] {
-            let run = |backend| {
+            let run = |backend, tier| {
                 let mut g = Given { cotangents: cotangents(), ..given() };
                 let mask = resets.iter().map(|x| f64::from(*x)).collect();
                 g.inputs.1.insert("reset".into(), Tensor::f64(vec![6, 2], mask));
-                go(g, backend, Dtype::F32).unwrap_or_else(|e| panic!("{e}"))
+                let results = run_on(&spec(), g, (backend, tier), Dtype::F32, Prefer::Dense);
+                results.unwrap_or_else(|e| panic!("{e}"))
             };
-            let (found, expected) = (run(device), run(Backend::CRANELIFT));
-            assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-            for (name, tensor) in &expected {
-                match name.starts_with("out.") || name.starts_with("state.") {
-                    true => assert_eq!(found[name], *tensor, "{name} {resets:?}"),
-                    false => close(&found[name].to_f64(), &tensor.to_f64(), 1e-5),
+            let expected = run(Backend::CRANELIFT, Tier::Auto);
+            for tier in [Tier::Steps, Tier::Sequences] {
+                let found = run(device, tier);
+                assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+                for (name, tensor) in &expected {
+                    let is_forward = name.starts_with("out.") || name.starts_with("state.");
+                    match is_forward && tier == Tier::Steps {
+                        true => assert_eq!(found[name], *tensor, "{name} {resets:?}"),
+                        false => close(&found[name].to_f64(), &tensor.to_f64(), 1e-5),
+                    }
                 }
             }
         }

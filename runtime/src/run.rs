@@ -14,7 +14,8 @@
 //! Files are written beside and renamed into place, so a kill at any time leaves a run that can go
 //! on. `run.json` is written last: a folder that has it is complete.
 
-use crate::engine::{Backend, device};
+use crate::engine::device::Tier;
+use crate::engine::{Backend, Engine, device};
 use crate::error::{Error, Kind};
 use crate::language::Validation;
 use crate::metrics::{self, Log, Window};
@@ -46,6 +47,8 @@ pub struct Machine {
     pub backend: Backend,
     /// Threads; no result depends on it.
     pub threads: usize,
+    /// Which kernels run on a device.
+    pub tier: Tier,
 }
 
 /// A run with its folder, ready to go.
@@ -167,7 +170,7 @@ impl Run {
                 .help("no checkpoint of this run can be read; start again in another folder"));
         }
         files::write(&folder.join("recipe.toml"), trainer.recipe.text().as_bytes())?;
-        let about = resumed(stored.about, trainer.update, machine);
+        let about = resumed(stored.about, &trainer, machine);
         files::write(&folder.join("run.json"), pretty(&about).as_bytes())?;
         Ok((Self::open(folder, trainer, window, lock)?, warnings))
     }
@@ -328,7 +331,7 @@ pub fn load_trained(
     let mut recipe = stored.recipe;
     recipe.schedule.prefer = prefer.unwrap_or(recipe.schedule.prefer);
     let mode = rollout::mode(&*recipe.task);
-    let mut trainer = setup::trainer(stored.spec, recipe, machine.backend, machine.threads, mode)?;
+    let mut trainer = setup::trainer_on(stored.spec, recipe, machine, mode)?;
     same_words(folder, &trainer)?;
     let best = folder.join(BEST);
     let path = if best.exists() { best } else { folder.join("params.safetensors") };
@@ -429,14 +432,14 @@ fn about(trainer: &Trainer, machine: Machine) -> Value {
         "seed": trainer.recipe.schedule.seed,
         "parameters": trainer.params.count(),
     });
-    append(&mut about, place(machine));
+    append(&mut about, place(machine, &trainer.engine));
     about
 }
 
 /// What a run record says of a run that goes on after an update.
-fn resumed(mut about: Value, update: u64, machine: Machine) -> Value {
-    let mut entry = json!({ "update": update });
-    append(&mut entry, place(machine));
+fn resumed(mut about: Value, trainer: &Trainer, machine: Machine) -> Value {
+    let mut entry = json!({ "update": trainer.update });
+    append(&mut entry, place(machine, &trainer.engine));
     match about.get_mut("resumed").and_then(Value::as_array_mut) {
         Some(entries) => entries.push(entry),
         None => about["resumed"] = json!([entry]),
@@ -451,9 +454,9 @@ fn append(object: &mut Value, more: Value) {
 }
 
 /// Where numbers are computed from now on.
-fn place(machine: Machine) -> Value {
+fn place(machine: Machine, engine: &Engine) -> Value {
     let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    json!({
+    let mut place = json!({
         "bpm": env!("CARGO_PKG_VERSION"),
         "device": device(machine.backend),
         "backend": machine.backend.name(),
@@ -462,7 +465,11 @@ fn place(machine: Machine) -> Value {
         "threads": machine.threads,
         "started": started.map_or(0, |t| t.as_secs()),
         "flags": std::env::args().skip(1).collect::<Vec<_>>(),
-    })
+    });
+    if let Some(route) = engine.route() {
+        append(&mut place, json!({ "tier": route.tier, "tier_why": route.why }));
+    }
+    place
 }
 
 /// The name of the device.

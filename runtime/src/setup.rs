@@ -1,21 +1,24 @@
 //! From a recipe to a run in memory: spec, sizes, connections, parameters, kernels.
 
 use crate::Error;
-use crate::engine::device::Work;
+use crate::engine::device::{Mapped, Tier, Work};
 use crate::engine::{Backend, Chaining, Engine, EngineOptions, Mode, Text};
 use crate::language::NextWord;
 use crate::learner::{Baseline, Learner};
 use crate::memory::{Flags, Need, available};
 use crate::params::ParamStore;
 use crate::recipe::Recipe;
+use crate::run::Machine;
 use crate::spec::Spec;
 use crate::task::Goal;
 use crate::train::Trainer;
 use crate::wiring::{Wiring, bind_sizes, seen};
+use compiler::back::cuda;
 use compiler::form::{Form, Prefer};
 use compiler::ir::{Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
 use compiler::model::Model;
+use compiler::stages::{self, Subject};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -30,6 +33,15 @@ pub fn trainer(
     threads: usize,
     mode: Mode,
 ) -> Result<Trainer, Error> {
+    trainer_on(spec, recipe, Machine { backend, threads, tier: Tier::Auto }, mode)
+}
+
+/// The same where it is said which kernels of a device run.
+///
+/// # Errors
+/// As [`trainer`].
+pub fn trainer_on(spec: Spec, recipe: Recipe, machine: Machine, mode: Mode) -> Result<Trainer, Error> {
+    let Machine { backend, threads, tier } = machine;
     let model = Arc::clone(&spec.model);
     let seen = seen(&*recipe.task, &recipe.learner, &recipe.encoder);
     let sizes = bind_sizes(&model, &*recipe.task, seen, &recipe.sizes)?;
@@ -40,8 +52,16 @@ pub fn trainer(
     let input_bars = is_known || encodes && mode == Mode::Train;
     let teams = if is_known { recipe.schedule.batch } else { 0 };
     let chaining = if is_known { Chaining::IfLarge } else { Chaining::Never };
-    let options =
-        EngineOptions { input_bars, initial_bars: false, teams, chaining, ..EngineOptions::default() };
+    let rows = recipe.schedule.batch;
+    let options = EngineOptions {
+        input_bars,
+        initial_bars: false,
+        teams,
+        chaining,
+        tier,
+        rows,
+        ..EngineOptions::default()
+    };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe, backend)?;
     let text = Text { file: &spec.path, source: &spec.source };
     let engine = Engine::of_text(kept, kept_sizes, backend, &options, text)?;
@@ -79,6 +99,26 @@ pub fn work(spec: &Spec, recipe: &Recipe, threads: usize) -> Result<Work, Error>
     Ok(Work { elements, batch, steps, answers, threads })
 }
 
+/// How fast whole sequences of a recipe's model run on a device, by the estimate of the compiler.
+///
+/// # Errors
+/// If spec and task do not fit together.
+pub fn mapped(spec: &Spec, recipe: &Recipe) -> Result<Mapped, Error> {
+    let seen = seen(&*recipe.task, &recipe.learner, &recipe.encoder);
+    let sizes = bind_sizes(&spec.model, &*recipe.task, seen, &recipe.sizes)?;
+    let (model, _, _) = in_form(&spec.model, &sizes, recipe)?;
+    let (bound, batch) = (bound(&spec.model, &sizes), recipe.schedule.batch);
+    let (file, source) = (spec.path.clone(), spec.source.clone());
+    Ok(Box::new(move |arch| {
+        let threads = 1;
+        let usage =
+            Use { batch, steps: 1, threads, tapes: Tapes::PerThread, checkpoint_every: None, memory: None };
+        let subject = Subject { file: &file, source: &source, model: &model, bound: &bound, usage: &usage };
+        let mapping = stages::map_sequences(&subject, &cuda::Device::new(*arch, batch)).ok()?.ok()?;
+        Some(mapping.map(|m| m.cycles))
+    }))
+}
+
 /// The number of features from which the next word is predicted.
 fn features(model: &Model, sizes: &Sizes, wiring: &Wiring, learner: &NextWord) -> Result<usize, Error> {
     let output = &model.outputs[wiring.output.index()];
@@ -108,6 +148,14 @@ pub fn form(backend: Backend, asked: Prefer) -> Result<Prefer, Error> {
     }
 }
 
+/// The sizes of axes, by name.
+fn bound(model: &Model, sizes: &Sizes) -> BTreeMap<String, usize> {
+    let mut axes = model.axes.clone();
+    let known = axes.len() as u32;
+    let named = model.axes.named.iter().enumerate().map(|(k, a)| (a.name.clone(), axes.intern_named(k)));
+    named.map(|(name, a)| (name, if a.0 < known { sizes.of(a) } else { 1 })).collect()
+}
+
 /// The model in its form, with its sizes.
 fn in_form(
     model: &Arc<Model>,
@@ -115,11 +163,7 @@ fn in_form(
     recipe: &Recipe,
     backend: Backend,
 ) -> Result<(Arc<Model>, Sizes, Form), Error> {
-    let mut axes = model.axes.clone();
-    let known = axes.len() as u32;
-    let named = model.axes.named.iter().enumerate().map(|(k, a)| (a.name.clone(), axes.intern_named(k)));
-    let bound: BTreeMap<String, usize> =
-        named.map(|(name, a)| (name, if a.0 < known { sizes.of(a) } else { 1 })).collect();
+    let bound = bound(model, sizes);
     // Matrices that are carried from window to window have no event at which they were zero.
     let asked = form(backend, recipe.schedule.prefer)?;
     let prefer = if recipe.task.text().is_some() { Prefer::Dense } else { asked };

@@ -52,8 +52,7 @@ impl TapeSizes {
     /// The sizes of a tape of this many steps with a checkpoint every `interval` steps (the square
     /// root of the steps if `None`).
     pub fn new(program: &Program, steps: usize, interval: Option<usize>) -> TapeSizes {
-        let root = (steps as f64).sqrt().ceil() as usize;
-        let interval = interval.unwrap_or(root).clamp(1, steps.max(1));
+        let interval = interval.unwrap_or_else(|| usual_interval(steps)).clamp(1, steps.max(1));
         let matrices = program.matrices_len;
         TapeSizes {
             interval,
@@ -92,6 +91,11 @@ impl TapeSizes {
         ];
         all.iter().fold(0, |sum, n| sum.saturating_add(allocated(*n)))
     }
+}
+
+/// The square root of the steps, which makes checkpoints and snapshots take equal memory.
+pub(crate) fn usual_interval(steps: usize) -> usize {
+    ((steps as f64).sqrt().ceil() as usize).clamp(1, steps.max(1))
 }
 
 /// Bytes of a region: it is allocated in cache lines.

@@ -45,6 +45,7 @@ pub(crate) struct Span {
     pub(crate) adjoint: c_int,
     pub(crate) steps: c_int,
     pub(crate) interval: c_int,
+    pub(crate) done: c_int,
     pub(crate) checkpoints: *mut f32,
 }
 

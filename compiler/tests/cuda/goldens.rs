@@ -3,7 +3,7 @@
 
 use crate::device::{models, sequences, source};
 use compiler::back::cuda::without_lines;
-use compiler::back::cuda::{Arch, Device};
+use compiler::back::cuda::{Arch, Device, Replay};
 use compiler::model::Model;
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ fn text(name: &str) -> String {
 fn whole(name: &str, cluster: usize) -> String {
     let (text, model, bound) = spec(name);
     let arch = Arch::named("sm_90a").expect("it is known");
-    let device = Device { arch, batch: 2, wanted: Some((cluster, 64)) };
+    let device = Device { arch, batch: 2, wanted: Some((cluster, 64)), replay: Replay::Cheapest };
     let (source, _) = sequences(&text, &model, &bound, &device).expect("it fits");
     let all = without_lines(&source.text);
     let start = all.find("// All steps of a stretch").expect("the first of two kernels");

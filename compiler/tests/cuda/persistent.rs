@@ -4,8 +4,9 @@
 
 use crate::device::{Device, bind, has_compiler, models, sequences, sizes, source};
 use crate::mistakes::barriers;
-use crate::sequences::{agree, bits};
-use compiler::back::cuda::{self, Arch};
+use crate::sequences::{agree, bits, bits_at};
+use compiler::back::cuda::{self, Arch, Replay};
+use compiler::gradcheck::Options;
 use compiler::ir::Sizes;
 use compiler::model::Model;
 use std::sync::Arc;
@@ -14,7 +15,12 @@ use std::sync::Arc;
 type Mapping = (usize, usize);
 
 fn on(wanted: Option<Mapping>) -> cuda::Device {
-    cuda::Device { arch: Arch::named("sm_90a").expect("it is known"), batch: 2, wanted }
+    cuda::Device {
+        arch: Arch::named("sm_90a").expect("it is known"),
+        batch: 2,
+        wanted,
+        replay: Replay::Cheapest,
+    }
 }
 
 /// A model at a size on a device; how many tensors agree, or why it has no such kernels.
@@ -88,7 +94,7 @@ fn it_does_not_matter_where_matrices_lie() {
     {
         let model = Arc::new(model);
         for (arch, wanted) in [(roomy, (1, 256)), (roomy, (1, 64)), (small, (1, 64)), (small, (2, 32))] {
-            let device = cuda::Device { arch, batch: 2, wanted: Some(wanted) };
+            let device = cuda::Device { arch, batch: 2, wanted: Some(wanted), replay: Replay::Cheapest };
             let bound = sizes(&model, 58);
             let Ok((source, mapping)) = sequences(&text, &model, &bound, &device) else { continue };
             mapping.iter().for_each(|m| seen.push_str(&m.text(&arch)));
@@ -99,6 +105,63 @@ fn it_does_not_matter_where_matrices_lie() {
         let count = seen.matches(kind).count();
         assert!(count >= at_least, "only {count} matrices lie in {kind}");
     }
+}
+
+/// States that were rebuilt on the chip, with any number of slots, have the bits of those that went through memory, and
+/// so have all gradients: in segments of any length, for clips that hit (the states' numbers are large) or do not.
+#[test]
+fn states_come_back_with_their_bits() {
+    if !has_compiler() {
+        return;
+    }
+    let (mut compared, mut on_chip) = (0, 0);
+    let (mut numbers, mut at_the_bound) = (0, 0);
+    let wanted = ["retroactive", "recurrent_delta", "stpn"];
+    for (text, model) in models().into_iter().filter(|(_, m)| wanted.contains(&m.name.as_str())) {
+        let model = Arc::new(model);
+        let bound = sizes(&model, 21);
+        let of = (&model, &bind(&model, &bound));
+        for mapping in [(1, 96), (2, 64)] {
+            let with = |replay: Replay| {
+                let device = cuda::Device { replay, ..on(Some(mapping)) };
+                let (source, [_, backward]) = sequences(&text, &model, &bound, &device).expect("it fits");
+                let words = backward.states().unwrap_or_default();
+                assert_eq!(
+                    replay == Replay::Memory,
+                    words.contains("through the device's memory"),
+                    "{words}"
+                );
+                (Device::new(&source), source)
+            };
+            let run = |(device, source): &(Device, cuda::Source), interval: usize, seed: u64| {
+                let state_scale = if interval.is_multiple_of(2) { 0.3 } else { 1.5 };
+                let options = Options { steps: 13, state_scale, reset_at: Some(3), ..Options::default() };
+                bits_at(source, device, of, &options, (interval, seed)).expect("it runs")
+            };
+            let memory = with(Replay::Memory);
+            let intervals = [2, 5, 8, 21];
+            let expected = intervals.map(|interval| run(&memory, interval, 1));
+            for slots in 0..=3 {
+                let chip = with(Replay::Slots(slots));
+                on_chip += 1;
+                for (interval, expected) in intervals.into_iter().zip(&expected) {
+                    let found = run(&chip, interval, 7);
+                    assert!(found == *expected, "{} {mapping:?} {slots} slots, every {interval}", model.name);
+                    compared += found.len();
+                    if model.name == "retroactive" && !interval.is_multiple_of(2) {
+                        let states = found.iter().filter(|((name, _), _)| name == "state.H");
+                        let states: Vec<f32> =
+                            states.flat_map(|(_, x)| x).map(|b| f32::from_bits(*b)).collect();
+                        numbers += states.len();
+                        at_the_bound += states.iter().filter(|x| x.abs() == 1.0).count();
+                    }
+                }
+            }
+        }
+    }
+    assert!(on_chip >= 24 && compared > 5000, "{on_chip} kernels, {compared} tensors");
+    let clipped = at_the_bound as f64 / numbers as f64;
+    assert!((0.05..0.95).contains(&clipped), "{clipped} of the states are clipped");
 }
 
 /// With one thread for each column, going forward, every operation is that of the kernel of a step.

@@ -37,6 +37,8 @@ struct Batch<'s> {
     sizes: &'s Sizes,
     model: &'s Model,
     seed: u64,
+    /// Steps between checkpoints.
+    interval: usize,
     frames: Vec<f32>,
     adjoints: Vec<f32>,
     snapshots: Vec<f32>,
@@ -84,7 +86,7 @@ impl<'s> Batch<'s> {
         source: &'s Source,
         device: &'s Device,
         (model, sizes): (&'s Model, &'s Sizes),
-        steps: usize,
+        (steps, interval): (usize, usize),
         seed: u64,
     ) -> Self {
         let p = &source.program;
@@ -96,9 +98,10 @@ impl<'s> Batch<'s> {
             sizes,
             model,
             seed,
+            interval,
             frames: room(p.frame_len * (2 * steps + 3)),
             adjoints: room(p.adjoint_len * (steps + 3)),
-            snapshots: room(p.matrices_len * (INTERVAL + 2)),
+            snapshots: room(p.matrices_len * (interval + 2)),
             checkpoints: vec![],
             carry: room(p.matrices_len),
             back_carry: room(p.carry_len),
@@ -147,7 +150,8 @@ impl<'s> Batch<'s> {
             frame: number(stretch.frame(stretch.first)),
             adjoint: number(stretch.first),
             steps: number(stretch.end - stretch.first),
-            interval: number(INTERVAL),
+            interval: number(self.interval),
+            done: 0,
             checkpoints: checkpoints.as_mut_ptr(),
         };
         let tape = self.tape(backward);
@@ -211,7 +215,7 @@ impl<'s> Batch<'s> {
         self.launch(BEFORE, steps, at(stretch.first));
         if let Some(sequences) = &self.source.sequences {
             let all = self.program().matrices_len * ROWS;
-            let count = steps.div_ceil(INTERVAL);
+            let count = steps.div_ceil(self.interval);
             let mut saved = vec![f32::NAN; all * count];
             self.sequence(&sequences.forward, false, stretch, &mut saved);
             self.checkpoints.extend(saved.chunks(all.max(1)).map(<[f32]>::to_vec));
@@ -219,7 +223,7 @@ impl<'s> Batch<'s> {
             return;
         }
         for t in stretch.first..stretch.end {
-            let due = (t - stretch.first).is_multiple_of(INTERVAL);
+            let due = (t - stretch.first).is_multiple_of(self.interval);
             if due && !joined {
                 self.checkpoints.push(self.carry.clone());
             }
@@ -296,7 +300,8 @@ impl<'s> Batch<'s> {
         };
         self.launch(BACK_BEFORE, end - first, at(first, first));
         if let Some(sequences) = &self.source.sequences {
-            let count = if self.program().matrices_len > 0 { (end - first).div_ceil(INTERVAL) } else { 0 };
+            let count =
+                if self.program().matrices_len > 0 { (end - first).div_ceil(self.interval) } else { 0 };
             let from = self.checkpoints.len() - count;
             let mut saved: Vec<f32> = self.checkpoints.drain(from..).flatten().collect();
             self.sequence(&sequences.backward, true, stretch, &mut saved);
@@ -304,7 +309,7 @@ impl<'s> Batch<'s> {
             self.hoist(at(first, first), end - first);
             return (0..ROWS).map(|row| self.collect_bars(row, first)).collect();
         }
-        let starts: Vec<usize> = (first..end).step_by(INTERVAL).collect();
+        let starts: Vec<usize> = (first..end).step_by(self.interval).collect();
         let mut segment_end = end;
         for start in starts.into_iter().rev() {
             self.rebuild(stretch, start, segment_end);
@@ -426,7 +431,7 @@ impl<'s> Batch<'s> {
 
 /// Runs a batch of cases with equal parameters and resets.
 fn run(source: &Source, device: &Device, of: (&Arc<Model>, &Sizes), cases: &[Case], seed: u64) -> Results {
-    try_run(source, device, of, cases, seed).expect("it runs")
+    try_run(source, device, of, cases, (INTERVAL, seed)).expect("it runs")
 }
 
 /// The bits of all results, by name; what goes wrong in a kernel of a whole sequence.
@@ -437,7 +442,18 @@ pub(crate) fn bits(
     (steps, seed): (usize, u64),
 ) -> Result<BTreeMap<(String, usize), Vec<u32>>, String> {
     let options = Options { steps, state_scale: 0.3, ..Options::default() };
-    let found = try_run(source, device, of, &cases(of.0, of.1, &options), seed)?;
+    bits_at(source, device, of, &options, (INTERVAL, seed))
+}
+
+/// The same with so many steps between checkpoints, for any numbers.
+pub(crate) fn bits_at(
+    source: &Source,
+    device: &Device,
+    of: (&Arc<Model>, &Sizes),
+    options: &Options,
+    (interval, seed): (usize, u64),
+) -> Result<BTreeMap<(String, usize), Vec<u32>>, String> {
+    let found = try_run(source, device, of, &cases(of.0, of.1, options), (interval, seed))?;
     let plain = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect();
     Ok(found.into_iter().map(|(name, row, x)| ((name, row), plain(x))).collect())
 }
@@ -447,13 +463,13 @@ fn try_run(
     device: &Device,
     of: (&Arc<Model>, &Sizes),
     cases: &[Case],
-    seed: u64,
+    (interval, seed): (usize, u64),
 ) -> Result<Results, String> {
     let (model, sizes) = of;
     let simplified = Arc::new(passes::optimise(model));
     let interpreter = Interpreter::new(simplified, sizes.clone());
     let steps = cases[0].sequence.inputs.len();
-    let mut batch = Batch::new(source, device, (model, sizes), steps, seed);
+    let mut batch = Batch::new(source, device, (model, sizes), (steps, interval), seed);
     batch.bind(&interpreter, &cases[0].params);
     batch.penalty_bar = cases[0].bars.penalty as f32;
     let scratch = source.program.scratch_len;

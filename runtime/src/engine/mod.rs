@@ -23,7 +23,7 @@ pub use chain::Chaining;
 pub use denormals::{DENORMALS, FlushDenormals};
 pub use sums::Sums;
 
-use device::{Device, DeviceId, Fault};
+use device::{Device, DeviceId, Fault, Route, Tier};
 
 use ::torch::Place;
 use compiler::back::Target;
@@ -85,6 +85,11 @@ pub struct EngineOptions {
     pub teams: usize,
     /// Whether what only feeds forward runs link after link. Outputs keep their bits.
     pub chaining: Chaining,
+    /// On a device: which kernels run. Those of whole sequences have bits of their own, which depend on how they are
+    /// mapped to the device, and so on [`EngineOptions::rows`].
+    pub tier: Tier,
+    /// On a device: the rows of a batch, as foreseen; the mapping is made for them.
+    pub rows: usize,
 }
 
 impl Default for EngineOptions {
@@ -95,6 +100,8 @@ impl Default for EngineOptions {
             checkpoint_every: None,
             teams: 0,
             chaining: Chaining::Never,
+            tier: Tier::Steps,
+            rows: 1,
         }
     }
 }
@@ -370,7 +377,8 @@ impl Engine {
             adjoint: &interpreter.adjoint,
         };
         let source = compiler::back::cuda::emit(&program, &spec);
-        let code = device::Code::new(device, &source, (model, sizes))?;
+        let mut code = device::Code::new(device, &source, (model, sizes))?;
+        code.take_sequences(options.tier, (&program, &spec), options.rows)?;
         let (kind, teams) = (Kind::Device(Arc::new(code)), vec![]);
         let (program, spare) = (source.program, Mutex::new(vec![]));
         let packed = vec![false; interpreter.model.params.len()];
@@ -401,6 +409,14 @@ impl Engine {
     /// Whether all rows of a batch run at once, as one team.
     pub fn is_side_by_side(&self) -> bool {
         matches!(self.kind, Kind::Device(_) | Kind::Torch(_))
+    }
+
+    /// Which kernels run on a device, and why; none on the processor.
+    pub fn route(&self) -> Option<&Route> {
+        match &self.kind {
+            Kind::Device(code) => Some(code.route()),
+            Kind::Interp | Kind::Jit(_) | Kind::Chain(_) | Kind::Torch(_) => None,
+        }
     }
 
     /// Bytes that a device needs for all rows of a batch, with parameters and gradients; zero without one.

@@ -47,9 +47,7 @@ fn forward(bound: &Bound<'_>, tape: &mut Tape, job: &Job) {
     let starts: Vec<RowState> = (0..job.rows).map(|b| RowState { states: start(b) }).collect();
     let starts: Vec<Option<&RowState>> = starts.iter().map(Some).collect();
     bound.begin_team(tape, &starts);
-    let mut firsts: Vec<usize> = (0..job.steps).filter(|t| *t == 0 || job.resets_before(*t, 0)).collect();
-    firsts.push(job.steps);
-    for part in firsts.windows(2) {
+    for part in job.parts(0).windows(2) {
         if part[0] > 0 {
             bound.reset_team(tape, &starts);
         }

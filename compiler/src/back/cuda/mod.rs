@@ -61,7 +61,7 @@ use barriers::Barriers;
 use names::{Names, pointer, value_name};
 use nest::Kernel;
 use origins::Origins;
-pub use sequence::{Arch, Device, Launch, Mapping, Refusal, Sequences};
+pub use sequence::{Arch, CLUSTERS, Device, Launch, Mapping, Refusal, Replay, Sequences};
 use std::collections::BTreeSet;
 use text::Text;
 
@@ -147,6 +147,33 @@ pub fn map_sequences(program: &Program, spec: &Spec<'_>, device: &Device) -> Res
         word.unwrap_or_else(|| format!("m{}", place.offset))
     };
     sequence::solver::solve(&program, &word, device)
+}
+
+/// Kernels that take whole sequences, as a source of their own beside that of [`emit`].
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// The text.
+    pub text: String,
+    /// How its kernels are launched.
+    pub sequences: Sequences,
+}
+
+/// Spells the kernels of whole sequences alone: what stands apart from the loop over time, hoisted gradients and
+/// the sum over rows are those of [`emit`].
+///
+/// # Panics
+/// If the program is for several rows, or the mapping for another program.
+pub fn emit_whole(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]) -> Whole {
+    assert!(program.rows == 1, "the grid takes the rows of the batch");
+    let program = by_columns(program);
+    let names = Names::new(&program, spec);
+    let origins = Origins::new(&program, *spec);
+    let mut text = Text::new(spec.file, &format!("{}.sequences.cu", spec.name));
+    head(&mut text, &program, spec, threads(&program, &names, &origins));
+    text.lines(&names.source());
+    let [forward, backward] = mapping;
+    let sequences = sequence::write(&mut text, &program, &names, &origins, [forward, backward]);
+    Whole { text: text.finish(), sequences }
 }
 
 fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>) -> Source {

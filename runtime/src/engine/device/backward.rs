@@ -3,7 +3,7 @@
 use super::code::{Buffer, Grads, Map};
 use super::regions::{Work, number};
 use super::tape::{Stretch, Tape, unpack_states, zero_states};
-use super::{At, Fault, Move};
+use super::{At, Fault, Move, Span};
 use crate::engine::{Bound, RowState};
 
 const REPLAY: usize = 5;
@@ -159,7 +159,6 @@ impl Tape {
         let p = w.program;
         let Stretch { first, boundary, .. } = self.stretches[stretch];
         let tape = w.tape(true, penalty_bar);
-        let joined = p.merged.1;
         let at = |t: usize, start: usize| At {
             frame: number((boundary + 1 + t - first) as isize),
             adjoint: number(t as isize),
@@ -171,6 +170,41 @@ impl Tape {
             w.whole(to, from, p.matrices_len)?;
         }
         w.code.apart(BACK_BEFORE, w.rows, end - first, tape, at(first, first))?;
+        if let Some(whole) = &w.code.whole {
+            let span = Span {
+                frame: at(first, first).frame,
+                adjoint: number(first as isize),
+                steps: number((end - first) as isize),
+                interval: number(self.interval as isize),
+                done: 0,
+                checkpoints: w.checkpoint(saved.saturating_sub((end - first).div_ceil(self.interval))),
+            };
+            whole.launch(true, w.rows, tape, span)?;
+        } else {
+            self.backward_steps(w, stretch, end, saved, penalty_bar)?;
+        }
+        w.code.apart(BACK_AFTER, w.rows, end - first, tape, at(first, first))?;
+        w.code.hoist(p, (tape, at(first, first)), [end - first, w.rows], grads)
+    }
+
+    /// The same by a kernel for each step, without what stands apart from the loop over time.
+    fn backward_steps(
+        &self,
+        w: Work<'_>,
+        stretch: usize,
+        end: usize,
+        saved: usize,
+        penalty_bar: f32,
+    ) -> Result<(), Fault> {
+        let p = w.program;
+        let Stretch { first, boundary, .. } = self.stretches[stretch];
+        let tape = w.tape(true, penalty_bar);
+        let joined = p.merged.1;
+        let at = |t: usize, start: usize| At {
+            frame: number((boundary + 1 + t - first) as isize),
+            adjoint: number(t as isize),
+            snapshot: number(t as isize - start as isize),
+        };
         let (mut segment_end, mut checkpoint) = (end, saved);
         let starts: Vec<usize> = (first..end).step_by(self.interval).collect();
         for start in starts.into_iter().rev() {
@@ -189,8 +223,7 @@ impl Tape {
             let (frame, adjoint) = (number(boundary as isize), number(first as isize - 1));
             w.code.step(BACK_FLUSH, w.rows, tape, At { frame, adjoint, snapshot: -1 })?;
         }
-        w.code.apart(BACK_AFTER, w.rows, end - first, tape, at(first, first))?;
-        w.code.hoist(p, (tape, at(first, first)), [end - first, w.rows], grads)
+        Ok(())
     }
 
     /// The cotangents of the row that a step has appended to a log, into its adjoint frame.

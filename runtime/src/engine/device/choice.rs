@@ -18,11 +18,15 @@
 //!   multiprocessors. The longer of the two counts;
 //! * where an environment on the processor answers, a transfer each way and the wait for it, [`ROUND_TRIP`] per step.
 //!
+//! Where whole sequences can be mapped to it, a step costs what the compiler's solver estimates, in cycles of
+//! [`CLOCK`]; but forward steps that an environment answers are launched one by one, as above.
+//!
 //! A GPU is taken if it is estimated to be at least [`MARGIN`] times as fast, and if the batch fits into
 //! its memory.
 
 use super::{Fault, FaultKind, open};
 use crate::engine::Backend;
+use compiler::back::cuda::Arch;
 use std::fmt;
 
 /// Elements of matrix states per second and thread, forward and backward.
@@ -37,6 +41,10 @@ const BYTES: f64 = 28.0;
 const BANDWIDTH: f64 = 1.5e12;
 /// Bytes per second that one block moves.
 const PER_BLOCK: f64 = 4e10;
+/// Of the bytes of a step, those going forward.
+const FORWARD: f64 = 8.0 / 28.0;
+/// Cycles of a GPU per second.
+const CLOCK: f64 = 1.755e9;
 /// Seconds from the host to the device and back.
 const ROUND_TRIP: f64 = 40e-6;
 /// How much faster a GPU must be.
@@ -65,14 +73,23 @@ pub(super) struct Estimate {
 }
 
 impl Work {
-    fn estimate(&self, multiprocessors: usize) -> Estimate {
+    /// `cycles`: those of a step of the whole batch forward and backward, if sequences are mapped.
+    fn estimate(&self, multiprocessors: usize, cycles: Option<[f64; 2]>) -> Estimate {
         let (elements, batch) = (self.elements as f64, self.batch as f64);
         let threads = self.threads.min(self.batch).max(1) as f64;
         let processor = elements * (batch / threads).ceil() / PER_THREAD;
         let waves = self.batch.div_ceil(multiprocessors.max(1)) as f64;
         let moved = (BYTES * elements * batch / BANDWIDTH).max(BYTES * elements * waves / PER_BLOCK);
-        let trip = if self.answers { ROUND_TRIP } else { 0.0 };
-        Estimate { processor: 1e6 * processor, device: 1e6 * (LAUNCHES * LAUNCH + moved + trip) }
+        let single = match self.answers {
+            true => ROUND_TRIP + LAUNCH + FORWARD * moved,
+            false => LAUNCH + FORWARD * moved,
+        };
+        let device = match (cycles, self.answers) {
+            (Some([forward, backward]), false) => (forward + backward) / CLOCK,
+            (Some([_, backward]), true) => single + backward / CLOCK,
+            (None, _) => single + (LAUNCHES - 1.0) * LAUNCH + (1.0 - FORWARD) * moved,
+        };
+        Estimate { processor: 1e6 * processor, device: 1e6 * device }
     }
 
     /// Bytes of the matrix states that training keeps, roughly: checkpoints and snapshots.
@@ -106,8 +123,11 @@ pub struct Choice {
     pub reason: Option<String>,
 }
 
-/// Chooses between the processor and the first CUDA device.
-pub fn choose(work: &Work) -> Choice {
+/// Cycles of a step of the whole batch, forward and backward, on a device to which whole sequences are mapped.
+pub type Mapped = Box<dyn Fn(&Arch) -> Option<[f64; 2]>>;
+
+/// Chooses between the processor and the first CUDA device. `mapped` is asked if kernels of whole sequences may run.
+pub fn choose(work: &Work, mapped: Option<&Mapped>) -> Choice {
     let processor = |reason: Option<String>| Choice { backend: None, reason };
     let id = open::DeviceId::Cuda(0);
     let opened = super::cuda::count().and_then(|_| open::open(id));
@@ -118,7 +138,9 @@ pub fn choose(work: &Work) -> Choice {
         Err(fault) => return processor(Some(format!("the processor is used: {fault}"))),
     };
     let name = &device.about().name;
-    let estimate = work.estimate(device.about().multiprocessors);
+    let arch = || super::sequences::arch(&device).ok();
+    let cycles = mapped.and_then(|cycles| cycles(&arch()?));
+    let estimate = work.estimate(device.about().multiprocessors, cycles);
     let fits = device.memory().is_ok_and(|m| work.bytes() < 0.9 * m.free as f64);
     match (estimate.favours_device(), fits) {
         (true, true) => {
@@ -142,7 +164,7 @@ mod tests {
 
     #[test]
     fn large_batches_go_to_a_device_and_small_ones_stay() {
-        let favours = |w: Work| w.estimate(132).favours_device();
+        let favours = |w: Work| w.estimate(132, None).favours_device();
         assert!(favours(work(256, 64, false, 16)));
         assert!(favours(work(256, 64, true, 8)));
         assert!(!favours(work(20, 1, false, 1)));
@@ -154,7 +176,7 @@ mod tests {
     #[test]
     fn more_rows_and_more_threads_pull_in_opposite_directions() {
         let ratio = |w: Work| {
-            let e = w.estimate(132);
+            let e = w.estimate(132, None);
             e.processor / e.device
         };
         assert!(ratio(work(128, 8, false, 4)) < ratio(work(128, 128, false, 4)));
@@ -162,10 +184,23 @@ mod tests {
         assert!(ratio(work(128, 32, true, 4)) < ratio(work(128, 32, false, 4)));
     }
 
+    /// A sequence in one launch is worth a device where kernels of single steps are not; not where answers are waited
+    /// for.
+    #[test]
+    fn whole_sequences_count() {
+        let small = work(100, 8, false, 4);
+        assert!(!small.estimate(132, None).favours_device());
+        assert!(small.estimate(132, Some([3e3, 6e3])).favours_device());
+        let answered = Work { answers: true, ..small };
+        assert!(!answered.estimate(132, Some([3e3, 6e3])).favours_device());
+        let [one, two] = [None, Some([3e3, 6e3])].map(|c| answered.estimate(132, c).device);
+        assert!(two < one, "going backward it helps there too");
+    }
+
     #[test]
     fn without_a_driver_nothing_is_said() {
         if matches!(super::super::cuda::count(), Err(Fault { kind: FaultKind::NoDriver, .. })) {
-            assert_eq!(choose(&work(256, 64, false, 1)), Choice { backend: None, reason: None });
+            assert_eq!(choose(&work(256, 64, false, 1), None), Choice { backend: None, reason: None });
         }
     }
 }

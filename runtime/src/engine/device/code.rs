@@ -1,9 +1,10 @@
 //! A model's kernels on a device, the parameters and the sums of gradients that belong to them.
 
 use super::cache;
+use super::sequences::{self, Route, Tier, Whole};
 use super::{Address, Call, Device, Fault, Kernel, Module, Move, TapeArgs};
 use crate::engine::Engine;
-use compiler::back::cuda::{HOISTED_THREADS, Source};
+use compiler::back::cuda::{HOISTED_THREADS, Source, Spec};
 use compiler::ir::{Shape, Sizes, Value};
 use compiler::loops::{Base, NAMES, Program, routines};
 use compiler::model::{Init, Model};
@@ -12,7 +13,7 @@ use std::ffi::c_int;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The source of what every spec needs.
-const MOVES: &str = include_str!("moves.cu");
+pub(super) const MOVES: &str = include_str!("moves.cu");
 
 /// Threads of a block of `move_numbers` and `add_rows`.
 const PLAIN_THREADS: usize = 256;
@@ -193,6 +194,11 @@ pub(crate) struct Code {
     add_rows: Kernel,
     move_numbers: Kernel,
     bytes: usize,
+    /// The kernels of whole sequences, if they run.
+    pub(super) whole: Option<Whole>,
+    route: Route,
+    /// As errors name it.
+    name: String,
     /// Routines that add to the gradients of a row take step after step.
     adds: [bool; NAMES.len()],
     /// Whether going backward a step reads the matrix states after the step after it.
@@ -256,6 +262,9 @@ impl Code {
             add_rows: device.kernel(module, "add_rows")?,
             move_numbers: device.kernel(moves, "move_numbers")?,
             bytes: source.text.len(),
+            whole: None,
+            route: Route { tier: 1, why: "a kernel for each step".to_owned() },
+            name: model.name.clone(),
             adds,
             reads_second,
             inputs: Map::new(&device, &slots.inputs)?,
@@ -274,9 +283,28 @@ impl Code {
         })
     }
 
+    /// Takes kernels of whole sequences for a batch of so many rows, as far as they are wanted and can be had.
+    ///
+    /// # Errors
+    /// If they are demanded and cannot be had; if the device fails.
+    pub(in crate::engine) fn take_sequences(
+        &mut self,
+        wanted: Tier,
+        of: (&Program, &Spec<'_>),
+        batch: usize,
+    ) -> Result<(), Fault> {
+        (self.whole, self.route) = sequences::choose(&self.device, wanted, of, batch)?;
+        Ok(())
+    }
+
+    /// Which kernels run, and why.
+    pub(in crate::engine) fn route(&self) -> &Route {
+        &self.route
+    }
+
     /// Bytes of source.
     pub(in crate::engine) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.whole.as_ref().map_or(0, Whole::bytes)
     }
 
     /// The device.
@@ -342,7 +370,8 @@ impl Code {
         let Some(kernel) = self.kernels[routine] else { return Ok(()) };
         let grid = [rows as u32, steps as u32];
         // SAFETY: a tape has the regions that its program states, for all its rows and steps.
-        unsafe { self.device.launch(kernel, grid, self.threads, &Call::Step(tape, at)) }
+        let done = unsafe { self.device.launch(kernel, grid, self.threads, &Call::Step(tape, at)) };
+        done.map_err(|fault| fault.of(&format!("`{}` of `{}`", NAMES[routine], self.name)))
     }
 
     /// Launches the kernels of the hoisted gradients.

@@ -2,7 +2,9 @@
 //!
 //! All work goes into one stream. Sequences are recorded as CUDA graphs by capturing that stream.
 
-use super::{About, Address, At, Call, Device, Fault, FaultKind, Graph, Kernel, Memory, Module, nvrtc};
+use super::{
+    About, Address, At, Blocks, Call, Device, Fault, FaultKind, Graph, Kernel, Memory, Module, nvrtc,
+};
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{DriverError, result};
 use std::ffi::{CString, c_int, c_void};
@@ -139,6 +141,8 @@ impl Cuda {
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
+        let clusters = attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH)? != 0;
         let version = nvrtc::version()?;
         let mut driver = 0;
         // SAFETY: the place is there.
@@ -153,6 +157,8 @@ impl Cuda {
             architecture: format!("sm_{major}{minor}"),
             compiler: format!("NVRTC {}.{} {}", version.0, version.1, compiler::back::cuda::FLAGS.join(" ")),
             multiprocessors,
+            shared,
+            clusters,
         };
         // SAFETY: the device is there; the context is released when the device is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(lost("opening it"))?;
@@ -267,17 +273,21 @@ impl Device for Cuda {
             .map_err(lost("clearing"))
     }
 
-    unsafe fn launch(&self, kernel: Kernel, grid: [u32; 2], threads: u32, call: &Call) -> Result<(), Fault> {
+    unsafe fn launch_blocks(&self, kernel: Kernel, blocks: &Blocks, call: &Call) -> Result<(), Fault> {
         self.enter()?;
-        let [x, y] = grid;
         let run = |arguments: &mut [*mut c_void]| {
+            let mut cluster = cluster_of(blocks);
+            let config = config(blocks, self.stream, &mut cluster);
             let kernel = kernel.0 as sys::CUfunction;
-            // SAFETY: the caller vouches for the arguments; the driver copies them before it returns.
-            unsafe { result::launch_kernel(kernel, (x, y, 1), (threads, 1, 1), 0, self.stream, arguments) }
+            // SAFETY: the caller vouches for the arguments; the driver copies them before it returns, and the
+            // attribute outlives the call.
+            unsafe { sys::cuLaunchKernelEx(&raw const config, kernel, arguments.as_mut_ptr(), no_extra()) }
+                .result()
                 .map_err(lost("launching a kernel"))
         };
         match call {
             Call::Step(tape, at) => run(&mut [place(tape), place::<At>(at)]),
+            Call::Sequence(tape, span) => run(&mut [place(tape), place(span)]),
             Call::Hoisted(tape, at, [steps, rows], sum) => {
                 run(&mut [place(tape), place(at), place(steps), place(rows), place(sum)])
             }
@@ -286,6 +296,41 @@ impl Device for Cuda {
             }
             Call::Move(moved) => run(&mut [place(moved)]),
             Call::Kept(told, number) => run(&mut [place(told), place(number)]),
+        }
+    }
+
+    fn resident(&self, kernel: Kernel, blocks: &Blocks) -> Result<usize, Fault> {
+        self.enter()?;
+        let kernel = kernel.0 as sys::CUfunction;
+        let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: `kernel` gave it, and its module is loaded.
+        match unsafe { sys::cuFuncSetAttribute(kernel, most, blocks.shared as c_int) } {
+            CUresult::CUDA_SUCCESS => {}
+            // The kernel's own shared memory and this together are more than there is.
+            CUresult::CUDA_ERROR_INVALID_VALUE => return Ok(0),
+            other => other.result().map_err(lost("asking for shared memory"))?,
+        }
+        let mut found: c_int = 0;
+        let asked = match self.about.clusters {
+            true => {
+                let mut cluster = cluster_of(blocks);
+                let config = config(blocks, self.stream, &mut cluster);
+                // SAFETY: all places are there, and the attribute outlives the call.
+                unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut found, kernel, &raw const config) }
+            }
+            false => {
+                let (threads, shared) = (blocks.threads as c_int, blocks.shared as usize);
+                // SAFETY: the place is there.
+                unsafe {
+                    sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&raw mut found, kernel, threads, shared)
+                }
+            }
+        };
+        match asked {
+            CUresult::CUDA_SUCCESS if self.about.clusters => Ok(found.max(0) as usize),
+            CUresult::CUDA_SUCCESS => Ok(found.max(0) as usize * self.about.multiprocessors),
+            CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(0),
+            other => other.result().map_err(lost("asking how many clusters it runs")).map(|()| 0),
         }
     }
 
@@ -321,6 +366,43 @@ impl Device for Cuda {
         // SAFETY: `recorded` gave it; the driver keeps what is still running.
         let _ = unsafe { result::graph::exec_destroy(graph as sys::CUgraphExec) };
     }
+}
+
+/// The attribute of a launch that says how many blocks a cluster has.
+fn cluster_of(blocks: &Blocks) -> sys::CUlaunchAttribute {
+    let size = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks.cluster, y: 1, z: 1 };
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { clusterDim: size },
+    }
+}
+
+/// A launch. Blocks that are alone have no attribute: devices before sm_90 know no clusters.
+fn config(
+    blocks: &Blocks,
+    stream: sys::CUstream,
+    cluster: &mut sys::CUlaunchAttribute,
+) -> sys::CUlaunchConfig {
+    let [x, y] = blocks.grid;
+    let is_alone = blocks.cluster == 1;
+    sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: 1,
+        blockDimX: blocks.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: blocks.shared,
+        hStream: stream,
+        attrs: if is_alone { std::ptr::null_mut() } else { cluster },
+        numAttrs: u32::from(!is_alone),
+    }
+}
+
+/// Arguments come as a list of places, not packed.
+fn no_extra() -> *mut *mut c_void {
+    std::ptr::null_mut()
 }
 
 /// Where an argument lies.

@@ -3,9 +3,11 @@
 //! For tests, and for whoever wants to see the host's side at work without a GPU: very slow. Memory that is
 //! allocated is full of NaNs; threads run in an order that changes from launch to launch.
 
-use super::{About, Address, Call, Device, Fault, FaultKind, Graph, Kernel, Memory, Module, Move, TapeArgs};
-use super::{At, fault::FaultKind::Image};
-use compiler::back::cuda::EMULATOR;
+use super::{
+    About, Address, Blocks, Call, Device, Fault, FaultKind, Graph, Kernel, Memory, Module, Move, TapeArgs,
+};
+use super::{At, Span, fault::FaultKind::Image};
+use compiler::back::cuda::{Arch, EMULATOR};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::process::Command;
@@ -17,7 +19,11 @@ const FLAGS: [&str; 6] = ["-O1", "-std=c++17", "-ffp-contract=off", "-shared", "
 /// Bytes that the emulated device has, unless it is told otherwise.
 const MEMORY: u64 = 4 << 30;
 
+/// The device whose limits it has, unless it is told otherwise.
+const LIKE: &str = "sm_90a";
+
 type Step = unsafe extern "C" fn(TapeArgs, At);
+type Sequence = unsafe extern "C" fn(TapeArgs, Span);
 type Hoisted = unsafe extern "C" fn(TapeArgs, At, c_int, c_int, Address);
 type AddRows = unsafe extern "C" fn(Address, c_int, c_int, Address);
 type Moves = unsafe extern "C" fn(Move);
@@ -36,6 +42,8 @@ unsafe extern "C" {
 pub struct Emulated {
     about: About,
     compiler: String,
+    /// Whose limits it has.
+    arch: Arch,
     inner: Mutex<Inner>,
 }
 
@@ -61,7 +69,7 @@ struct Inner {
 enum Work {
     Copy(Address, Address, usize),
     Clear(Address, usize),
-    Launch(Kernel, [u32; 2], u32, Call),
+    Launch(Kernel, Blocks, Call),
 }
 
 /// What every emulated thread does.
@@ -72,6 +80,7 @@ unsafe extern "C" fn thread(bundle: *const c_void) {
     unsafe {
         match *call {
             Call::Step(tape, at) => std::mem::transmute::<usize, Step>(*function)(tape, at),
+            Call::Sequence(tape, span) => std::mem::transmute::<usize, Sequence>(*function)(tape, span),
             Call::Hoisted(tape, at, [steps, rows], sum) => {
                 std::mem::transmute::<usize, Hoisted>(*function)(tape, at, steps, rows, sum);
             }
@@ -118,6 +127,14 @@ impl Emulated {
     /// # Errors
     /// If there is no C++ compiler.
     pub fn with_memory(limit: u64) -> Result<Emulated, Fault> {
+        Emulated::like(Arch::named(LIKE).unwrap_or(Arch::ALL[0]), limit)
+    }
+
+    /// The same, with the limits of a kind of device.
+    ///
+    /// # Errors
+    /// If there is no C++ compiler.
+    pub fn like(arch: Arch, limit: u64) -> Result<Emulated, Fault> {
         let Some((compiler, version)) = cpp() else {
             return Err(Fault::new(FaultKind::NoCompiler, "the emulated device needs a C++ compiler")
                 .help("install g++, or name a compiler in CXX"));
@@ -126,9 +143,11 @@ impl Emulated {
             name: "emulated device".to_owned(),
             architecture: std::env::consts::ARCH.to_owned(),
             compiler: format!("{version} {}", FLAGS.join(" ")),
-            multiprocessors: 1,
+            multiprocessors: arch.processors,
+            shared: arch.shared,
+            clusters: 0 < arch.resident(2),
         };
-        Ok(Emulated { about, compiler, inner: Mutex::new(Inner { limit, ..Inner::default() }) })
+        Ok(Emulated { about, compiler, arch, inner: Mutex::new(Inner { limit, ..Inner::default() }) })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -162,14 +181,14 @@ impl Inner {
             },
             // SAFETY: the caller of `clear` vouches for the place.
             Work::Clear(at, bytes) => unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) },
-            Work::Launch(Kernel(number), [x, y], threads, call) => {
+            Work::Launch(Kernel(number), Blocks { grid: [x, y], threads, cluster, .. }, call) => {
                 let (function, library) = self.kernels[number as usize];
                 let emulate = self.libraries[&library];
                 self.launches += 1;
                 let bundle = (function, call);
                 let bundle = (&raw const bundle).cast::<c_void>();
                 // SAFETY: the bundle outlives the launch, and the caller of `launch` vouches for the rest.
-                let wrong = unsafe { emulate(x, y, 1, threads, self.launches, thread, bundle) };
+                let wrong = unsafe { emulate(x, y, cluster, threads, self.launches, thread, bundle) };
                 if !wrong.is_null() {
                     // SAFETY: what is not null is a string.
                     let words = unsafe { CStr::from_ptr(wrong) }.to_string_lossy().into_owned();
@@ -306,8 +325,13 @@ impl Device for Emulated {
         self.work(Work::Clear(at, bytes))
     }
 
-    unsafe fn launch(&self, kernel: Kernel, grid: [u32; 2], threads: u32, call: &Call) -> Result<(), Fault> {
-        self.work(Work::Launch(kernel, grid, threads, *call))
+    unsafe fn launch_blocks(&self, kernel: Kernel, blocks: &Blocks, call: &Call) -> Result<(), Fault> {
+        self.work(Work::Launch(kernel, *blocks, *call))
+    }
+
+    fn resident(&self, _: Kernel, blocks: &Blocks) -> Result<usize, Fault> {
+        let fits = blocks.shared as usize <= self.arch.shared && blocks.threads <= 1024;
+        Ok(if fits { self.arch.resident(blocks.cluster as usize) } else { 0 })
     }
 
     fn record(&self) -> Result<(), Fault> {

@@ -21,6 +21,8 @@ pub enum FaultKind {
     OutOfMemory,
     /// A launch or a transfer failed.
     Lost,
+    /// Whole sequences cannot be mapped to the device.
+    Unmapped,
 }
 
 /// A fault of a device.
@@ -39,6 +41,13 @@ impl Fault {
     /// A fault without advice.
     pub fn new(kind: FaultKind, message: impl Into<String>) -> Fault {
         Fault { kind, message: message.into(), help: vec![] }
+    }
+
+    /// The same fault, in this kernel.
+    #[must_use]
+    pub fn of(mut self, kernel: &str) -> Fault {
+        self.message = format!("{}, in kernel {kernel}", self.message);
+        self
     }
 
     /// Adds advice.

@@ -5,6 +5,7 @@
 //! ```text
 //! training         whole episodes, losses and the optimiser on the device
 //! tape, backward   what runs when: steps, checkpoints, replay, gradients; knows no CUDA
+//! sequences        whether kernels take whole sequences, and those kernels
 //! regions, code    on which memory, with which kernels
 //!   [Device]       memory, modules, launches, recorded sequences of launches
 //!     cuda         the driver and NVRTC, loaded when they are asked for
@@ -49,17 +50,19 @@ mod fault;
 mod nvrtc;
 mod open;
 mod regions;
+mod sequences;
 mod tape;
 #[cfg(test)]
 mod tests;
 mod training;
 
-pub use choice::{Choice, Work, choose};
+pub use choice::{Choice, Mapped, Work, choose};
 pub(super) use code::{Code, Grads, Params};
 pub use emulated::Emulated;
 pub use fault::{Fault, FaultKind};
 pub use open::{DeviceId, open};
 pub(super) use regions::{Room, bytes};
+pub use sequences::{Route, Tier};
 pub(super) use tape::Tape;
 pub use training::{Goes, Parameter, Plan, Results, RowResult, Training, Update, Weights, Wires, World};
 pub(super) use training::{bytes as training_bytes, suits};
@@ -80,6 +83,10 @@ pub struct About {
     pub compiler: String,
     /// Multiprocessors.
     pub multiprocessors: usize,
+    /// Bytes of shared memory that a block can have if it asks for them.
+    pub shared: usize,
+    /// Whether blocks can form clusters.
+    pub clusters: bool,
 }
 
 /// Bytes of a device's memory.
@@ -143,6 +150,37 @@ pub struct At {
     pub snapshot: c_int,
 }
 
+/// The steps that a kernel of a whole sequence takes (`Span` in the source).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The number of the first step's frame.
+    pub frame: c_int,
+    /// Of its adjoint frame.
+    pub adjoint: c_int,
+    /// How many there are.
+    pub steps: c_int,
+    /// Steps between checkpoints.
+    pub interval: c_int,
+    /// Steps of the stretch that are over.
+    pub done: c_int,
+    /// The checkpoints of the stretch; null for none.
+    pub checkpoints: Address,
+}
+
+/// The blocks of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// How many there are, in x and y.
+    pub grid: [u32; 2],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Blocks of a cluster, side by side in x.
+    pub cluster: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: u32,
+}
+
 /// The arguments of `move_numbers`: `to[r * to_length + to_map[k]] = from[r * from_length + from_map[k]]` for
 /// `k` below `width` and `r` below `count`; a map that is null is the identity.
 #[repr(C)]
@@ -171,6 +209,8 @@ pub struct Move {
 pub enum Call {
     /// A routine of the loop IR.
     Step(TapeArgs, At),
+    /// All steps of a sequence.
+    Sequence(TapeArgs, Span),
     /// `hoisted_…`: steps, rows, and where the sum in double precision lies.
     Hoisted(TapeArgs, At, [c_int; 2], Address),
     /// `add_rows`: gradients by row, rows, their length, the sum in double precision.
@@ -273,7 +313,28 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// If the device refuses.
-    unsafe fn launch(&self, kernel: Kernel, grid: [u32; 2], threads: u32, call: &Call) -> Result<(), Fault>;
+    unsafe fn launch(&self, kernel: Kernel, grid: [u32; 2], threads: u32, call: &Call) -> Result<(), Fault> {
+        let blocks = Blocks { grid, threads, cluster: 1, shared: 0 };
+        // SAFETY: as promised to this one.
+        unsafe { self.launch_blocks(kernel, &blocks, call) }
+    }
+
+    /// Runs a kernel with blocks that share dynamic memory, and may form clusters. What they ask for was granted by
+    /// [`Device::resident`].
+    ///
+    /// # Safety
+    /// See the trait; the kernel has the arguments of `call`.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    unsafe fn launch_blocks(&self, kernel: Kernel, blocks: &Blocks, call: &Call) -> Result<(), Fault>;
+
+    /// How many clusters of such blocks run at the same time; none if not even one does. From then on the kernel may
+    /// have so much dynamic shared memory.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    fn resident(&self, kernel: Kernel, blocks: &Blocks) -> Result<usize, Fault>;
 
     /// From now on `copy`, `clear` and `launch` are recorded and not done; nothing else may be asked for.
     ///

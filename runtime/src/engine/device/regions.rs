@@ -53,7 +53,11 @@ pub(super) struct Lengths {
 impl Lengths {
     pub(super) fn new(p: &Program, code: &Code, room: Room) -> Lengths {
         let Room { rows, steps, mode, interval } = room;
+        // Kernels of whole sequences have a best interval of their own, and may need no snapshots.
+        let whole = code.whole.as_ref();
+        let interval = interval.or(whole.map(|w| w.interval(steps)));
         let one = TapeSizes::new(p, steps, interval);
+        let snapshots = whole.map_or(one.interval + 2, |w| w.snapshots(one.interval));
         let frame_count = if mode == Mode::Infer { WINDOW } else { steps + 3 };
         let train = |n: usize| if mode == Mode::Train { n.saturating_mul(rows) } else { 0 };
         let each = |n: usize| n.saturating_mul(rows);
@@ -64,7 +68,7 @@ impl Lengths {
         let all = [
             each(p.frame_len.saturating_mul(frame_count)),
             train(p.adjoint_len.saturating_mul(steps + 3)),
-            train(p.matrices_len.saturating_mul(one.interval + 2)),
+            train(p.matrices_len.saturating_mul(snapshots)),
             train(one.checkpoints),
             each(p.matrices_len),
             train(p.carry_len),
@@ -156,6 +160,11 @@ impl Work<'_> {
     /// Where the frames of a step lie.
     pub(super) fn frame(&self, frame: usize) -> Address {
         self.regions.frames.at() + 4 * (frame - self.base) * self.rows * self.program.frame_len
+    }
+
+    /// Where a checkpoint lies.
+    pub(super) fn checkpoint(&self, number: usize) -> Address {
+        self.regions.checkpoints.at() + 4 * number * self.rows * self.program.matrices_len
     }
 
     pub(super) fn adjoint(&self, t: usize) -> Address {

@@ -1,8 +1,8 @@
 //! The memory of a batch on a device, and what runs on it when.
 
 use super::code::{Buffer, Code, packed, packed_of};
-use super::regions::{Lengths, Regions, Room, Work, grow};
-use super::{Address, Fault, Graph, Move};
+use super::regions::{Lengths, Regions, Room, Work, grow, number};
+use super::{Address, Fault, Graph, Move, Span};
 use crate::engine::{Bound, Engine, Mode, RowState, Start, TeamInputs};
 use compiler::ir::{InputId, OutputId};
 use compiler::loops::Program;
@@ -427,6 +427,29 @@ impl Tape {
         if joined { checkpoint() } else { Ok(()) }
     }
 
+    /// All of these steps in one launch, if there are kernels for that. `save` is the number of the next checkpoint.
+    fn advance_whole(
+        &self,
+        w: Work<'_>,
+        (first, steps): (usize, usize),
+        save: Option<usize>,
+    ) -> Result<bool, Fault> {
+        let Some(whole) = &w.code.whole else { return Ok(false) };
+        let done = first - self.stretches.last().map_or(0, |s| s.first);
+        // The checkpoints of this stretch begin before those that are to come.
+        let saved = save.map(|n| n - done.div_ceil(self.interval));
+        let span = Span {
+            frame: number((self.frame_of(first) - w.base) as isize),
+            adjoint: 0,
+            steps: number(steps as isize),
+            interval: number(self.interval as isize),
+            done: number(done as isize),
+            checkpoints: saved.map_or(0, |n| w.checkpoint(n)),
+        };
+        whole.launch(false, w.rows, w.tape(false, 0.0), span)?;
+        Ok(true)
+    }
+
     /// Several steps of all rows whose inputs are known.
     pub(in crate::engine) fn forward(
         &mut self,
@@ -466,6 +489,10 @@ impl Tape {
             self.make_room(&bound.engine.program);
             self.steps -= last;
         }
+        if self.code.whole.is_some() {
+            // Kernels of whole sequences begin with complete states.
+            self.flush(bound);
+        }
         let save = self.due();
         let pending = self.pending;
         let whole = first == 0 && self.stretches.len() == 1;
@@ -475,15 +502,17 @@ impl Tape {
             let frames = (w.frame(frame), w.program.frame_len);
             w.scatter(&w.code.inputs, frames, w.regions.staging.at(), steps * rows)?;
             w.forward_apart(BEFORE, frame, steps)?;
-            let mut number = save;
-            for t in first..first + steps {
-                self.advance(w, t, pending || t > first, number)?;
-                if self.due_at(t) {
-                    number = number.map(|n| n + 1);
+            if !self.advance_whole(w, (first, steps), save)? {
+                let mut number = save;
+                for t in first..first + steps {
+                    self.advance(w, t, pending || t > first, number)?;
+                    if self.due_at(t) {
+                        number = number.map(|n| n + 1);
+                    }
                 }
-            }
-            if w.program.merged.0 {
-                w.forward(FLUSH, frame + steps)?;
+                if w.program.merged.0 {
+                    w.forward(FLUSH, frame + steps)?;
+                }
             }
             w.forward_apart(AFTER, frame, steps)?;
             w.gather(&w.code.outputs, frames, steps * rows)

@@ -56,12 +56,14 @@ pub(crate) enum Home {
     Shared(usize),
     /// In the device's memory.
     Memory,
+    /// In registers while a few rows of a thread are under way: an array of this name, by `lane_row`.
+    Local(String),
 }
 
 /// A matrix of which a thread owns its elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
-    /// Of which region: carry, gradients, parameters.
+    /// Of which region: carry, gradients, parameters, states that adjoints read.
     pub(crate) place: Place,
     /// How it is called.
     pub(crate) word: String,
@@ -103,7 +105,7 @@ impl Homes {
     /// Words that nests must not use for other things.
     pub(crate) fn words(&self) -> impl Iterator<Item = &str> {
         self.held.iter().filter_map(|h| match &h.home {
-            Home::Registers(name) => Some(name.as_str()),
+            Home::Registers(name) | Home::Local(name) => Some(name.as_str()),
             Home::Shared(_) | Home::Memory => None,
         })
     }
@@ -129,6 +131,7 @@ impl Homes {
                     Some(format!("held[held_at::{} + r * {} + threadIdx.x]", held.word, held.shape.threads()))
                 }
                 Home::Memory => None,
+                Home::Local(name) => Some(format!("{name}[lane_row]")),
             };
         }
         let index = match access {

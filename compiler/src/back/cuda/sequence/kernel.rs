@@ -7,7 +7,7 @@ use super::super::text::Text;
 use super::homes::{Held, Home, Homes, Shape};
 use super::waits::{Wait, Waits};
 use super::{Launch, Mapping, sweep};
-use crate::loops::{Base, Effect, Program, Routine, padded};
+use crate::loops::{Base, Program, Routine, padded};
 use std::collections::BTreeSet;
 
 /// A direction of a program.
@@ -19,17 +19,18 @@ pub(super) struct Subject<'s> {
 }
 
 /// A kernel on its way to text.
-struct Writer<'w> {
-    subject: &'w Subject<'w>,
-    mapping: &'w Mapping,
-    homes: &'w Homes,
-    text: &'w mut Text,
+pub(super) struct Writer<'w> {
+    pub(super) subject: &'w Subject<'w>,
+    pub(super) mapping: &'w Mapping,
+    pub(super) homes: &'w Homes,
+    pub(super) text: &'w mut Text,
 }
 
 /// Writes the kernel of a direction.
 pub(super) fn write(text: &mut Text, subject: &Subject<'_>, mapping: &Mapping) -> Launch {
     let name = if subject.backward { "backward_sequence" } else { "forward_sequence" };
     let mut writer = Writer { subject, mapping, homes: &mapping.homes, text };
+    writer.schedule();
     writer.head(name);
     match subject.backward {
         false => writer.forward(),
@@ -47,7 +48,7 @@ pub(super) fn write(text: &mut Text, subject: &Subject<'_>, mapping: &Mapping) -
 }
 
 impl Writer<'_> {
-    fn line(&mut self, line: &str) {
+    pub(super) fn line(&mut self, line: &str) {
         self.text.line(line);
     }
 
@@ -94,7 +95,10 @@ impl Writer<'_> {
         }
         self.held_places();
         for held in self.homes.held.clone() {
-            self.load(&held);
+            match held.place.base {
+                Base::Snapshot(_) => self.declare(&held),
+                _ => self.load(&held),
+            }
         }
         let sums = self.homes.sums.clone();
         for (offset, len, at) in sums {
@@ -141,7 +145,7 @@ impl Writer<'_> {
     }
 
     /// What stands for a thread's element `r`.
-    fn own(held: &Held) -> String {
+    pub(super) fn own(held: &Held) -> String {
         match &held.home {
             Home::Registers(name) => format!("{name}[r]"),
             _ => format!("held[held_at::{} + r * {} + threadIdx.x]", held.word, held.shape.threads()),
@@ -149,7 +153,7 @@ impl Writer<'_> {
     }
 
     /// A loop over a thread's elements of a matrix; `{i}` and `{j}` are known in it.
-    fn each(&mut self, held: &Held, statement: &str, is_write: bool) {
+    pub(super) fn each(&mut self, held: &Held, statement: &str, is_write: bool) {
         let Shape { post, pre, columns, groups, rows } = held.shape;
         self.text.open("{");
         let first = if self.homes.cluster > 1 { format!("rank * {columns} + ") } else { String::new() };
@@ -175,15 +179,19 @@ impl Writer<'_> {
         self.text.close();
     }
 
+    fn declare(&mut self, held: &Held) {
+        if let Home::Registers(name) = &held.home {
+            self.line(&format!("float {name}[{}];", held.shape.rows));
+        }
+    }
+
     fn load(&mut self, held: &Held) {
         if held.home == Home::Memory {
             return;
         }
         let is_given =
             held.place.base != Base::Carry || !self.subject.backward || self.subject.program.carries_states;
-        if let Home::Registers(name) = &held.home {
-            self.line(&format!("float {name}[{}];", held.shape.rows));
-        }
+        self.declare(held);
         let from = match is_given {
             true => format!("is_here ? {} + i * {} + j] : 0.0f", self.source(held), padded(held.shape.post)),
             false => "0.0f".to_owned(),
@@ -243,7 +251,9 @@ impl Writer<'_> {
             let value = match base {
                 Base::Frame(k) => ring("frames", self.slots(0), k, "FRAME"),
                 Base::Adjoint(k) => ring("bars", self.slots(1), k, "ADJOINT"),
-                Base::Snapshot(k) => format!("row_of(tape.snapshots, when - begin + {k}, MATRICES)"),
+                Base::Snapshot(k) if self.slots_of_states().is_none() => {
+                    format!("row_of(tape.snapshots, when - begin + {k}, MATRICES)")
+                }
                 _ => continue,
             };
             self.line(&format!("float *const {word} = {value};"));
@@ -346,8 +356,10 @@ impl Writer<'_> {
         if self.subject.program.matrices_len == 0 {
             return;
         }
-        self.text.open("if (when % span.interval == 0) {");
-        self.line("float *const saved = row_of(span.checkpoints, when / span.interval, MATRICES);");
+        self.text.open("if (span.checkpoints && (span.done + when) % span.interval == 0) {");
+        self.line(
+            "float *const saved = row_of(span.checkpoints, (span.done + when) / span.interval, MATRICES);",
+        );
         self.store_states("saved");
         self.text.close();
     }
@@ -378,12 +390,13 @@ impl Writer<'_> {
         self.text.open(
             "for (int begin = (span.steps - 1) / span.interval * span.interval; begin >= 0; begin -= span.interval) {",
         );
-        self.replay();
+        self.begin_segment();
         self.line("");
         self.text.open("for (int when = end - 1; when >= begin; --when) {");
         let steps = &program.backward;
         self.fetch(&format!("when - 1 + ({low})"));
         self.fetch_bar(&format!("when - 1 + ({bar_low})"));
+        self.rebuild();
         if joined {
             self.text.open("if (when + 1 == span.steps) {");
             self.routine(&steps.first);
@@ -404,6 +417,7 @@ impl Writer<'_> {
             self.text.open("if (span.steps > 0) {");
             self.line("const int when = -1, begin = 0;");
             self.line("(void)when, (void)begin;");
+            self.states_at_the_start();
             self.routine(&steps.flush);
             self.text.close();
             self.barrier();
@@ -428,61 +442,5 @@ impl Writer<'_> {
             }
             self.text.close();
         }
-    }
-
-    /// Rebuilds the states of a segment. Every thread does so for its elements alone.
-    fn replay(&mut self) {
-        let program = self.subject.program;
-        if program.matrices_len == 0 {
-            return;
-        }
-        self.line("// The states of the segment. Those after the first step of the segment behind are kept.");
-        let matrices: Vec<(usize, usize, usize)> =
-            program.matrices.iter().flatten().map(|m| (m.offset, m.post, m.pre)).collect();
-        for (offset, post, pre) in matrices {
-            let Some(shape) = Shape::new(post, pre, self.homes.threads, self.homes.cluster) else { continue };
-            let place = crate::loops::Place { base: Base::Snapshot(0), offset };
-            let held = Held { place, word: String::new(), shape, traffic: 0, home: Home::Memory };
-            let at = |what: &str| format!("{what}[{offset} + i * {} + j]", padded(post));
-            let whole = at("row_of(tape.snapshots, end - begin + 1, MATRICES)");
-            let kept = at("row_of(tape.snapshots, 1, MATRICES)");
-            let first = at("row_of(tape.snapshots, 0, MATRICES)");
-            let saved = at("row_of(span.checkpoints, begin / span.interval, MATRICES)");
-            self.each(
-                &held,
-                &format!("{{ if (end < span.steps) {whole} = {kept}; {first} = {saved}; }}"),
-                true,
-            );
-        }
-        self.text.open("for (int when = begin; when < end; ++when) {");
-        let params = self.homes.held.iter().filter(|h| h.place.base == Base::Params).cloned().collect();
-        let replay = Homes { held: params, ..self.homes.clone() };
-        let kernel = Kernel {
-            names: self.subject.names,
-            origins: self.subject.origins,
-            backward: true,
-            threads: self.homes.threads,
-            homes: Some(&replay),
-        };
-        let mut bases = BTreeSet::new();
-        for nest in &program.replay.nests {
-            bases.extend(nest.body.loads().map(|a| a.place().base));
-            bases.extend(nest.effects.iter().map(Effect::place).map(|p| p.base));
-        }
-        for base in bases {
-            let (word, _) = pointer(base, true);
-            let value = match base {
-                Base::Frame(k) => format!("row_of(tape.frames, span.frame + when + {k}, FRAME)"),
-                Base::Snapshot(k) => format!("row_of(tape.snapshots, when - begin + {k}, MATRICES)"),
-                _ => continue,
-            };
-            self.line(&format!("float *const {word} = {value};"));
-        }
-        for nest in &program.replay.nests {
-            if let Some(shape) = sweep::shape(nest, &replay) {
-                sweep::write(&kernel, &replay, nest, shape, self.text);
-            }
-        }
-        self.text.close();
     }
 }

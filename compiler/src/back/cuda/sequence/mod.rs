@@ -26,9 +26,9 @@
 //!
 //! Forward: before (joined: after) every `interval`-th step the states go to a checkpoint in memory. The
 //! frame of the next step is fetched while a step runs (`cp.async`), and a frame goes to memory when nothing
-//! will write to it any more. Backward, segment by segment from the last: the states are rebuilt from the
-//! checkpoint into snapshots in memory (no thread needs another one for that: the vectors are there), then
-//! the adjoints of the segment's steps run in descending order. Gradients of matrices that are no products
+//! will write to it any more. Backward, segment by segment from the last, the adjoints of the segment's steps run
+//! in descending order; before each, the states that it reads are rebuilt on the chip (`rebuild`), or
+//! those of a whole segment through memory where the chip has no room. Gradients of matrices that are no products
 //! of vectors are added up by their owner over all steps. Products that stand apart from the loop over time,
 //! hoisted gradients, and the sum over rows are kernels of their own, as they are without sequences.
 //!
@@ -44,13 +44,18 @@
 //! threads, `shared_bytes` of dynamic shared memory (above 48 KiB the function's attribute must allow it).
 //! Arguments: `Tape`, then `Span`. Going forward, `tape.carry` has the states at the start and at the end.
 //! Going backward it has the carried cotangents if the program carries states ([`Program::carries_states`]);
-//! otherwise `tape.ends` has the cotangents at the end, then at the start. `tape.snapshots` has room for
-//! `interval + 2` snapshots. Order: `forward_before`, [`Sequences::forward`], `forward_after`;
+//! otherwise `tape.ends` has the cotangents at the end, then at the start. `span.interval` can be any
+//! ([`Mapping::interval`] is the one that costs least), and `tape.snapshots` has room for as many snapshots as
+//! [`Mapping::snapshots`] says. Order: `forward_before`, [`Sequences::forward`], `forward_after`;
 //! `backward_before`, [`Sequences::backward`], `backward_after`, `hoisted_…`, `add_rows`.
 //! What is not supported runs a kernel per step, and [`Refusal`] says why.
 
+mod arch;
+mod cost;
 mod homes;
 mod kernel;
+mod rebuild;
+mod replay;
 pub mod solver;
 mod sweep;
 mod waits;
@@ -59,8 +64,9 @@ use super::names::Names;
 use super::origins::Origins;
 use super::text::Text;
 use crate::loops::{Program, Routine};
+pub use arch::{Arch, CLUSTERS, Device, Replay};
 pub(super) use homes::Homes;
-pub use solver::{Arch, Device, Mapping, Refusal};
+pub use solver::{Mapping, Refusal};
 
 /// What sequences share, besides the prelude.
 const PRELUDE: &str = include_str!("sequence.cuh");

@@ -1,10 +1,11 @@
 // ---- Whole sequences in one launch.
 
 // The steps that a kernel takes. `frame` is the number of the first step's frame; the frame before it has the
-// initial states. `adjoint` is the number of the first step's adjoint frame.
+// initial states. `adjoint` is the number of the first step's adjoint frame. `done` steps of the stretch are
+// over when a forward kernel begins; a backward kernel takes all of a stretch.
 struct Span {
-  int frame, adjoint, steps, interval;
-  float *checkpoints;  // [number][row][MATRICES]: the matrix states before every interval-th step
+  int frame, adjoint, steps, interval, done;
+  float *checkpoints;  // [number][row][MATRICES]: the matrix states before every interval-th step; null for none
 };
 
 // A row of the batch.

@@ -3,54 +3,17 @@
 //! All candidates (clusters of 1, 2, 4, 8 blocks; 64 to 1024 threads) are tried. For each, what a step
 //! touches most often is placed first: states and carried cotangents into registers, then into shared memory;
 //! sums of gradients likewise, or else they stay in memory; parameters into what is left. States must fit on
-//! the chip. Of the candidates that fit, the one whose estimated time of a step, times the waves that the
-//! batch needs, is least is taken. The estimate knows four things per step: instructions issued (a warp's
-//! over four schedulers, at [`IPC`]), bytes of shared memory (128 per cycle), bytes that stay in memory
-//! ([`MEMORY`] per cycle), and barriers. None of its constants has been measured.
+//! the chip. Going backward they are tried with each way to bring states back ([`super::rebuild`]). Of
+//! the candidates that fit, the one whose estimated time of a step (`cost`), times the waves that the
+//! batch needs, is least is taken.
 
+use super::arch::{Arch, CLUSTERS, Device, Replay};
 use super::homes::{Held, Home, Homes, Shape};
-use super::routines;
-use super::waits::{Wait, Waits};
+use super::rebuild::{self, Group, MOST_SLOTS, Rebuild};
+use super::{cost, routines};
+use crate::loops::plan::usual_interval;
 use crate::loops::{Access, Base, Effect, Extent, Nest, PARTIALS, Place, Program, padded};
 use std::fmt::Write;
-
-/// A kind of device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arch {
-    /// As NVRTC calls it.
-    pub name: &'static str,
-    /// Multiprocessors.
-    pub processors: usize,
-    /// Bytes of shared memory that a block can have.
-    pub shared: usize,
-    /// Blocks of a cluster, at most.
-    pub cluster: usize,
-}
-
-impl Arch {
-    /// The devices that are known.
-    pub const ALL: [Arch; 3] = [
-        Arch { name: "sm_80", processors: 108, shared: 166_912, cluster: 1 },
-        Arch { name: "sm_86", processors: 84, shared: 101_376, cluster: 1 },
-        Arch { name: "sm_90a", processors: 132, shared: 232_448, cluster: 8 },
-    ];
-
-    /// The device with a name.
-    pub fn named(name: &str) -> Option<Arch> {
-        Arch::ALL.into_iter().find(|a| a.name == name)
-    }
-}
-
-/// What a mapping is made for.
-#[derive(Clone, Copy, Debug)]
-pub struct Device {
-    /// The kind of device.
-    pub arch: Arch,
-    /// Rows of the batch.
-    pub batch: usize,
-    /// Blocks of a cluster and threads of a block, if no others are wanted.
-    pub wanted: Option<(usize, usize)>,
-}
 
 /// Registers of a multiprocessor.
 const REGISTERS: usize = 65_536;
@@ -67,13 +30,6 @@ const PER_IDLE: usize = 8;
 const PER_HELD: usize = 112;
 /// Rows of a thread whose loops are unrolled, at most.
 const MOST_ROWS: usize = 48;
-/// The share of the schedulers' slots that is used.
-const IPC: f64 = 0.6;
-/// Bytes per cycle and multiprocessor that come from caches behind it.
-const MEMORY: f64 = 24.0;
-/// Cycles that a barrier of a block, of a cluster, and a step in itself take.
-const BARRIERS: [f64; 3] = [40.0, 500.0, 300.0];
-
 /// How a direction is mapped.
 #[derive(Clone, Debug)]
 pub struct Mapping {
@@ -91,6 +47,12 @@ pub struct Mapping {
     pub waves: usize,
     /// Bytes per step and block that are not on the chip.
     pub spilled: usize,
+    /// Going backward: how states come back.
+    pub(super) rebuild: Option<Rebuild>,
+    /// What is rebuilt on the chip.
+    pub(super) groups: Vec<Group>,
+    /// Numbers of all matrix states of a row.
+    pub(super) states_len: usize,
 }
 
 impl Mapping {
@@ -107,6 +69,38 @@ impl Mapping {
     /// Bytes of shared memory of a block.
     pub fn shared_bytes(&self) -> usize {
         4 * self.parts.iter().map(|(_, n)| n).sum::<usize>()
+    }
+
+    /// Steps between checkpoints, unless others are wanted.
+    pub fn interval(&self, steps: usize) -> usize {
+        self.rebuild.as_ref().map_or_else(|| usual_interval(steps), |rebuild| rebuild.interval(steps))
+    }
+
+    /// Bytes of the device's memory that checkpoints and snapshots of so many rows take, in words.
+    pub fn memory(&self, rows: usize, steps: usize) -> Option<String> {
+        self.rebuild.as_ref().filter(|_| 0 < self.states_len)?;
+        let interval = self.interval(steps);
+        let mib = |count: usize| (4 * count * self.states_len * rows) as f64 / f64::from(1 << 20);
+        let (checkpoints, snapshots) = (steps.div_ceil(interval), self.snapshots(interval));
+        let mut text =
+            format!("{checkpoints} checkpoints, every {interval} steps, {:.1} MiB", mib(checkpoints));
+        if 0 < snapshots {
+            let _ = write!(text, "; {snapshots} snapshots, {:.1} MiB", mib(snapshots));
+        }
+        Some(text)
+    }
+
+    /// Snapshots of all states in memory that the kernel works with, at a checkpoint every `interval` steps.
+    pub fn snapshots(&self, interval: usize) -> usize {
+        match &self.rebuild {
+            Some(Rebuild::Memory(_)) => interval + 2,
+            Some(Rebuild::Chip(_)) | None => 0,
+        }
+    }
+
+    /// How states come back going backward, in words.
+    pub fn states(&self) -> Option<String> {
+        self.rebuild.as_ref().map(Rebuild::text)
     }
 
     /// The float at which a part of shared memory begins.
@@ -128,8 +122,12 @@ impl Mapping {
                 Home::Registers(_) => format!("registers, {rows} of each thread"),
                 Home::Shared(_) => format!("shared memory, {} KiB of each block", held.shape.len() / 256),
                 Home::Memory => "the device's memory: no room on the chip".to_owned(),
+                Home::Local(_) => "registers, a few rows at a time".to_owned(),
             };
             let _ = writeln!(text, "    {word:<16} [{post},{pre}] {columns} columns of a block: {at}");
+        }
+        if let Some(states) = self.states() {
+            let _ = writeln!(text, "    states of earlier steps: {states}");
         }
         let (bytes, most) = (self.shared_bytes(), arch.shared);
         let _ =
@@ -160,20 +158,54 @@ pub fn solve(
     if !program.logs.is_empty() {
         return Err(Refusal("logs of events: the host writes their rows between the steps".to_owned()));
     }
-    let direction = |backward: bool| {
-        let subject = Subject { program, word, device, arch: &device.arch, backward };
+    let direction = |backward: bool, rebuild: Option<Rebuild>, groups: &[Group]| {
+        let subject = Subject { program, word, device, arch: &device.arch, backward, rebuild, groups };
         subject.supported()?;
         subject.best()
     };
-    Ok([direction(false)?, direction(true)?])
+    let forward = direction(false, None, &[])?;
+    Ok([forward, backward(program, device.replay, direction)?])
 }
 
-struct Subject<'s> {
-    program: &'s Program,
+/// The best of all ways to bring states back.
+fn backward(
+    program: &Program,
+    replay: Replay,
+    direction: impl Fn(bool, Option<Rebuild>, &[Group]) -> Result<Mapping, Refusal>,
+) -> Result<Mapping, Refusal> {
+    let through_memory = |why: &str| direction(true, Some(Rebuild::Memory(why.to_owned())), &[]);
+    let groups = match rebuild::groups(program) {
+        Ok(groups) => groups,
+        Err(why) => return through_memory(&why),
+    };
+    let on_chip = |slots: usize| direction(true, Some(Rebuild::Chip(slots)), &groups);
+    match replay {
+        Replay::Memory if !groups.is_empty() => return through_memory("as asked for"),
+        Replay::Slots(slots) => return on_chip(slots.min(MOST_SLOTS)),
+        Replay::Cheapest | Replay::Memory => {}
+    }
+    if groups.is_empty() {
+        // Without states there is nothing to choose.
+        return on_chip(0);
+    }
+    let ways = (0..=MOST_SLOTS).map(on_chip).chain([through_memory("it takes less time here")]);
+    let less = |a: &Mapping, b: &Mapping| a.cycles.total_cmp(&b.cycles);
+    let (fitting, refused): (Vec<_>, Vec<_>) = ways.partition(Result::is_ok);
+    let best = fitting.into_iter().flatten().min_by(less);
+    // What needs least room says what is lacking.
+    let why = refused.into_iter().filter_map(Result::err).next_back();
+    best.ok_or_else(|| why.unwrap_or_else(|| Refusal("nothing to run".to_owned())))
+}
+
+pub(super) struct Subject<'s> {
+    pub(super) program: &'s Program,
     word: &'s dyn Fn(Place, bool) -> String,
-    device: &'s Device,
-    arch: &'s Arch,
+    pub(super) device: &'s Device,
+    pub(super) arch: &'s Arch,
     backward: bool,
+    /// How states come back, and what is rebuilt on the chip.
+    pub(super) rebuild: Option<Rebuild>,
+    pub(super) groups: &'s [Group],
 }
 
 impl Subject<'_> {
@@ -182,7 +214,7 @@ impl Subject<'_> {
     }
 
     /// The nests of a step in the steady state.
-    fn steady(&self) -> &[Nest] {
+    pub(super) fn steady(&self) -> &[Nest] {
         let steps = if self.backward { &self.program.backward } else { &self.program.forward };
         &steps.step.nests
     }
@@ -208,7 +240,12 @@ impl Subject<'_> {
     fn owned(&self) -> Vec<(Place, (usize, usize), usize)> {
         let mut found: Vec<(Place, (usize, usize), usize)> = vec![];
         let mut see = |place: Place, extent: (usize, usize), count: usize| {
-            if !matches!(place.base, Base::Carry | Base::Grads | Base::Params) {
+            let is_owned = match place.base {
+                Base::Carry | Base::Grads | Base::Params => true,
+                Base::Snapshot(_) => !self.groups.is_empty(),
+                _ => false,
+            };
+            if !is_owned {
                 return;
             }
             match found.iter_mut().find(|(p, ..)| *p == place) {
@@ -231,6 +268,12 @@ impl Subject<'_> {
         };
         self.nests().for_each(|n| all(n, 0));
         self.steady().iter().for_each(|n| all(n, 1));
+        for group in self.groups {
+            // They are written once.
+            for (k, offset) in &group.versions {
+                see(Place { base: Base::Snapshot(*k), offset: *offset }, group.extent, 1);
+            }
+        }
         if !self.backward || self.program.carries_states {
             for m in self.program.matrices.iter().flatten() {
                 see(Place { base: Base::Carry, offset: m.offset }, (m.post, m.pre), 0);
@@ -256,7 +299,7 @@ impl Subject<'_> {
 
     /// The best candidate; or, if none fits, what the nearest one lacks.
     fn best(&self) -> Result<Mapping, Refusal> {
-        let clusters = [1, 2, 4, 8].into_iter().filter(|c| *c <= self.arch.cluster);
+        let clusters = CLUSTERS.into_iter().filter(|c| 0 < self.arch.resident(*c));
         let threads = [64, 128, 192, 256, 384, 512, 768, 1024];
         let all = clusters.flat_map(|c| threads.map(|t| (c, t)));
         let all: Vec<(usize, usize)> =
@@ -300,8 +343,21 @@ impl Subject<'_> {
         let held =
             homes.held.iter().filter(|h| matches!(h.home, Home::Shared(_))).map(|h| h.shape.len()).sum();
         parts.insert(0, ("held", held));
-        let mut mapping = Mapping { homes, parts, window, registers, cycles: 0.0, waves: 1, spilled: 0 };
-        self.estimate(&mut mapping);
+        let (rebuild, groups) = (self.rebuild.clone(), self.groups.to_vec());
+        let states_len = self.program.matrices_len;
+        let mut mapping = Mapping {
+            homes,
+            parts,
+            window,
+            registers,
+            cycles: 0.0,
+            waves: 1,
+            spilled: 0,
+            rebuild,
+            groups,
+            states_len,
+        };
+        cost::estimate(self, &mut mapping);
         Ok(mapping)
     }
 
@@ -357,6 +413,10 @@ impl Subject<'_> {
         }
         parts.push(("sums", homes.sums.iter().map(|(_, len, _)| padded(*len)).sum()));
         parts.push(("scratch", p.scratch_len.saturating_sub(homes.scratch_first).next_multiple_of(4)));
+        if let Some(Rebuild::Chip(slots)) = self.rebuild {
+            let each: usize = self.groups.iter().map(|g| g.slot(homes.threads, homes.cluster)).sum();
+            parts.push(("slots", (slots * each).next_multiple_of(4)));
+        }
         let (mut terms, mut ranks) = (0, 0);
         for nest in self.nests() {
             let (own, handed) = shared_floats(nest, homes);
@@ -399,69 +459,13 @@ impl Subject<'_> {
             idle + row_sums * PER_ROW_SUM + (nest.body.ops.len() / 4).min(40) + streams * PER_STREAM
         };
         let sweeps = self.nests().filter(|n| matches!(n.extent, Extent::Matrix { .. }));
-        WORKING + sweeps.map(of_nest).max().unwrap_or(0) + held * PER_HELD / 100
-    }
-
-    fn estimate(&self, mapping: &mut Mapping) {
-        let homes = &mapping.homes;
-        let (mut issued, mut shared, mut memory) = (0.0, 0.0, 0.0);
-        let mut waiting = BARRIERS[2];
-        let mut waits = Waits::default();
-        let replay = if self.backward { &self.program.replay.nests[..] } else { &[] };
-        for (nest, is_step) in
-            self.steady().iter().map(|n| (n, true)).chain(replay.iter().map(|n| (n, false)))
-        {
-            let wait = if is_step { waits.before(nest, homes) } else { Wait::None };
-            waiting += match wait {
-                Wait::None => 0.0,
-                Wait::Block => BARRIERS[0],
-                Wait::Cluster => BARRIERS[1],
-            };
-            let Some(shape) = homes.shape(nest.extent) else {
-                waiting += nest.body.ops.len() as f64 * 4.0;
-                continue;
-            };
-            let sums = |post: bool| {
-                let wanted = |e: &&Effect| {
-                    matches!((e, post), (Effect::SumPost(..), true) | (Effect::SumPre(..), false))
-                };
-                nest.effects.iter().filter(wanted).count() as f64
-            };
-            waiting += if sums(true) + sums(false) > 0.0 { BARRIERS[0] + 60.0 } else { 0.0 };
-            waiting += if sums(true) > 0.0 && homes.cluster > 1 { BARRIERS[1] } else { 0.0 };
-            let elements = shape.len() as f64;
-            let per_element = nest.body.ops.len() as f64 + nest.effects.len() as f64 + 4.0 * sums(true) + 2.0;
-            issued += elements * per_element;
-            for access in nest.body.loads() {
-                match access {
-                    Access::Pre(_) => shared += elements * 4.0 / (shape.columns.min(32)) as f64,
-                    Access::Matrix(p) if homes.find(p).is_none() => memory += elements * 4.0,
-                    _ => {}
-                }
-            }
-            memory += 4.0
-                * elements
-                * nest
-                    .effects
-                    .iter()
-                    .filter(|e| matches!(e, Effect::Store(Access::Matrix(p), _) if homes.find(*p).is_none()))
-                    .count() as f64;
-        }
-        for held in &homes.held {
-            let bytes = (held.traffic * held.shape.len() * 4) as f64;
-            match held.home {
-                Home::Registers(_) => {}
-                Home::Shared(_) => shared += bytes,
-                Home::Memory => memory += bytes,
-            }
-        }
-        // Few warps leave the schedulers without work.
-        let busy = (homes.threads as f64 / 512.0).clamp(0.25, 1.0);
-        let clusters = (self.arch.processors / homes.cluster).max(1);
-        mapping.waves = self.device.batch.div_ceil(clusters).max(1);
-        let step = (issued / 128.0 / IPC / busy.sqrt()).max(shared / 128.0).max(memory / MEMORY) + waiting;
-        mapping.cycles = step * mapping.waves as f64;
-        mapping.spilled = memory as usize;
+        // Eight rows of all states are under way, and what a replay of them works with.
+        let of_group = |group: &Group| {
+            let ops = group.nests.iter().map(|n| n.body.ops.len()).max().unwrap_or(0);
+            rebuild::ROWS * group.offsets.len() + (ops / 4).min(40)
+        };
+        let replays = self.groups.iter().map(of_group).max().unwrap_or(0);
+        WORKING + sweeps.map(of_nest).max().unwrap_or(0).max(replays) + held * PER_HELD / 100
     }
 }
 
@@ -481,7 +485,8 @@ fn place_within(homes: &mut Homes, room: usize, budget: usize) -> (usize, usize)
             taken += len;
             Home::Shared(taken - len)
         } else {
-            lacking += if held.place.base == Base::Carry { len } else { 0 };
+            let is_state = matches!(held.place.base, Base::Carry | Base::Snapshot(_));
+            lacking += if is_state { len } else { 0 };
             Home::Memory
         };
     }
@@ -491,7 +496,7 @@ fn place_within(homes: &mut Homes, room: usize, budget: usize) -> (usize, usize)
 /// What is placed first.
 fn rank(held: &Held) -> (usize, std::cmp::Reverse<usize>) {
     let kind = match held.place.base {
-        Base::Carry => 0,
+        Base::Carry | Base::Snapshot(_) => 0,
         Base::Grads => 1,
         _ => 2,
     };

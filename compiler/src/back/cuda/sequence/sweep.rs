@@ -38,7 +38,7 @@ impl Sweep<'_> {
 
     fn write(&mut self) {
         self.writer.remark();
-        self.who();
+        who(self.writer.text, self.shape, self.homes.cluster);
         self.writer.variables(Loop::Nest);
         self.writer.variables(Loop::Column);
         for (_, sum) in self.columns.clone() {
@@ -50,18 +50,6 @@ impl Sweep<'_> {
         }
         self.finish();
         self.writer.text.close();
-    }
-
-    /// Which elements this thread has.
-    fn who(&mut self) {
-        let Shape { post, columns, .. } = self.shape;
-        self.line(&format!(
-            "const int own_column = threadIdx.x % {columns}, row_group = threadIdx.x / {columns};"
-        ));
-        let first = if self.homes.cluster > 1 { format!("rank * {columns} + ") } else { String::new() };
-        self.line(&format!("const bool is_column = {first}own_column < {post};"));
-        // A thread without a column does what the last column's does, and keeps it to itself.
-        self.line(&format!("const int j = is_column ? {first}own_column : {};", post - 1));
     }
 
     /// Whether a thread's row may lie behind the last one.
@@ -297,6 +285,18 @@ impl Sweep<'_> {
         }
         self.writer.text.close();
     }
+}
+
+/// Which elements this thread has.
+pub(super) fn who(text: &mut Text, shape: Shape, cluster: usize) {
+    let Shape { post, columns, .. } = shape;
+    text.line(&format!(
+        "const int own_column = threadIdx.x % {columns}, row_group = threadIdx.x / {columns};"
+    ));
+    let first = if cluster > 1 { format!("rank * {columns} + ") } else { String::new() };
+    text.line(&format!("const bool is_column = {first}own_column < {post};"));
+    // A thread without a column does what the last column's does, and keeps it to itself.
+    text.line(&format!("const int j = is_column ? {first}own_column : {};", post - 1));
 }
 
 /// Whether a nest is a sweep over a matrix.
