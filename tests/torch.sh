@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A second opinion from PyTorch on every spec: values and gradients in double precision, compared with the fixtures
 # that tests/torch.rs compares with the interpreter and with machine code. PyTorch is put into a virtual environment
-# in the target folder (530 MB), unless benches/peers/setup.sh has made one. Then `bpm bench --against torch` runs two
+# in the target folder (1.4 GB), unless benches/peers/setup.sh has made one. Then `bpm bench --against torch` runs two
 # specs. What is missing is said; with --require it is an error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -39,7 +39,7 @@ if ! imports; then
   echo "Installing PyTorch in $environment"
   "$python" -m venv "$environment" || missing "a virtual environment cannot be made"
   # Of the peers, what PyTorch needs.
-  grep -vE '^(#|jax|numpy|safetensors|ml-dtypes|opt-einsum|scipy|$)' benches/peers/requirements.txt >"$environment/needed.txt"
+  grep -vE '^(#|jax|safetensors|ml-dtypes|opt-einsum|scipy|$)' benches/peers/requirements.txt >"$environment/needed.txt"
   "$environment/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$environment/needed.txt" ||
     missing "its wheel cannot be installed"
   benches/peers/empty.sh "$libraries" || missing "empty libraries cannot be made"

@@ -477,6 +477,17 @@ fn parameters_go_to_pytorch_and_back() -> Outcome {
     let (one, two) = (p.curve("copy")?, p.curve("values")?);
     assert_eq!(one.len(), two.len(), "values in the units of the spec start a run, too");
 
+    // A model runs on either.
+    let u = runtime::tensors::Tensor::f32(vec![3, 1, 9], (0..27).map(|k| (k as f32).sin()).collect());
+    runtime::tensors::write(&p.path("u.safetensors"), &[("u".to_owned(), u)].into(), None)?;
+    let run = "run tiny.bpm --axis I=9 --axis A=2 --inputs u.safetensors";
+    p.ok(&format!("{run} --params q.safetensors --out raw.safetensors"))?;
+    p.ok(&format!("{run} --params run/params.safetensors --out value.safetensors"))?;
+    let read = |name: &str| runtime::tensors::read(&p.path(name)).map(|(t, _)| t["out.policy"].to_f32());
+    for (a, b) in read("raw.safetensors")?.iter().zip(read("value.safetensors")?) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+
     p.fails("train copy --resume --params q.safetensors", 2, &["--params", "--resume"])?;
     p.fails("export . -o x.safetensors", 2, &["no run.json"])?;
     p.fails("train r.toml --params no.safetensors --out x", 2, &["cannot read `no.safetensors`"])?;
