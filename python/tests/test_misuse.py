@@ -89,10 +89,14 @@ class Tensors(Base):
         self.refused("there is no output `c`", tape.backward, {"c": 0})
         self.refused("there is no state `z`", tape.backward, {}, {"z": 0})
         self.refused("tensor `a` has shape [6, 3], but it must have shape [6, 3, 2]", tape.backward, {"a": self.bars["b"]})
+        self.refused("`penalty` has shape [2]", tape.backward, {"penalty": np.zeros(2)})
         self.assertTrue(tape.backward(self.bars).params["W"].any(), "a refused call leaves the tape as it was")
 
     def test_starts(self):
         self.refused("state `y` starts at parameter `y.init`: pass params=", self.model.initial_state, 2)
+        self.refused("a seed is an integer", self.model.init, -1)
+        self.refused("a seed is an integer", self.model.init, 1.5)
+        self.refused("no noise of shape [0, 2]", self.model.noise, 0, 2)
         self.refused("at least 1 row", self.model.initial_state, 0, self.params)
         random = bpm.load(CELL.replace("plastic H[N,N] = 0", "plastic H[N,N] ~ normal(0, 0.1)"), axes=AXES)
         self.refused("state `H` starts at random: pass state=", random, self.params, self.inputs)
