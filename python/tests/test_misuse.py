@@ -206,6 +206,22 @@ class Boundary(Base):
         self.assertTrue(np.isnan(outputs["a"]).any())
 
 
+class MemoryUse(Base):
+    @unittest.skipUnless(Path("/proc/self/statm").exists(), "this system does not tell")
+    def test_nothing_is_kept_of_what_is_done(self):
+        model = bpm.load(CELL, axes={"N": 100})
+        params = model.init()
+        inputs, states, bars, ends = drawn(model, batch=4, steps=20)
+        resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        for round in range(120):
+            if round == 20:
+                before = resident()
+            model.forward(params, inputs, states).backward(bars, ends)
+            model(params, inputs)
+        # A tape has about a megabyte, the gradients of a batch half of one.
+        self.assertLess(resident() - before, 20 << 20)
+
+
 class Threads(Base):
     def test_the_lock_is_released(self):
         model = bpm.load(CELL, axes={"N": 200}, threads=1)
