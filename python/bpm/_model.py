@@ -127,8 +127,7 @@ class Tape:
         check_names(cotangents, names, "output")
         bars = [_optional(cotangents, o, front, model.dtype) for o in model.outputs.values()]
         states = model._states(state, self._layout.rows)
-        penalty = cotangents.get("penalty")
-        penalty = 0.0 if penalty is None else float(np.asarray(penalty).reshape(()))
+        penalty = _scalar("penalty", cotangents.get("penalty"))
         params, inputs, starts = self._native.backward(bars, states, penalty)
         named = zip(model.parameters.values(), params)
         fed = zip(model.inputs.values(), inputs)
@@ -142,6 +141,23 @@ class Tape:
 def _optional(given, about, front, dtype):
     value = given.get(about.name)
     return None if value is None else lent(about.name, view(about.name, value), front + about.shape, dtype)
+
+
+def _scalar(name, value):
+    """A number, or an array of one; zero if there is none."""
+    if value is None:
+        return 0.0
+    array = np.asarray(value) if isinstance(value, (int, float)) else view(name, value)
+    if array.shape != () or array.dtype.kind not in "fiu":
+        raise ValueError(f"`{name}` has shape {brackets(array.shape)} and dtype {array.dtype}, but it must be a number")
+    return float(array)
+
+
+def _seed(seed):
+    """A seed as the generator takes it."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"a seed is an integer from 0 to 2**64 - 1, not {seed!r}")
+    return int(seed)
 
 
 class Model:
@@ -185,7 +201,7 @@ class Model:
 
     def init(self, seed: int = 0) -> Dict[str, np.ndarray]:
         """Parameters as the spec's initialisers say, in the units of the spec; the same as `bpm train --seed`."""
-        drawn = zip(self.parameters.values(), self._native.init(seed))
+        drawn = zip(self.parameters.values(), self._native.init(_seed(seed)))
         return {p.name: owned(x, p.shape, self.dtype) for p, x in drawn}
 
     def initial_state(self, batch: int, params=None, seed: int = 0) -> Dict[str, np.ndarray]:
@@ -197,7 +213,7 @@ class Model:
         if batch < 1:
             raise ValueError(f"a batch has at least 1 row, not {batch}")
         state = {}
-        for k, (about, drawn) in enumerate(zip(self.states.values(), self._native.initial_state(batch, seed))):
+        for k, (about, drawn) in enumerate(zip(self.states.values(), self._native.initial_state(batch, _seed(seed)))):
             if drawn is not None:
                 state[about.name] = owned(drawn, (batch, *about.shape), self.dtype)
                 continue
@@ -214,9 +230,9 @@ class Model:
         Out of training dropout is all ones. `episode` makes one draw differ from the next.
         """
         front = (batch,) if steps is None else (steps, batch)
-        if min(front) < 1:
-            raise ValueError(f"there is no noise of shape {brackets(front)}")
-        drawn = zip(self.inputs.values(), self._native.noise((steps or 1, batch), seed, episode, training))
+        if min(front) < 1 or not 0 <= episode < 1 << 32:
+            raise ValueError(f"there is no noise of shape {brackets(front)} for episode {episode}")
+        drawn = zip(self.inputs.values(), self._native.noise((steps or 1, batch), _seed(seed), episode, training))
         return {i.name: owned(x, front + i.shape, self.dtype) for i, x in drawn if x is not None}
 
     # -------------------------------------------------------------- constraints

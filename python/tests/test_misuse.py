@@ -89,10 +89,14 @@ class Tensors(Base):
         self.refused("there is no output `c`", tape.backward, {"c": 0})
         self.refused("there is no state `z`", tape.backward, {}, {"z": 0})
         self.refused("tensor `a` has shape [6, 3], but it must have shape [6, 3, 2]", tape.backward, {"a": self.bars["b"]})
+        self.refused("`penalty` has shape [2]", tape.backward, {"penalty": np.zeros(2)})
         self.assertTrue(tape.backward(self.bars).params["W"].any(), "a refused call leaves the tape as it was")
 
     def test_starts(self):
         self.refused("state `y` starts at parameter `y.init`: pass params=", self.model.initial_state, 2)
+        self.refused("a seed is an integer", self.model.init, -1)
+        self.refused("a seed is an integer", self.model.init, 1.5)
+        self.refused("no noise of shape [0, 2]", self.model.noise, 0, 2)
         self.refused("at least 1 row", self.model.initial_state, 0, self.params)
         random = bpm.load(CELL.replace("plastic H[N,N] = 0", "plastic H[N,N] ~ normal(0, 0.1)"), axes=AXES)
         self.refused("state `H` starts at random: pass state=", random, self.params, self.inputs)
@@ -200,6 +204,22 @@ class Boundary(Base):
         inputs = {**self.inputs, "u": np.full_like(self.inputs["u"], np.nan)}
         outputs, _ = self.model(self.params, inputs)
         self.assertTrue(np.isnan(outputs["a"]).any())
+
+
+class MemoryUse(Base):
+    @unittest.skipUnless(Path("/proc/self/statm").exists(), "this system does not tell")
+    def test_nothing_is_kept_of_what_is_done(self):
+        model = bpm.load(CELL, axes={"N": 100})
+        params = model.init()
+        inputs, states, bars, ends = drawn(model, batch=4, steps=20)
+        resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        for round in range(120):
+            if round == 20:
+                before = resident()
+            model.forward(params, inputs, states).backward(bars, ends)
+            model(params, inputs)
+        # A tape has about a megabyte, the gradients of a batch half of one.
+        self.assertLess(resident() - before, 20 << 20)
 
 
 class Threads(Base):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import unittest
 
 import numpy as np
@@ -215,6 +216,25 @@ class Modules(unittest.TestCase):
         torch.testing.assert_close(fresh["a"], given["a"], rtol=0, atol=0)
         reset = torch.from_numpy(RESET)
         self.assertFalse(torch.equal(module(inputs, None, reset)[0]["a"], fresh["a"]))
+
+
+@unittest.skipIf(torch is None, "PyTorch is not installed")
+class Documents(unittest.TestCase):
+    def test_the_examples_of_the_document_run(self):
+        text = (ROOT / "docs/python.md").read_text()
+        blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+        self.assertGreaterEqual(len(blocks), 2)
+        given = {"inputs": support.numbers(0, (50, 16, 3), "f4"), "cotangents": support.numbers(1, (50, 16, 2), "f4")}
+        before = os.getcwd()
+        os.chdir(ROOT)
+        try:
+            for block in blocks:
+                # What the first block calls `state` is a tensor that requires a gradient.
+                exec(block, given)
+                given["state"] = None
+        finally:
+            os.chdir(before)
+        self.assertEqual(given["outputs"]["policy"].shape, (16, 2))
 
 
 @unittest.skipIf(torch is None, "PyTorch is not installed")

@@ -631,7 +631,14 @@ impl Engine {
 
     /// Gradient sums of one chunk of rows, zero.
     pub fn grads(&self) -> Grads {
-        self.grads_for(false)
+        // What [`Engine::finish`] has left is used again.
+        match self.spare().pop().filter(|g| g.suits(false)) {
+            Some(mut grads) => {
+                grads.clear();
+                grads
+            }
+            None => self.grads_for(false),
+        }
     }
 
     fn grads_for(&self, apart: bool) -> Grads {
