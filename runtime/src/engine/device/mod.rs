@@ -61,7 +61,7 @@ pub use fault::{Fault, FaultKind};
 pub use open::{DeviceId, open};
 pub(super) use regions::{Room, bytes};
 pub(super) use tape::Tape;
-pub use training::{Goes, Parameter, Plan, Results, RowResult, Training, Update, Weights, Wires, World};
+pub use training::{Motion, Parameter, Plan, Results, RowResult, Training, Update, Weights, Wires, World};
 pub(super) use training::{bytes as training_bytes, suits};
 
 use std::ffi::c_int;
