@@ -6,7 +6,9 @@
 //! Whatever has no such code keeps to the path on which the processor answers every step.
 
 use super::{Chunk, NonFinite, Outcome, Outcomes, Pass, Place, RowError, RowOutcome, Trainer, Worker, stage};
-use crate::engine::device::{self, Goes, Parameter, Plan, Results, RowResult, Update, Weights, Wires, World};
+use crate::engine::device::{
+    self, Motion, Parameter, Plan, Results, RowResult, Update, Weights, Wires, World,
+};
 use crate::engine::{EngineError, Grads, Mode, RowState, Tape};
 use crate::error::Error;
 use crate::learner::{ActorCritic, Baseline, Learner, Terms};
@@ -113,7 +115,7 @@ impl Trainer {
             .map(|a| Parameter { learned: a.learned, range: a.range, gradscale: a.gradscale })
             .collect();
         let plan = |rows: usize, steps: usize| {
-            let descent = (part == Part::EpisodesAndOptimiser).then(|| Goes {
+            let descent = (part == Part::EpisodesAndOptimiser).then(|| Motion {
                 parameters: &parameters,
                 raw: &self.params.raw,
                 values: &values,
@@ -137,7 +139,7 @@ impl Trainer {
         &'a self,
         (task, learner): (&'a DeviceTask, &ActorCritic),
         (rows, steps): (usize, usize),
-        descent: Option<Goes<'a>>,
+        descent: Option<Motion<'a>>,
     ) -> Plan<'a> {
         let world = World {
             source: task.source,

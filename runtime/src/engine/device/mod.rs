@@ -64,7 +64,7 @@ pub use open::{DeviceId, open};
 pub(super) use regions::{Room, bytes};
 pub use sequences::{Route, Tier};
 pub(super) use tape::Tape;
-pub use training::{Goes, Parameter, Plan, Results, RowResult, Training, Update, Weights, Wires, World};
+pub use training::{Motion, Parameter, Plan, Results, RowResult, Training, Update, Weights, Wires, World};
 pub(super) use training::{bytes as training_bytes, suits};
 
 use std::ffi::c_int;

@@ -27,7 +27,7 @@ pub struct Parameter {
 
 /// How parameters move, and where from.
 #[derive(Clone, Copy, Debug)]
-pub struct Goes<'a> {
+pub struct Motion<'a> {
     /// What is known of them.
     pub parameters: &'a [Parameter],
     /// Their raw numbers.
@@ -198,8 +198,8 @@ fn pieces(firsts: &[usize], lengths: &[usize]) -> Vec<Piece> {
 }
 
 /// Bytes of all memory.
-pub(super) fn bytes(engine: &Engine, rows: usize, goes: &Goes<'_>) -> Vec<usize> {
-    let lengths: Vec<usize> = goes.raw.iter().map(Vec::len).collect();
+pub(super) fn bytes(engine: &Engine, rows: usize, motion: &Motion<'_>) -> Vec<usize> {
+    let lengths: Vec<usize> = motion.raw.iter().map(Vec::len).collect();
     let (firsts, total) = firsts(&lengths);
     let code = match &engine.kind {
         crate::engine::Kind::Device(code) => code,
@@ -209,7 +209,7 @@ pub(super) fn bytes(engine: &Engine, rows: usize, goes: &Goes<'_>) -> Vec<usize>
     let width = if starts.is_empty() { 0 } else { code.state_bars.width };
     let unbatched = unbatched(engine, &Places::default(), &firsts, rows, (&starts, width));
     let pieces = pieces(&firsts, &lengths).len();
-    let memory = goes.memory.map(|m| 4 * m.iter().map(Vec::len).sum::<usize>());
+    let memory = motion.memory.map(|m| 4 * m.iter().map(Vec::len).sum::<usize>());
     vec![
         4 * total,
         4 * total,
@@ -255,7 +255,7 @@ impl Descent {
         engine: &Engine,
         code: &Arc<Code>,
         rows: usize,
-        goes: Goes<'_>,
+        motion: Motion<'_>,
         (update, results): (Address, Address),
         modules: &mut Vec<Module>,
     ) -> Result<Descent, Fault> {
@@ -272,16 +272,18 @@ impl Descent {
             images: kernel("images")?,
             pack: kernel("pack")?,
         };
-        let lengths: Vec<usize> = goes.raw.iter().map(Vec::len).collect();
+        let lengths: Vec<usize> = motion.raw.iter().map(Vec::len).collect();
         let (firsts, total) = firsts(&lengths);
-        let raw = Buffer::of(device, &goes.raw.concat())?;
-        let memory =
-            [Buffer::of(device, &goes.memory[0].concat())?, Buffer::of(device, &goes.memory[1].concat())?];
+        let raw = Buffer::of(device, &motion.raw.concat())?;
+        let memory = [
+            Buffer::of(device, &motion.memory[0].concat())?,
+            Buffer::of(device, &motion.memory[1].concat())?,
+        ];
         let (values, gradients) =
-            (Buffer::of(device, &goes.values.concat())?, Buffer::new(device, 4 * total)?);
-        let narrow: Vec<&[f32]> = goes.values.iter().map(Vec::as_slice).collect();
+            (Buffer::of(device, &motion.values.concat())?, Buffer::new(device, 4 * total)?);
+        let narrow: Vec<&[f32]> = motion.values.iter().map(Vec::as_slice).collect();
         let widen = |x: &Vec<f32>| Arc::new(x.iter().map(|x| f64::from(*x)).collect());
-        let wide: Vec<compiler::interp::Tensor> = goes.values.iter().map(widen).collect();
+        let wide: Vec<compiler::interp::Tensor> = motion.values.iter().map(widen).collect();
         // What lies beside the parameters, constants and padding, stays.
         let params = Params::new(code, crate::engine::jit::pack_params(engine, &narrow, &wide).as_slice())?;
         let initial = engine.interpreter.initial(&wide);
@@ -303,7 +305,7 @@ impl Descent {
         let unbatched = unbatched(engine, &places, &firsts, rows, (&starts, width));
         let instructions = Buffer::of(device, &[unbatched.backward.as_slice(), &unbatched.forward].concat())?;
         let tensors: Vec<Tensor> = (0..lengths.len())
-            .map(|k| goes.parameters[k].tensor(unbatched.bars[k], firsts[k], lengths[k]))
+            .map(|k| motion.parameters[k].tensor(unbatched.bars[k], firsts[k], lengths[k]))
             .collect();
         let packed = packed(engine, &unbatched, (params.at(), values.at()), &firsts);
         let pieces = pieces(&firsts, &lengths);
@@ -313,7 +315,7 @@ impl Descent {
             Buffer::of(device, &pieces)?,
             Buffer::new(device, 8 * pieces.len())?,
         ];
-        let numbers = goes.numbers;
+        let numbers = motion.numbers;
         let told = Told {
             update,
             results: results + 8 * VERDICT,
@@ -328,10 +330,10 @@ impl Descent {
             gradients: gradients.at(),
             mean: memory[0].at(),
             square: memory[1].at(),
-            clip: goes.clip,
+            clip: motion.clip,
             pieces_count: pieces.len() as i64,
             rows: rows as c_int,
-            adam: c_int::from(goes.adam),
+            adam: c_int::from(motion.adam),
             decay: numbers.decay,
             epsilon: numbers.epsilon,
             momentum: numbers.momentum,

@@ -45,7 +45,7 @@ mod tests;
 mod unbatched;
 
 pub(in crate::engine) use descent::suits;
-pub use descent::{Goes, Parameter};
+pub use descent::{Motion, Parameter};
 
 use super::code::{Buffer, Code, Map, Params, Plain};
 use super::{Address, Call, Fault, Kernel, Module, cache};
@@ -90,9 +90,9 @@ pub struct World<'a> {
 /// What of a model the world and the learner use.
 #[derive(Clone, Copy, Debug)]
 pub struct Wires {
-    /// What the world shows goes here.
+    /// What the world shows motion here.
     pub input: InputId,
-    /// The previous reward goes here, if anywhere.
+    /// The previous reward motion here, if anywhere.
     pub reward: Option<InputId>,
     /// Logits of actions.
     pub policy: OutputId,
@@ -127,7 +127,7 @@ pub struct Plan<'a> {
     /// Steps of an episode.
     pub steps: usize,
     /// How parameters move, if they do so on the device.
-    pub descent: Option<Goes<'a>>,
+    pub descent: Option<Motion<'a>>,
 }
 
 /// What changes from update to update.
@@ -285,7 +285,7 @@ fn episode_bytes(engine: &Engine, plan: &Plan<'_>) -> [usize; 12] {
 
 /// Bytes that training takes on a device beside the tape of its rows.
 pub(in crate::engine) fn bytes(engine: &Engine, plan: &Plan<'_>) -> u64 {
-    let descent = plan.descent.map_or(0, |goes| sum_of(descent::bytes(engine, plan.rows, &goes)));
+    let descent = plan.descent.map_or(0, |motion| sum_of(descent::bytes(engine, plan.rows, &motion)));
     sum_of(episode_bytes(engine, plan)).saturating_add(512).saturating_add(descent)
 }
 
@@ -324,8 +324,8 @@ impl Training {
         let (lesson, kept) = lesson(engine, code, plan, (update_at.at(), results.at() + 8 * VERDICT))?;
         let descent = match plan.descent {
             None => None,
-            Some(goes) => {
-                Some(Descent::new(engine, code, plan.rows, goes, (update_at.at(), results.at()), modules)?)
+            Some(motion) => {
+                Some(Descent::new(engine, code, plan.rows, motion, (update_at.at(), results.at()), modules)?)
             }
         };
         Ok(Training {

@@ -76,7 +76,7 @@ impl Subject {
             weights: Weights { gamma: 0.9, value: 0.1, entropy: 0.03, shared_baseline: false },
             rows: ROWS,
             steps: STEPS,
-            descent: Some(Goes {
+            descent: Some(Motion {
                 parameters: &self.parameters,
                 raw: &self.store.raw,
                 values: &self.values,
