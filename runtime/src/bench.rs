@@ -112,8 +112,8 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
     let started = Instant::now();
     let options = EngineOptions {
         input_bars: job.input_bars,
+        batch: job.batch,
         tier: job.tier,
-        rows: job.batch,
         ..EngineOptions::default()
     };
     let text = Text { file: &spec.path, source: &spec.source };

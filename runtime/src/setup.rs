@@ -52,14 +52,14 @@ pub fn trainer_on(spec: Spec, recipe: Recipe, machine: Machine, mode: Mode) -> R
     let input_bars = is_known || encodes && mode == Mode::Train;
     let teams = if is_known { recipe.schedule.batch } else { 0 };
     let chaining = if is_known { Chaining::IfLarge } else { Chaining::Never };
-    let rows = recipe.schedule.batch;
+    let batch = recipe.schedule.batch;
     let options = EngineOptions {
         input_bars,
         initial_bars: false,
         teams,
         chaining,
+        batch,
         tier,
-        rows,
         ..EngineOptions::default()
     };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe, backend)?;

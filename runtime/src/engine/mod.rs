@@ -85,11 +85,11 @@ pub struct EngineOptions {
     pub teams: usize,
     /// Whether what only feeds forward runs link after link. Outputs keep their bits.
     pub chaining: Chaining,
+    /// Rows of the batches that are expected on a device, for which it shares out its work: 0 if that is not known.
+    pub batch: usize,
     /// On a device: which kernels run. Those of whole sequences have bits of their own, which depend on how they are
-    /// mapped to the device, and so on [`EngineOptions::rows`].
+    /// mapped to the device, and so on [`EngineOptions::batch`].
     pub tier: Tier,
-    /// On a device: the rows of a batch, as foreseen; the mapping is made for them.
-    pub rows: usize,
 }
 
 impl Default for EngineOptions {
@@ -100,8 +100,8 @@ impl Default for EngineOptions {
             checkpoint_every: None,
             teams: 0,
             chaining: Chaining::Never,
+            batch: 0,
             tier: Tier::Steps,
-            rows: 1,
         }
     }
 }
@@ -378,7 +378,7 @@ impl Engine {
         };
         let source = compiler::back::cuda::emit(&program, &spec);
         let mut code = device::Code::new(device, &source, (model, sizes))?;
-        code.take_sequences(options.tier, (&program, &spec), options.rows)?;
+        code.take_sequences(options.tier, (&program, &spec), options.batch)?;
         let (kind, teams) = (Kind::Device(Arc::new(code)), vec![]);
         let (program, spare) = (source.program, Mutex::new(vec![]));
         let packed = vec![false; interpreter.model.params.len()];

@@ -8,7 +8,7 @@ use crate::engine::device::sequences::Tier;
 use compiler::back::cuda::Arch;
 
 fn whole(every: Option<usize>) -> EngineOptions {
-    EngineOptions { tier: Tier::Auto, rows: ROWS, ..options(every) }
+    EngineOptions { batch: ROWS, tier: Tier::Auto, ..options(every) }
 }
 
 const KNOWN: How = How { steps: 7, whole: true, reset: None, own: false };
@@ -253,7 +253,7 @@ fn the_plan_of_the_compiler_is_what_runs() {
         let bound = BTreeMap::from([("I", 5), ("N", n), ("A", 3)].map(|(name, n)| (name.to_owned(), n)));
         let sizes = Sizes::bind(&case.model.axes, &bound).expect("sizes");
         let case = Case { text: case.text.clone(), model: Arc::clone(&case.model), sizes };
-        let training = EngineOptions { input_bars: false, rows: batch, ..whole(None) };
+        let training = EngineOptions { input_bars: false, batch, ..whole(None) };
         let engine = case.on(Arc::clone(&device) as Arc<dyn Device>, &training);
         let crate::engine::Kind::Device(code) = &engine.kind else { panic!("it runs on a device") };
         let ours = code.whole.as_ref().expect("it is mapped").text(&sm_90());
