@@ -8,7 +8,7 @@ use cli::{
     Check, Cli, Color, Command, Compile, Doc, DocFormat, Emit, Explain, Fmt, Format, Gradcheck, Load, Plan,
     Target, Tier,
 };
-use compiler::back::cuda::{Arch, Device, Mapping, Refusal};
+use compiler::back::cuda::{Arch, Choice, Device, Grid, Mapping, Refusal, Wanted};
 use compiler::check::{Checked, check};
 use compiler::doc;
 use compiler::form::{self, Prefer};
@@ -217,6 +217,7 @@ fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, args: &Compile) -> Done
     for stage in wanted {
         let mut text = match (stage, args.tier) {
             (Stage::Cuda, Tier::Sequences | Tier::Auto) => sequences(subject, args)?,
+            (Stage::Cuda, _) => steps(subject, args)?,
             _ => stages::emit(*stage, subject)?,
         };
         if args.no_lines {
@@ -240,12 +241,19 @@ fn sequences(subject: &stages::Subject<'_>, args: &Compile) -> Result<String, Fa
     match (stages::cuda_sequences(subject, &device)?, args.tier) {
         (Ok((source, _)), _) => Ok(source.text),
         (Err(why), Tier::Auto) => {
-            say(&format!("one kernel per step: {why}"));
-            Ok(stages::emit(Stage::Cuda, subject)?)
+            say(&format!("kernels of single steps: {why}"));
+            steps(subject, args)
         }
         (Err(why), _) => Err(Failure::machine(format!("no kernels of whole sequences: {why}"))
             .help("use --tier 1, which runs every model, or --tier auto")),
     }
+}
+
+/// CUDA source that takes single steps, mapped to the device and the batch.
+fn steps(subject: &stages::Subject<'_>, args: &Compile) -> Result<String, Failure> {
+    let wanted = Wanted::default();
+    let grid = Grid { processors: args.arch.processors, batch: args.load.batch, wanted };
+    Ok(stages::cuda_for(subject, grid)?.text)
 }
 
 /// `NAME.step.txt`, `NAME.cu`
@@ -348,7 +356,12 @@ fn plan(args: &Plan, voice: Voice) -> Done {
     let plan = stages::planned_as(&loaded.subject(&usage), prefer(&args.load, Prefer::Auto))?;
     let device = Device { arch: args.arch, batch: args.load.batch, wanted: None };
     let mapped = match args.target {
-        Target::Cuda => Some(stages::cuda_sequences(&loaded.subject(&usage), &device)?.map(|(_, m)| m)),
+        Target::Cuda => {
+            let grid =
+                Grid { processors: args.arch.processors, batch: args.load.batch, wanted: Wanted::default() };
+            let steps = stages::cuda_steps(&loaded.subject(&usage), grid)?;
+            Some((stages::cuda_sequences(&loaded.subject(&usage), &device)?.map(|(_, m)| m), steps))
+        }
         Target::Cpu | Target::Torch => None,
     };
     match voice.format {
@@ -357,16 +370,16 @@ fn plan(args: &Plan, voice: Voice) -> Done {
             if let Some(fields) = value.as_object_mut() {
                 fields.insert("schema".to_owned(), 1.into());
                 fields.insert("reason".to_owned(), "plan".into());
-                if let Some(mapped) = &mapped {
-                    fields.insert("cuda".to_owned(), cuda_json(mapped, &args.arch));
+                if let Some((mapped, steps)) = &mapped {
+                    fields.insert("cuda".to_owned(), cuda_json(mapped, steps, &args.arch));
                 }
             }
             print(&format!("{value}\n"))?;
         }
         Format::Human | Format::Short => {
             print(&plan.text())?;
-            if let Some(mapped) = &mapped {
-                print(&cuda_text(mapped, &args.arch))?;
+            if let Some((mapped, steps)) = &mapped {
+                print(&cuda_text(mapped, steps, &args.arch))?;
             }
         }
     }
@@ -381,32 +394,39 @@ fn plan(args: &Plan, voice: Voice) -> Done {
     Ok(())
 }
 
-/// How sequences are mapped to a CUDA device, in words.
-fn cuda_text(mapped: &Result<[Mapping; 2], Refusal>, arch: &Arch) -> String {
-    match mapped {
+/// How sequences and steps are mapped to a CUDA device, in words.
+fn cuda_text(mapped: &Result<[Mapping; 2], Refusal>, steps: &Choice, arch: &Arch) -> String {
+    let sequences = match mapped {
         Ok([forward, backward]) => format!(
             "CUDA, {}: whole sequences, the plastic state on the chip\n  forward\n{}  backward\n{}",
             arch.name,
             forward.text(arch),
             backward.text(arch)
         ),
-        Err(why) => format!("CUDA, {}: one kernel per step: {why}\n", arch.name),
-    }
+        Err(why) => format!("CUDA, {}: no kernels of whole sequences: {why}\n", arch.name),
+    };
+    format!("{sequences}CUDA, {}: single steps\n{}", arch.name, steps.text())
 }
 
 /// The same for programs.
-fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, arch: &Arch) -> serde_json::Value {
+fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, steps: &Choice, arch: &Arch) -> serde_json::Value {
     let one = |m: &Mapping| {
         serde_json::json!({
             "cluster": m.cluster(), "threads": m.threads(), "shared_bytes": m.shared_bytes(),
             "registers": m.registers, "waves": m.waves, "cycles_per_step": m.cycles.round(),
         })
     };
+    let steps = serde_json::json!({
+        "launches": steps.launches(), "microseconds": steps.times, "microseconds_by_rows": steps.by_rows,
+        "words": steps.text(),
+    });
     match mapped {
         Ok([f, b]) => serde_json::json!({
-            "arch": arch.name, "tier": 2, "forward": one(f), "backward": one(b),
+            "arch": arch.name, "tier": 2, "forward": one(f), "backward": one(b), "steps": steps,
         }),
-        Err(why) => serde_json::json!({ "arch": arch.name, "tier": 1, "why": why.to_string() }),
+        Err(why) => {
+            serde_json::json!({ "arch": arch.name, "tier": 1, "why": why.to_string(), "steps": steps })
+        }
     }
 }
 

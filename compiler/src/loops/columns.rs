@@ -33,7 +33,7 @@ pub fn by_columns(program: &Program) -> Program {
     for routine in routines_mut(&mut program) {
         let nests = std::mem::take(&mut routine.nests);
         *routine =
-            Routine { nests: nests.into_iter().flat_map(|nest| split(nest, first, &mut end)).collect() };
+            Routine { nests: nests.into_iter().flat_map(|nest| split(nest, first, &mut end)).collect(), cut: None };
     }
     program.scratch_len = end;
     program

@@ -52,6 +52,7 @@ mod names;
 mod nest;
 mod origins;
 pub mod sequence;
+pub mod slabs;
 mod text;
 mod values;
 
@@ -59,9 +60,10 @@ use crate::ir::Function;
 use crate::loops::{Access, Base, Extent, NAMES, Nest, Place, Program, Rank1, Routine, by_columns, routines};
 use barriers::Barriers;
 use names::{Names, pointer, value_name};
-use nest::Kernel;
+use nest::{Bundle, Kernel};
 use origins::Origins;
 pub use sequence::{Arch, Device, Launch, Mapping, Refusal, Sequences};
+pub use slabs::{Choice, Grid, StepKernel, Wanted};
 use std::collections::BTreeSet;
 use text::Text;
 
@@ -106,10 +108,10 @@ pub struct Source {
     pub text: String,
     /// The program that it spells: matrices in one tile, sums over matrices by columns.
     pub program: Program,
-    /// Threads of a block.
-    pub threads: usize,
-    /// The kernels, by [`NAMES`]; `None` where a routine does nothing.
-    pub kernels: [Option<String>; NAMES.len()],
+    /// The launches of every routine, in order, by [`NAMES`]; none where a routine does nothing.
+    pub kernels: [Vec<StepKernel>; NAMES.len()],
+    /// How routines were mapped, if there was a choice.
+    pub choice: Option<Choice>,
     /// The kernels of the gradients that are hoisted, by [`Program::rank1`].
     pub hoisted: Vec<String>,
     /// The kernels of whole sequences, which then take the place of those of single steps.
@@ -124,7 +126,25 @@ const APART: [usize; 4] = [0, 4, 6, 10];
 /// # Panics
 /// If the program is for several rows.
 pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
-    spell(program, spec, None)
+    spell(program, spec, None, None)
+}
+
+/// Spells a program for one row, with the mapping that suits a device and a batch.
+///
+/// # Panics
+/// If the program is for several rows.
+pub fn emit_for(program: &Program, spec: &Spec<'_>, grid: Grid) -> Source {
+    spell(program, spec, None, Some(grid))
+}
+
+/// How the steps of a program are mapped to a device.
+///
+/// # Panics
+/// If the program is for several rows.
+pub fn map_steps(program: &Program, spec: &Spec<'_>, grid: Grid) -> Choice {
+    let program = by_columns(program);
+    let (names, origins) = (Names::new(&program, spec), Origins::new(&program, *spec));
+    slabs::solver::choose(&program, &slabs::Subject { names: &names, origins: &origins, backward: false }, grid)
 }
 
 /// Spells a program with kernels that take whole sequences.
@@ -132,7 +152,7 @@ pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
 /// # Panics
 /// If the program is for several rows, or the mapping for another program.
 pub fn emit_sequences(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]) -> Source {
-    spell(program, spec, Some(mapping))
+    spell(program, spec, Some(mapping), None)
 }
 
 /// How whole sequences of a program are mapped to a device, forward and backward.
@@ -149,30 +169,50 @@ pub fn map_sequences(program: &Program, spec: &Spec<'_>, device: &Device) -> Res
     sequence::solver::solve(&program, &word, device)
 }
 
-fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>) -> Source {
+fn spell(
+    program: &Program,
+    spec: &Spec<'_>,
+    mapping: Option<&[Mapping; 2]>,
+    grid: Option<Grid>,
+) -> Source {
     assert!(program.rows == 1, "the grid takes the rows of the batch");
-    let program = by_columns(program);
+    let mut program = by_columns(program);
+    let choice = grid.map(|grid| {
+        let (names, origins) = (Names::new(&program, spec), Origins::new(&program, *spec));
+        let subject = slabs::Subject { names: &names, origins: &origins, backward: false };
+        slabs::solver::choose(&program, &subject, grid)
+    });
+    if let Some(choice) = &choice {
+        program = crate::loops::cut(&program, &choice.cuts);
+    }
     let names = Names::new(&program, spec);
     let origins = Origins::new(&program, *spec);
     let threads = threads(&program, &names, &origins);
     let mut text = Text::new(spec.file, &format!("{}.cu", spec.name));
     head(&mut text, &program, spec, threads);
     text.lines(&names.source());
-    let mut kernels: [Option<String>; NAMES.len()] = [const { None }; NAMES.len()];
+    let mut kernels: [Vec<StepKernel>; NAMES.len()] = [const { vec![] }; NAMES.len()];
     for (k, routine) in routines(&program).into_iter().enumerate().filter(|(_, r)| !r.nests.is_empty()) {
         if mapping.is_some() && !APART.contains(&k) {
             continue;
         }
         let name = NAMES[k].replace('.', "_");
         let backward = k > 5;
-        let kernel = Kernel { names: &names, origins: &origins, backward, threads, homes: None };
+        if let (Some(choice), Some(_)) = (&choice, routine.cut) {
+            let subject = slabs::Subject { names: &names, origins: &origins, backward };
+            let words = (k, name.as_str(), MEANINGS[k]);
+            kernels[k] = slabs::write(&mut text, &subject, words, routine, choice);
+            continue;
+        }
+        let bundle = Bundle::ONE;
+        let kernel = Kernel { names: &names, origins: &origins, backward, threads, homes: None, bundle };
         write_kernel(&mut text, &kernel, k, &name, routine);
-        kernels[k] = Some(name);
+        kernels[k] = vec![StepKernel { name, threads, slabs: vec![], by_row: true }];
     }
     let hoisted = program.rank1.iter().enumerate();
     let hoisted = hoisted.map(|(k, r)| write_hoisted(&mut text, &names, spec, k, r)).collect();
     let sequences = mapping.map(|[f, b]| sequence::write(&mut text, &program, &names, &origins, [f, b]));
-    Source { text: text.finish(), program: program.clone(), threads, kernels, hoisted, sequences }
+    Source { text: text.finish(), program: program.clone(), kernels, choice, hoisted, sequences }
 }
 
 /// Source without `#line`, for reading.
@@ -190,8 +230,9 @@ fn threads(program: &Program, names: &Names, origins: &Origins<'_>) -> usize {
     let widest = routines(program).into_iter().flat_map(|r| &r.nests).map(columns).max().unwrap_or(1);
     let mut threads = widest.next_multiple_of(32).clamp(32, MOST_THREADS);
     let shared = |threads: usize| {
-        let kernel = Kernel { names, origins, backward: true, threads, homes: None };
-        routines(program).into_iter().map(|r| shared_memory(&kernel, r)).max().unwrap_or(0)
+        let kernel = Kernel { names, origins, backward: true, threads, homes: None, bundle: Bundle::ONE };
+        let whole = routines(program).into_iter().filter(|r| r.cut.is_none());
+        whole.map(|r| shared_memory(&kernel, r)).max().unwrap_or(0)
     };
     while threads > 32 && shared(threads) > MOST_SHARED {
         threads = (threads / 2).next_multiple_of(32);
@@ -208,7 +249,7 @@ fn shared_memory(kernel: &Kernel<'_>, routine: &Routine) -> usize {
 /// What the file is, the prelude, the sizes.
 fn head(text: &mut Text, program: &Program, spec: &Spec<'_>, threads: usize) {
     text.line(&format!(
-        "// {}, a step and its adjoint: one kernel each, a block for every row of the batch.",
+        "// {}, a step and its adjoint.",
         spec.name
     ));
     text.line(&format!("// Made from {}. Compile it with {}.", spec.file, FLAGS.join(" ")));
