@@ -40,8 +40,9 @@ pub fn trainer(
     let input_bars = is_known || encodes && mode == Mode::Train;
     let teams = if is_known { recipe.schedule.batch } else { 0 };
     let chaining = if is_known { Chaining::IfLarge } else { Chaining::Never };
+    let batch = recipe.schedule.batch;
     let options =
-        EngineOptions { input_bars, initial_bars: false, teams, chaining, ..EngineOptions::default() };
+        EngineOptions { input_bars, initial_bars: false, teams, chaining, batch, ..EngineOptions::default() };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe)?;
     let text = Text { file: &spec.path, source: &spec.source };
     let engine = Engine::of_text(kept, kept_sizes, backend, &options, text)?;

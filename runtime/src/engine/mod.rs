@@ -25,6 +25,8 @@ pub use sums::Sums;
 use device::{Device, DeviceId, Fault};
 
 use compiler::back::Target;
+pub use compiler::back::cuda::Wanted;
+use compiler::back::cuda::Grid;
 use compiler::interp::Interpreter;
 use compiler::ir::{InputId, OutputId, ParamId, Sizes};
 use compiler::loops::Program;
@@ -80,6 +82,10 @@ pub struct EngineOptions {
     pub teams: usize,
     /// Whether what only feeds forward runs link after link. Outputs keep their bits.
     pub chaining: Chaining,
+    /// Rows of the batches that are expected on a device, for which it shares out its work: 0 if that is not known.
+    pub batch: usize,
+    /// How a device shares out the work of a step.
+    pub mapping: Wanted,
 }
 
 impl Default for EngineOptions {
@@ -90,9 +96,14 @@ impl Default for EngineOptions {
             checkpoint_every: None,
             teams: 0,
             chaining: Chaining::Never,
+            batch: 0,
+            mapping: Wanted::Fastest,
         }
     }
 }
+
+/// Rows of a batch on a device, if nobody says how many.
+const SOME_ROWS: usize = 16;
 
 /// Why a model cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -357,7 +368,9 @@ impl Engine {
             step: &model.step,
             adjoint: &interpreter.adjoint,
         };
-        let source = compiler::back::cuda::emit(&program, &spec);
+        let batch = if options.batch == 0 { SOME_ROWS } else { options.batch };
+        let grid = Grid { processors: device.about().multiprocessors, batch, wanted: options.mapping };
+        let source = compiler::back::cuda::emit_for(&program, &spec, grid);
         let code = device::Code::new(device, &source, (model, sizes))?;
         let (kind, teams) = (Kind::Device(Arc::new(code)), vec![]);
         let (program, spare) = (source.program, Mutex::new(vec![]));

@@ -27,7 +27,10 @@ const UNDER_WAY: usize = 16;
 /// Terms of sums over post that a thread keeps, at most.
 const TERMS: usize = 32;
 
-/// Pre neurons that are taken at a time: elements of vectors, which are near, do not count.
+/// Elements of pre vectors that a thread keeps meanwhile, at most.
+const NEAR: usize = 16;
+
+/// Pre neurons that are taken at a time.
 pub(super) fn points(nest: &Nest, rows: usize) -> usize {
     let count = |a: Access| match a {
         Access::Matrix(p) if p.base == Base::Params => 1,
@@ -37,7 +40,11 @@ pub(super) fn points(nest: &Nest, rows: usize) -> usize {
     let added = nest.effects.iter().filter(|e| matches!(e, Effect::Add(..))).count();
     let loads = nest.body.loads().map(count).sum::<usize>() + rows * added;
     let posts = nest.effects.iter().filter(|e| matches!(e, Effect::SumPost(..))).count();
-    let most = (UNDER_WAY / loads.max(1)).min(TERMS / (posts * rows).max(1)).clamp(1, BUNDLE);
+    let near = nest.body.loads().filter(|a| matches!(a, Access::Pre(_))).count();
+    let most = (UNDER_WAY / loads.max(1))
+        .min(TERMS / (posts * rows).max(1))
+        .min(NEAR / (near * rows).max(1))
+        .clamp(1, BUNDLE);
     1 << most.ilog2()
 }
 
