@@ -2,8 +2,9 @@
 //!
 //! # Mapping
 //!
-//! One kernel for each routine: it takes a step (backward: its adjoint) of the whole batch, so that a step is
-//! one launch. **A block is a row of the batch**; it runs the nests of the routine one after the other, with
+//! There are two for steps, and `slabs::solver` chooses for a device and a batch, routine by routine. The plain one,
+//! described here, has one kernel for each routine: it takes a step (backward: its adjoint) of the whole batch, so
+//! that a step is one launch. **A block is a row of the batch**; it runs the nests of the routine one after the other, with
 //! a barrier between them where one needs what other threads did (`barriers`). **A thread is a column**: an
 //! element of a vector, or a post neuron with all its synapses, down which it runs from the first pre neuron
 //! to the last. Matrices lie as `[pre][post]`, so that neighbouring threads touch neighbouring numbers; a
@@ -12,9 +13,9 @@
 //! summed over steps for each row, then over rows by a kernel of its own. Nests over logs run over all events
 //! that there can be; the host clears those that there are not.
 //!
-//! What this mapping costs: a row keeps one multiprocessor busy with a thread per neuron, and every step
-//! reads the matrices from the device's memory. It is the one that runs every model; faster ones for models
-//! that allow them will keep states on the chip.
+//! What this mapping costs: a row keeps one multiprocessor busy with a thread per neuron that waits for memory at
+//! every pre neuron. It is the one that runs every model, and it is best where launches cost more than sweeps. Where
+//! they do not, [`slabs`] shares a row among blocks; where states fit on the chip, [`sequence`] keeps them there.
 //!
 //! Routines that stand apart from the loop over time are launched once for many steps (`gridDim.y`).
 //!
@@ -45,7 +46,7 @@
 //! Names come from the spec (`names`), `#line` leads back to it (`text`, `origins`), expressions are those
 //! of the loop IR (`values`); every function stands as the polynomial of `loops/math.rs`, and `fmaf` where it
 //! says so and nowhere else. What does not depend on the spec is `prelude.cuh`.
-//! `emulator.h` runs the same source on a processor.
+//! `emulator.h` runs the same source on a processor: blocks and threads in any order.
 
 mod barriers;
 mod names;

@@ -11,11 +11,11 @@
 //!
 //! **On a GPU** it costs
 //!
-//! * launches: one forward, one of replay, one backward, a few for what stands apart; recorded, [`LAUNCH`] each;
+//! * launches: two forward, one of replay, two backward, one for what stands apart; recorded, [`LAUNCH`] each;
 //! * bytes: 28 for each element of a matrix state, going forward (read and write), replaying (read and write)
-//!   and backward (read; cotangents read and written), at [`BANDWIDTH`]; and a row is one block, which one
-//!   multiprocessor runs with [`PER_BLOCK`] bytes per second, row after row if there are more rows than
-//!   multiprocessors. The longer of the two counts;
+//!   and backward (read; cotangents read and written), at [`BANDWIDTH`], or what the multiprocessors that have
+//!   blocks move, [`PER_PROCESSOR`] each: a row has a block for every [`COLUMNS`] columns of a square matrix with its
+//!   elements;
 //! * where an environment answers, a transfer each way and the wait for it, [`ROUND_TRIP`] per step.
 //!
 //! A GPU is taken if it is estimated to be at least [`MARGIN`] times as fast, and if the batch fits into
@@ -28,15 +28,17 @@ use std::fmt;
 /// Elements of matrix states per second and thread, forward and backward.
 const PER_THREAD: f64 = 1.7e9;
 /// Seconds per recorded launch.
-const LAUNCH: f64 = 1.5e-6;
+const LAUNCH: f64 = 2.0e-6;
 /// Launches per step.
-const LAUNCHES: f64 = 4.0;
+const LAUNCHES: f64 = 6.0;
 /// Bytes per element of a matrix state and step.
 const BYTES: f64 = 28.0;
 /// Bytes per second of a GPU's memory: of one of 2020 or later for servers, less a fifth.
 const BANDWIDTH: f64 = 1.5e12;
-/// Bytes per second that one block moves.
-const PER_BLOCK: f64 = 4e10;
+/// Bytes per second that one multiprocessor moves.
+const PER_PROCESSOR: f64 = 4e10;
+/// Columns of a block.
+const COLUMNS: f64 = 32.0;
 /// Seconds from the host to the device and back.
 const ROUND_TRIP: f64 = 40e-6;
 /// How much faster a GPU must be.
@@ -69,8 +71,9 @@ impl Work {
         let (elements, batch) = (self.elements as f64, self.batch as f64);
         let threads = self.threads.min(self.batch).max(1) as f64;
         let processor = elements * (batch / threads).ceil() / PER_THREAD;
-        let waves = self.batch.div_ceil(multiprocessors.max(1)) as f64;
-        let moved = (BYTES * elements * batch / BANDWIDTH).max(BYTES * elements * waves / PER_BLOCK);
+        let blocks = batch * (elements.sqrt() / COLUMNS).ceil().max(1.0);
+        let busy = blocks.min(multiprocessors.max(1) as f64);
+        let moved = BYTES * elements * batch / BANDWIDTH.min(busy * PER_PROCESSOR);
         let trip = if self.answers { ROUND_TRIP } else { 0.0 };
         Estimate { processor: 1e6 * processor, device: 1e6 * (LAUNCHES * LAUNCH + moved + trip) }
     }

@@ -18,7 +18,7 @@
 //!
 //! A step is bound by bytes, if enough of them are on their way. To move 3 TB/s past a latency of 0.7 µs an H100
 //! must have 2 MB under way, 16 KB per multiprocessor: with 1024 threads there, 16 bytes per thread. So a thread
-//! reads up to [`sweep::UNDER_WAY`] numbers before it computes. A warp reads 32 neighbouring columns, one
+//! reads several pre neurons before it computes, and may take 64 registers. A warp reads 32 neighbouring columns, one
 //! line of 128 bytes, so that wider loads would save instructions and no bytes: of the 150 instructions per
 //! element that fit into the time of 16 bytes, the rules of the library take 20 to 60 (3 loads, 2 stores, their
 //! addresses, 6 to 14 of arithmetic, 5 shuffles and sums for each sum over post).
@@ -62,6 +62,9 @@ pub use solver::{Choice, Grid, Wanted};
 use std::collections::BTreeSet;
 use sweep::Hold;
 use waits::Waits;
+
+/// Threads that a multiprocessor has at a time: kernels with slabs take 64 registers.
+const RESIDENT: usize = 1024;
 
 /// A launch of a routine for a step, or for several.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,8 +170,9 @@ impl Writer<'_> {
     fn launch(&mut self, name: &str, launch: &Planned) {
         let threads = threads(self.cut);
         let shared = self.subject.shared(self.routine, launch, self.cut);
+        let blocks = if launch.phase.tracks.is_empty() { 1 } else { (RESIDENT / threads).max(1) };
         self.text.open(&format!(
-            "extern \"C\" __global__ void __launch_bounds__({threads}, 1) {name}(const Tape tape, const At at) {{"
+            "extern \"C\" __global__ void __launch_bounds__({threads}, {blocks}) {name}(const Tape tape, const At at) {{"
         ));
         if shared > 0 {
             self.text.line(&format!("__shared__ float shared[{shared}];"));

@@ -10,7 +10,7 @@
 use super::phases::{Costs, Phase, split};
 use super::sweep::points;
 use super::touches::columns;
-use super::{Planned, Subject, threads};
+use super::{Planned, RESIDENT, Subject, threads};
 use crate::back::cuda::MOST_SHARED;
 use crate::loops::{Access, Base, Cut, Effect, Extent, NAMES, Nest, Program, Routine, can_be_cut, cut, routines};
 use std::fmt::Write;
@@ -50,8 +50,6 @@ const CACHE: f64 = 5.5e6;
 const PROCESSOR: f64 = 8.0e4;
 /// Instructions per microsecond of one multiprocessor: 128 lanes, 1.7 GHz, two slots of three used.
 const ISSUE: f64 = 1.45e5;
-/// Threads that a multiprocessor has at a time, with the registers that sweeps take.
-const RESIDENT: usize = 1024;
 /// Steps of a launch that stands apart from the loop over time.
 const APART: usize = 64;
 /// Rows of the batch in a block, at most.
@@ -133,6 +131,7 @@ fn blocks(planned: &Planned, cut: Cut, batch: usize) -> String {
 
 /// Chooses the mapping of a program whose sums over matrices are taken by columns.
 pub(in crate::back::cuda) fn choose(program: &Program, subject: &Subject<'_>, grid: Grid) -> Choice {
+    let grid = Grid { batch: grid.batch.max(1), processors: grid.processors.max(1), ..grid };
     let uncut = Choice {
         cuts: [None; NAMES.len()],
         planned: vec![vec![]; NAMES.len()],
@@ -187,8 +186,7 @@ fn with(
     let mut costs = [None; NAMES.len()];
     for (k, routine) in routines(&whole).into_iter().enumerate().filter(|(k, _)| possible[*k]) {
         let steps = if super::super::APART.contains(&k) { APART } else { 1 };
-        let grid = Grid { batch: grid.batch * steps, ..grid };
-        let model = Model { cut: slabs, grid };
+        let model = Model { cut: slabs, grid, steps, longest: longest(&whole) };
         let phases = split(routine, slabs, &model);
         let cost = phases.iter().map(|p| model.phase(routine, p)).sum::<f64>();
         let planned: Vec<Planned> = phases
@@ -198,7 +196,9 @@ fn with(
         let subject = Subject { backward: k > 5, ..*subject };
         let fits = planned.iter().all(|p| subject.shared(routine, p, slabs) <= MOST_SHARED);
         let is_better = match grid.wanted {
-            Wanted::Fastest => cost < by_rows(routines(program)[k], grid),
+            Wanted::Fastest => {
+                cost < by_rows(routines(program)[k], Grid { batch: grid.batch * steps, ..grid })
+            }
             Wanted::Rows | Wanted::Slabs(..) => true,
         };
         if fits && is_better {
@@ -211,6 +211,11 @@ fn with(
         }
     }
     (total(&choice, program, grid, &costs), choice)
+}
+
+fn longest(p: &Program) -> usize {
+    let all = [p.frame_len, p.adjoint_len, p.matrices_len, p.carry_len, p.grads_len, p.scratch_len];
+    all.into_iter().chain([p.log_len, p.log_bar_len]).max().unwrap_or(0)
 }
 
 /// Bytes that a nest moves for one element, and how many operations it has.
@@ -251,6 +256,10 @@ impl Stream {
 struct Model {
     cut: Cut,
     grid: Grid,
+    /// Steps of a launch.
+    steps: usize,
+    /// Elements of the longest region of a row: places within a block's rows are 32-bit numbers.
+    longest: usize,
 }
 
 impl Costs for Model {
@@ -304,14 +313,16 @@ impl Model {
         let loads = nest.body.loads().filter(|a| a.place().base != Base::Params).count();
         let shared = columns * rows * self.cut.columns * self.cut.stretches;
         let kept = rows * (columns + loads + posts * points(nest, rows));
-        rows == 1 || kept <= KEPT && shared <= MOST_SHARED
+        let is_addressable = rows.saturating_mul(self.longest) <= i32::MAX as usize;
+        rows == 1 || kept <= KEPT && shared <= MOST_SHARED && is_addressable
     }
 
     /// A nest in slabs, in microseconds, without what it waits at least.
     fn nest(&self, nest: &Nest, rows: usize) -> f64 {
         let Some(s) = Stream::of(nest) else { return WAIT * nest.body.loads().count() as f64 / LOADS };
         let Grid { processors, batch, .. } = self.grid;
-        let groups = (batch / rows + batch % rows) as f64;
+        let groups = (self.steps * (batch / rows + batch % rows)) as f64;
+        let batch = self.steps * batch;
         let blocks = self.cut.slabs(columns(nest)) as f64 * groups;
         // Narrow slabs read parts of what memory gives at a time.
         let waste = match self.cut.columns {
@@ -334,7 +345,7 @@ impl Model {
 
     /// A nest in the block of a row.
     fn in_row(&self, nest: &Nest) -> f64 {
-        let waves = self.grid.batch.div_ceil(self.grid.processors * 2) as f64;
+        let waves = (self.steps * self.grid.batch).div_ceil(self.grid.processors * 2) as f64;
         waves * small(nest, threads(self.cut))
     }
 }
@@ -363,7 +374,7 @@ fn by_rows(routine: &Routine, grid: Grid) -> f64 {
             let rounds = (columns(nest).div_ceil(threads)) as f64;
             let (Extent::Matrix { post, pre } | Extent::Log { post, pre }) = nest.extent else { return 0.0 };
             let stalls = waves * rounds * pre as f64 * WAIT / 2.0;
-            let bytes = (post * pre) as f64 * (s.own + s.shared) * grid.batch as f64 / MEMORY;
+            let bytes = (post * pre) as f64 * grid.batch as f64 * (s.own / MEMORY + s.shared / CACHE);
             stalls.max(bytes)
         }
     };

@@ -21,30 +21,22 @@ pub(super) struct Hold {
     pub(super) rows: usize,
 }
 
-/// Numbers on their way for a thread, at most.
-const UNDER_WAY: usize = 16;
+/// Numbers that a thread reads before it computes, at most: with these it takes no more registers than it has.
+const UNDER_WAY: usize = 24;
 
 /// Terms of sums over post that a thread keeps, at most.
 const TERMS: usize = 32;
 
-/// Elements of pre vectors that a thread keeps meanwhile, at most.
-const NEAR: usize = 16;
-
 /// Pre neurons that are taken at a time.
 pub(super) fn points(nest: &Nest, rows: usize) -> usize {
     let count = |a: Access| match a {
-        Access::Matrix(p) if p.base == Base::Params => 1,
-        Access::Matrix(_) => rows,
-        Access::Post(_) | Access::Pre(_) | Access::Scalar(_) => 0,
+        Access::Matrix(p) | Access::Pre(p) => if p.base == Base::Params { 1 } else { rows },
+        Access::Post(_) | Access::Scalar(_) => 0,
     };
     let added = nest.effects.iter().filter(|e| matches!(e, Effect::Add(..))).count();
     let loads = nest.body.loads().map(count).sum::<usize>() + rows * added;
     let posts = nest.effects.iter().filter(|e| matches!(e, Effect::SumPost(..))).count();
-    let near = nest.body.loads().filter(|a| matches!(a, Access::Pre(_))).count();
-    let most = (UNDER_WAY / loads.max(1))
-        .min(TERMS / (posts * rows).max(1))
-        .min(NEAR / (near * rows).max(1))
-        .clamp(1, BUNDLE);
+    let most = (UNDER_WAY / loads.max(1)).min(TERMS / (posts * rows).max(1)).clamp(1, BUNDLE);
     1 << most.ilog2()
 }
 
@@ -264,6 +256,7 @@ impl Sweep<'_> {
 
     /// The pre neurons of the stretch, several at a time.
     fn several(&mut self) {
+        self.line("#pragma unroll 1");
         match self.shape.points {
             1 => {
                 self.open("for (int i = begin; i < end; ++i) {");
@@ -286,6 +279,7 @@ impl Sweep<'_> {
 
     /// Those that are left.
     fn rest(&mut self, before: usize) {
+        self.line("#pragma unroll 1");
         self.open(&format!("for (int i = end - (end - begin) % {before}; i < end; ++i) {{"));
         self.one();
         self.close();
