@@ -99,8 +99,7 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
     let sizes = Sizes::bind(&model.axes, &job.axes)?;
     let before = peak_bytes();
     let started = Instant::now();
-    let options =
-        EngineOptions { input_bars: job.input_bars, batch: job.batch, ..EngineOptions::default() };
+    let options = EngineOptions { input_bars: job.input_bars, batch: job.batch, ..EngineOptions::default() };
     let text = Text { file: &spec.path, source: &spec.source };
     let engine = Engine::of_text(Arc::clone(&model), sizes.clone(), job.backend, &options, text)?;
     let compile_ms = started.elapsed().as_secs_f64() * 1e3;

@@ -4,9 +4,7 @@
 //! after every operation, so that a back end must give the same bits.
 
 use super::body::{Body, BodyOp};
-use super::{
-    Access, Base, Cut, Effect, Extent, LANES, LIVE, Nest, PARTIALS, Place, Routine, Tiles, padded,
-};
+use super::{Access, Base, Cut, Effect, Extent, LANES, LIVE, Nest, PARTIALS, Place, Routine, Tiles, padded};
 
 /// Neighbouring numbers.
 type Register = [f32; LANES];
@@ -334,9 +332,8 @@ fn cut_matrix(nest: &Nest, post: usize, pre: usize, cut: Cut, memory: &mut Memor
             for (k, effect) in nest.effects.iter().enumerate() {
                 match effect {
                     Effect::SumPost(_, v, w) => {
-                        let term = |lane: usize| {
-                            found[v.index()][lane] * w.map_or(1.0, |w| found[w.index()][lane])
-                        };
+                        let term =
+                            |lane: usize| found[v.index()][lane] * w.map_or(1.0, |w| found[w.index()][lane]);
                         (j..post.min(j + LANES)).for_each(|c| terms[k][c] = term(c - j));
                     }
                     _ => {

@@ -131,7 +131,9 @@ fn verify_effect(
             (true, (slabs(post) - 1).saturating_mul(padded(pre)).saturating_add(pre))
         }
         (Effect::SumPre(..) | Effect::SumPost(..), _) => (false, 0),
-        (Effect::SumAll(..) | Effect::MaxAll(..), Extent::Matrix { .. } | Extent::Log { .. }) => (cut.is_none(), 1),
+        (Effect::SumAll(..) | Effect::MaxAll(..), Extent::Matrix { .. } | Extent::Log { .. }) => {
+            (cut.is_none(), 1)
+        }
         (Effect::SumAll(..) | Effect::MaxAll(..), extent) => (extent != Extent::Scalar, 1),
     };
     if !legal {

@@ -363,12 +363,7 @@ pub(crate) fn source(text: &str, model: &Model, bound: &BTreeMap<String, usize>)
 }
 
 /// The same for a device and a batch.
-pub(crate) fn source_for(
-    text: &str,
-    model: &Model,
-    bound: &BTreeMap<String, usize>,
-    grid: Grid,
-) -> Source {
+pub(crate) fn source_for(text: &str, model: &Model, bound: &BTreeMap<String, usize>, grid: Grid) -> Source {
     let file = format!("{}.bpm", model.name);
     let subject = Subject { file: &file, source: text, model, bound, usage: &USAGE };
     stages::cuda_for(&subject, grid).expect("sizes for every axis")

@@ -25,8 +25,8 @@ pub use sums::Sums;
 use device::{Device, DeviceId, Fault};
 
 use compiler::back::Target;
-pub use compiler::back::cuda::Wanted;
 use compiler::back::cuda::Grid;
+pub use compiler::back::cuda::Wanted;
 use compiler::interp::Interpreter;
 use compiler::ir::{InputId, OutputId, ParamId, Sizes};
 use compiler::loops::Program;

@@ -145,7 +145,11 @@ pub fn emit_for(program: &Program, spec: &Spec<'_>, grid: Grid) -> Source {
 pub fn map_steps(program: &Program, spec: &Spec<'_>, grid: Grid) -> Choice {
     let program = by_columns(program);
     let (names, origins) = (Names::new(&program, spec), Origins::new(&program, *spec));
-    slabs::solver::choose(&program, &slabs::Subject { names: &names, origins: &origins, backward: false }, grid)
+    slabs::solver::choose(
+        &program,
+        &slabs::Subject { names: &names, origins: &origins, backward: false },
+        grid,
+    )
 }
 
 /// Spells a program with kernels that take whole sequences.
@@ -170,12 +174,7 @@ pub fn map_sequences(program: &Program, spec: &Spec<'_>, device: &Device) -> Res
     sequence::solver::solve(&program, &word, device)
 }
 
-fn spell(
-    program: &Program,
-    spec: &Spec<'_>,
-    mapping: Option<&[Mapping; 2]>,
-    grid: Option<Grid>,
-) -> Source {
+fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>, grid: Option<Grid>) -> Source {
     assert!(program.rows == 1, "the grid takes the rows of the batch");
     let mut program = by_columns(program);
     let choice = grid.map(|grid| {
@@ -249,10 +248,7 @@ fn shared_memory(kernel: &Kernel<'_>, routine: &Routine) -> usize {
 
 /// What the file is, the prelude, the sizes.
 fn head(text: &mut Text, program: &Program, spec: &Spec<'_>, threads: usize) {
-    text.line(&format!(
-        "// {}, a step and its adjoint.",
-        spec.name
-    ));
+    text.line(&format!("// {}, a step and its adjoint.", spec.name));
     text.line(&format!("// Made from {}. Compile it with {}.", spec.file, FLAGS.join(" ")));
     text.line("");
     text.lines(PRELUDE);

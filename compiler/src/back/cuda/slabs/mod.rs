@@ -18,7 +18,7 @@
 //!
 //! A step is bound by bytes, if enough of them are on their way. To move 3 TB/s past a latency of 0.7 µs an H100
 //! must have 2 MB under way, 16 KB per multiprocessor: with 1024 threads there, 16 bytes per thread. So a thread
-//! reads several pre neurons before it computes, and may take 64 registers. A warp reads 32 neighbouring columns, one
+//! reads several pre neurons before it computes, and shall take 64 registers. A warp reads 32 neighbouring columns, one
 //! line of 128 bytes, so that wider loads would save instructions and no bytes: of the 150 instructions per
 //! element that fit into the time of 16 bytes, the rules of the library take 20 to 60 (3 loads, 2 stores, their
 //! addresses, 6 to 14 of arithmetic, 5 shuffles and sums for each sum over post).
@@ -63,8 +63,12 @@ use std::collections::BTreeSet;
 use sweep::Hold;
 use waits::Waits;
 
-/// Threads that a multiprocessor has at a time: kernels with slabs take 64 registers.
+/// Threads that a multiprocessor has at a time, which then have 64 registers each.
 const RESIDENT: usize = 1024;
+
+/// Registers up to which the compiler is told so. It is an estimate that is often too high; above it the compiler
+/// mostly finds that 64 are enough.
+const REGISTERS: usize = 52;
 
 /// A launch of a routine for a step, or for several.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,7 +174,7 @@ impl Writer<'_> {
     fn launch(&mut self, name: &str, launch: &Planned) {
         let threads = threads(self.cut);
         let shared = self.subject.shared(self.routine, launch, self.cut);
-        let blocks = if launch.phase.tracks.is_empty() { 1 } else { (RESIDENT / threads).max(1) };
+        let blocks = (self.resident(launch) / threads).max(1);
         self.text.open(&format!(
             "extern \"C\" __global__ void __launch_bounds__({threads}, {blocks}) {name}(const Tape tape, const At at) {{"
         ));
@@ -194,6 +198,18 @@ impl Writer<'_> {
         }
         self.text.close();
         self.text.line("");
+    }
+
+    /// Threads that a multiprocessor shall have at a time. The compiler keeps to the registers that are left for each, or
+    /// puts into memory what it cannot keep: launches that seem to need more get more.
+    fn resident(&self, launch: &Planned) -> usize {
+        let tracks = launch.phase.tracks.iter().zip(&launch.together);
+        let nests = tracks.flat_map(|(track, rows)| track.nests.iter().map(move |k| (k, *rows)));
+        match nests.map(|(k, rows)| sweep::registers(&self.routine.nests[*k], rows)).max() {
+            None => 1,
+            Some(n) if n <= REGISTERS => RESIDENT,
+            Some(_) => RESIDENT / 2,
+        }
     }
 
     /// The blocks of a track: those that take several rows, then those for the rows that are left.
@@ -272,7 +288,9 @@ impl Writer<'_> {
                 continue;
             }
             let end = format!(", {})", length(base, backward));
-            let value = value.replace("region(", "region_of(").replace(&end, &format!("{}, row, batch)", &end[..end.len() - 1]));
+            let value = value
+                .replace("region(", "region_of(")
+                .replace(&end, &format!("{}, row, batch)", &end[..end.len() - 1]));
             self.text.line(&format!("float *const {word} = {value};"));
         }
     }

@@ -12,7 +12,9 @@ use super::sweep::points;
 use super::touches::columns;
 use super::{Planned, RESIDENT, Subject, threads};
 use crate::back::cuda::MOST_SHARED;
-use crate::loops::{Access, Base, Cut, Effect, Extent, NAMES, Nest, Program, Routine, can_be_cut, cut, routines};
+use crate::loops::{
+    Access, Base, Cut, Effect, Extent, NAMES, Nest, Program, Routine, can_be_cut, cut, routines,
+};
 use std::fmt::Write;
 
 /// A device and a batch.
@@ -78,7 +80,12 @@ const STEP: [usize; 3] = [2, 5, 8];
 impl Choice {
     /// Launches of a step: forward, replay, backward.
     pub fn launches(&self) -> [usize; 3] {
-        STEP.map(|k| self.planned[k].len().max(1))
+        let mut launches = STEP.map(|k| self.planned[k].len().max(1));
+        for (count, time) in launches.iter_mut().zip(self.by_rows) {
+            // A routine without nests takes no time, and is not launched.
+            *count = if time > 0.0 { *count } else { 0 };
+        }
+        launches
     }
 
     /// The mapping and the reason for it, in plain words.
@@ -89,6 +96,7 @@ impl Choice {
         let names = ["forward", "replay", "backward"];
         for ((name, k), launches) in names.iter().zip(STEP).zip(self.launches()) {
             let how = match self.cuts[k] {
+                None if launches == 0 => "there is nothing to do".to_owned(),
                 None => "a block for each row of the batch".to_owned(),
                 Some(cut) => {
                     let blocks: Vec<String> = self.planned[k].iter().map(|p| blocks(p, cut, batch)).collect();
@@ -233,7 +241,8 @@ impl Stream {
     fn of(nest: &Nest) -> Option<Stream> {
         let (Extent::Matrix { post, pre } | Extent::Log { post, pre }) = nest.extent else { return None };
         let matrices = nest.body.loads().filter(|a| matches!(a, Access::Matrix(_)));
-        let (params, own): (Vec<Access>, Vec<Access>) = matrices.partition(|a| a.place().base == Base::Params);
+        let (params, own): (Vec<Access>, Vec<Access>) =
+            matrices.partition(|a| a.place().base == Base::Params);
         let written = nest.effects.iter().map(|e| match e {
             Effect::Store(Access::Matrix(_), _) => 1.0,
             Effect::Add(Access::Matrix(_), ..) => 2.0,

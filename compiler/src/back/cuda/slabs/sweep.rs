@@ -24,13 +24,22 @@ pub(super) struct Hold {
 /// Numbers that a thread reads before it computes, at most: with these it takes no more registers than it has.
 const UNDER_WAY: usize = 24;
 
+/// Registers for indices and what is computed.
+const COMPUTING: usize = 14;
+
 /// Terms of sums over post that a thread keeps, at most.
 const TERMS: usize = 32;
 
 /// Pre neurons that are taken at a time.
 pub(super) fn points(nest: &Nest, rows: usize) -> usize {
     let count = |a: Access| match a {
-        Access::Matrix(p) | Access::Pre(p) => if p.base == Base::Params { 1 } else { rows },
+        Access::Matrix(p) | Access::Pre(p) => {
+            if p.base == Base::Params {
+                1
+            } else {
+                rows
+            }
+        }
         Access::Post(_) | Access::Scalar(_) => 0,
     };
     let added = nest.effects.iter().filter(|e| matches!(e, Effect::Add(..))).count();
@@ -38,6 +47,30 @@ pub(super) fn points(nest: &Nest, rows: usize) -> usize {
     let posts = nest.effects.iter().filter(|e| matches!(e, Effect::SumPost(..))).count();
     let most = (UNDER_WAY / loads.max(1)).min(TERMS / (posts * rows).max(1)).clamp(1, BUNDLE);
     1 << most.ilog2()
+}
+
+/// Registers that a thread takes, roughly: what it has read, sums, terms and vectors for all its rows, two for the
+/// address of every matrix, and some to compute with.
+pub(super) fn registers(nest: &Nest, rows: usize) -> usize {
+    let (mut read, mut matrices, mut kept) = (0, 0, 0);
+    for access in nest.body.loads() {
+        let times = if access.place().base == Base::Params { 1 } else { rows };
+        match access {
+            Access::Matrix(_) | Access::Pre(_) => read += times,
+            Access::Post(_) | Access::Scalar(_) => kept += times,
+        }
+        matrices += usize::from(matches!(access, Access::Matrix(_)));
+    }
+    for effect in &nest.effects {
+        match effect {
+            Effect::Add(..) => (read, matrices) = (read + rows, matrices + 1),
+            Effect::Store(..) => matrices += 1,
+            Effect::SumPost(..) => read += rows,
+            Effect::SumPre(..) => kept += rows,
+            Effect::SumAll(..) | Effect::MaxAll(..) => {}
+        }
+    }
+    read * points(nest, rows) + 2 * matrices + kept + COMPUTING
 }
 
 /// Writes a nest; returns the floats of shared memory that it takes.
@@ -390,7 +423,8 @@ impl Sweep<'_> {
             let whole = self.writer.values.fresh("whole");
             self.line(&format!("const float {whole} = sum_halves<COLUMNS>({sum}{index});"));
             let target = element(Access::Pre(place), self.writer.nest.extent, self.writer.kernel);
-            let slab = if hold.cut.slabs(post) > 1 { format!("slab * {} + ", padded(pre)) } else { String::new() };
+            let slab =
+                if hold.cut.slabs(post) > 1 { format!("slab * {} + ", padded(pre)) } else { String::new() };
             let target = target.replace(" + i]", &format!(" + {slab}{at}]"));
             self.writer.text.from(self.writer.lines[k], &format!("if ({who}) {target} = {whole};"));
         }
@@ -406,7 +440,10 @@ impl Sweep<'_> {
             let parts: Vec<String> = self.columns.iter().map(|_| self.writer.values.fresh("part")).collect();
             for (n, part) in parts.iter().enumerate() {
                 let at = n * hold.rows * each;
-                self.line(&format!("float *const {part} = shared + {at};  // [{}][{stretches}][COLUMNS]", hold.rows));
+                self.line(&format!(
+                    "float *const {part} = shared + {at};  // [{}][{stretches}][COLUMNS]",
+                    hold.rows
+                ));
             }
             self.open_each_row();
             let row = if hold.rows > 1 { format!("r * {each} + ") } else { String::new() };

@@ -105,9 +105,7 @@ fn operand(nest: &Nest, access: Access, writes: bool) -> Touch {
     let (len, owner) = match (access, nest.extent) {
         (_, Extent::Scalar) | (Access::Scalar(_), _) => (1, Owner::Any),
         (_, Extent::Vector(n)) => (n, Owner::Column),
-        (Access::Post(_), Extent::Matrix { post, .. } | Extent::Log { post, .. }) => {
-            (post, Owner::Stretches)
-        }
+        (Access::Post(_), Extent::Matrix { post, .. } | Extent::Log { post, .. }) => (post, Owner::Stretches),
         (Access::Pre(_), Extent::Matrix { pre, .. } | Extent::Log { pre, .. }) => (pre, Owner::Any),
         (Access::Matrix(_), Extent::Matrix { post, pre } | Extent::Log { post, pre }) => {
             (padded(post) * pre, Owner::Cell { stride: padded(post), pre })
