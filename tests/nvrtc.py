@@ -6,7 +6,8 @@
 BPMC is the binary. NVRTC comes from the wheel nvidia-cuda-nvrtc-cu12 of the Python that runs this
 (tests/nvrtc.sh installs it). Every kernel must compile for every architecture, with the flags that the
 source names, without registers spilled to memory. Kernels of whole sequences (tiers 2 and auto) are compared
-with the registers that their mapping foresees. With --alternate each spec is compiled for one of the architectures,
+with the registers that their mapping foresees. Without SPEC some specs are compiled at large sizes, too, for which
+blocks share the rows of a batch (LARGE). With --alternate each spec is compiled for one of the architectures,
 in turn. Without specs on the command line, the kernels of training are compiled, too; --training compiles these alone,
 and then BPMC is not run. Prints one line per spec, and fails if one fails.
 """
@@ -21,6 +22,14 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Specs at sizes for which a device needs several blocks for a row: file, spec, sizes, rows of the batch.
+LARGE = [
+    ("backpropamine/retroactive.bpm", "retroactive", {"N": 256, "I": 17, "A": 4}, 64),
+    ("plastic_lstm/plastic.bpm", "plastic_lstm", {"N": 1149, "I": 400, "O": 50}, 6),
+    ("language_model/large_plastic.bpm", "large_plastic", {"N": 1149, "I": 400}, 6),
+    ("language_model/large_modulated.bpm", "large_modulated", {"N": 1149, "I": 400}, 6),
+]
 
 
 def library():
@@ -88,10 +97,11 @@ def specs(bpmc, files):
             yield path, name, re.findall(r"^  (\w+) = (?:\?|\d+)$", axes, re.M)
 
 
-def emit(bpmc, path, name, axes, size, tier, arch):
+def emit(bpmc, path, name, sizes, batch, tier, arch):
     """The CUDA source of a spec and the flags that it wants."""
-    sizes = [f"--axis={axis}={size + k % 3}" for k, axis in enumerate(axes)]
-    command = [bpmc, "compile", path, "--spec", name, "--target", "cuda", "--tier", tier, "--arch", arch, *sizes]
+    options = ["--target", "cuda", "--tier", tier, "--arch", arch, "--batch", str(batch)]
+    command = [bpmc, "compile", path, "--spec", name, *options]
+    command += [f"--axis={axis}={size}" for axis, size in sizes.items()]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return text, re.search(r"Compile it with (.*)\.$", text, re.M).group(1).split()
 
@@ -170,22 +180,29 @@ def main():
         sys.exit(1 if failed or kernels == 0 else 0)
     files = arguments.specs or sorted(str(p) for p in (ROOT / "specs").rglob("*.bpm"))
     turns = itertools.cycle([a] for a in architectures) if arguments.alternate else itertools.repeat(architectures)
-    jobs = [
-        (path, name, axes, size, arch, tier)
+    sized = [
+        (path, name, {axis: size + k % 3 for k, axis in enumerate(axes)}, 32)
         for path, name, axes in specs(arguments.bpmc, files)
         for size in arguments.size or (100,)
+    ]
+    if not arguments.specs:
+        sized += [(str(ROOT / "specs" / path), *rest) for path, *rest in LARGE]
+    jobs = [
+        (*subject, arch, tier)
+        for subject in sized
         for arch in next(turns)
         for tier in arguments.tier or ("1",)
     ]
 
     def work(job):
-        path, name, axes, size, arch, tier = job
-        text, flags = emit(arguments.bpmc, path, name, axes, size, tier, arch)
+        path, name, sizes, batch, arch, tier = job
+        text, flags = emit(arguments.bpmc, path, name, sizes, batch, tier, arch)
         return judge(nvrtc, text, name, flags, arch)
 
     # NVRTC compiles on several threads at once.
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        for (_, name, _, size, arch, tier), (count, registers, wrong) in zip(jobs, pool.map(work, jobs)):
+        for (_, name, sizes, _, arch, tier), (count, registers, wrong) in zip(jobs, pool.map(work, jobs)):
+            size = max(sizes.values(), default=0)
             print(f"{name} {size} {arch} tier {tier}: {count} kernels, at most {registers} registers", flush=True)
             for what in wrong:
                 print(f"  FAILED: {what}", flush=True)

@@ -8,7 +8,7 @@ use cli::{
     Backend, Check, Cli, Color, Command, Compile, Doc, DocFormat, Emit, Explain, Fmt, Format, Gradcheck,
     Load, Plan, Target, Tier,
 };
-use compiler::back::cuda::{Device, Mapping, Refusal};
+use compiler::back::cuda::{Choice, Device, Grid, Mapping, Refusal, Wanted};
 use compiler::check::{Checked, check};
 use compiler::doc;
 use compiler::form::{self, Prefer};
@@ -210,6 +210,7 @@ fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, args: &Compile) -> Done
     for stage in wanted {
         let mut text = match (stage, args.tier) {
             (Stage::Cuda, Tier::Sequences | Tier::Auto) => sequences(subject, args)?,
+            (Stage::Cuda, _) => steps(subject, args)?,
             _ => stages::emit(*stage, subject)?,
         };
         if args.no_lines {
@@ -233,12 +234,19 @@ fn sequences(subject: &stages::Subject<'_>, args: &Compile) -> Result<String, Fa
     match (stages::cuda_sequences(subject, &device)?, args.tier) {
         (Ok((source, _)), _) => Ok(source.text),
         (Err(why), Tier::Auto) => {
-            say(&format!("one kernel per step: {why}"));
-            Ok(stages::emit(Stage::Cuda, subject)?)
+            say(&format!("kernels of single steps: {why}"));
+            steps(subject, args)
         }
         (Err(why), _) => Err(Failure::machine(format!("no kernels of whole sequences: {why}"))
             .help("use --tier 1, which runs every model, or --tier auto")),
     }
+}
+
+/// CUDA source that takes single steps, mapped to the device and the batch.
+fn steps(subject: &stages::Subject<'_>, args: &Compile) -> Result<String, Failure> {
+    let wanted = Wanted::default();
+    let grid = Grid { processors: args.arch.processors, batch: args.load.batch, wanted };
+    Ok(stages::cuda_for(subject, grid)?.text)
 }
 
 /// `NAME.step.txt`, `NAME.cu`
@@ -342,7 +350,12 @@ fn plan(args: &Plan, voice: Voice) -> Done {
     let plan = stages::planned_as(&loaded.subject(&usage), prefer(&args.load, Prefer::Auto))?;
     let device = Device::new(args.arch, args.load.batch);
     let mapped = match args.target {
-        Target::Cuda => Some(stages::map_sequences(&loaded.subject(&usage), &device)?),
+        Target::Cuda => {
+            let grid =
+                Grid { processors: args.arch.processors, batch: args.load.batch, wanted: Wanted::default() };
+            let steps = stages::cuda_steps(&loaded.subject(&usage), grid)?;
+            Some((stages::map_sequences(&loaded.subject(&usage), &device)?, steps))
+        }
         Target::Cpu | Target::Torch => None,
     };
     match voice.format {
@@ -351,16 +364,16 @@ fn plan(args: &Plan, voice: Voice) -> Done {
             if let Some(fields) = value.as_object_mut() {
                 fields.insert("schema".to_owned(), 1.into());
                 fields.insert("reason".to_owned(), "plan".into());
-                if let Some(mapped) = &mapped {
-                    fields.insert("cuda".to_owned(), cuda_json(mapped, args));
+                if let Some((mapped, steps)) = &mapped {
+                    fields.insert("cuda".to_owned(), cuda_json(mapped, steps, args));
                 }
             }
             print(&format!("{value}\n"))?;
         }
         Format::Human | Format::Short => {
             print(&plan.text())?;
-            if let Some(mapped) = &mapped {
-                print(&cuda_text(mapped, args))?;
+            if let Some((mapped, steps)) = &mapped {
+                print(&cuda_text(mapped, steps, args))?;
             }
         }
     }
@@ -375,10 +388,10 @@ fn plan(args: &Plan, voice: Voice) -> Done {
     Ok(())
 }
 
-/// How sequences are mapped to a CUDA device, in words.
-fn cuda_text(mapped: &Result<[Mapping; 2], Refusal>, args: &Plan) -> String {
+/// How sequences and steps are mapped to a CUDA device, in words.
+fn cuda_text(mapped: &Result<[Mapping; 2], Refusal>, choice: &Choice, args: &Plan) -> String {
     let arch = &args.arch;
-    match mapped {
+    let sequences = match mapped {
         Ok([forward, backward]) => {
             let memory = backward.memory(args.load.batch, args.load.steps);
             let memory = memory.map_or(String::new(), |m| format!("  the device's memory: {m}\n"));
@@ -389,12 +402,13 @@ fn cuda_text(mapped: &Result<[Mapping; 2], Refusal>, args: &Plan) -> String {
                 backward.text(arch)
             )
         }
-        Err(why) => format!("CUDA, {}: one kernel per step: {why}\n", arch.name),
-    }
+        Err(why) => format!("CUDA, {}: no kernels of whole sequences: {why}\n", arch.name),
+    };
+    format!("{sequences}CUDA, {}: single steps\n{}", arch.name, choice.text())
 }
 
 /// The same for programs.
-fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, args: &Plan) -> serde_json::Value {
+fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, choice: &Choice, args: &Plan) -> serde_json::Value {
     let (arch, steps) = (&args.arch, args.load.steps);
     let one = |m: &Mapping| {
         serde_json::json!({
@@ -402,12 +416,18 @@ fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, args: &Plan) -> serde_json:
             "registers": m.registers, "waves": m.waves, "cycles_per_step": m.cycles.round(),
         })
     };
+    let single = serde_json::json!({
+        "launches": choice.launches(), "microseconds": choice.times, "microseconds_by_rows": choice.by_rows,
+        "words": choice.text(),
+    });
     match mapped {
         Ok([f, b]) => serde_json::json!({
-            "arch": arch.name, "tier": 2, "forward": one(f), "backward": one(b),
+            "arch": arch.name, "tier": 2, "forward": one(f), "backward": one(b), "steps": single,
             "states": b.states(), "checkpoint_every": b.interval(steps), "snapshots": b.snapshots(b.interval(steps)),
         }),
-        Err(why) => serde_json::json!({ "arch": arch.name, "tier": 1, "why": why.to_string() }),
+        Err(why) => {
+            serde_json::json!({ "arch": arch.name, "tier": 1, "why": why.to_string(), "steps": single })
+        }
     }
 }
 

@@ -237,6 +237,34 @@ pub fn cuda(subject: &Subject<'_>) -> Result<back::cuda::Source, StageError> {
     Ok(back::cuda::emit(&program, &spec))
 }
 
+/// A model as CUDA C for the steps of a batch on a device, with the mapping that suits both.
+///
+/// # Errors
+/// [`StageError`] if sizes are missing or too large.
+pub fn cuda_for(subject: &Subject<'_>, grid: back::cuda::Grid) -> Result<back::cuda::Source, StageError> {
+    let Subject { file, source, model, bound, .. } = *subject;
+    let sizes = bind(model, bound)?;
+    let model = passes::optimise(model);
+    let program = lowered(&model, &sizes, LowerOptions { input_bars: true })?;
+    let adjoint = &autodiff::step(&model);
+    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
+    Ok(back::cuda::emit_for(&program, &spec, grid))
+}
+
+/// How the steps of a model are mapped to a device.
+///
+/// # Errors
+/// [`StageError`] if sizes are missing or too large.
+pub fn cuda_steps(subject: &Subject<'_>, grid: back::cuda::Grid) -> Result<back::cuda::Choice, StageError> {
+    let Subject { file, source, model, bound, .. } = *subject;
+    let sizes = bind(model, bound)?;
+    let model = passes::optimise(model);
+    let program = lowered(&model, &sizes, LowerOptions { input_bars: true })?;
+    let adjoint = &autodiff::step(&model);
+    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
+    Ok(back::cuda::map_steps(&program, &spec, grid))
+}
+
 /// A model as CUDA C that takes whole sequences, with its mapping forward and backward; or why it cannot.
 ///
 /// # Errors

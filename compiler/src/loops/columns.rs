@@ -32,8 +32,10 @@ pub fn by_columns(program: &Program) -> Program {
     let mut end = first;
     for routine in routines_mut(&mut program) {
         let nests = std::mem::take(&mut routine.nests);
-        *routine =
-            Routine { nests: nests.into_iter().flat_map(|nest| split(nest, first, &mut end)).collect() };
+        *routine = Routine {
+            nests: nests.into_iter().flat_map(|nest| split(nest, first, &mut end)).collect(),
+            cut: None,
+        };
     }
     program.scratch_len = end;
     program

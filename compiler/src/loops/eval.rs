@@ -4,7 +4,7 @@
 //! after every operation, so that a back end must give the same bits.
 
 use super::body::{Body, BodyOp};
-use super::{Access, Base, Effect, Extent, LANES, LIVE, Nest, PARTIALS, Place, Routine, Tiles};
+use super::{Access, Base, Cut, Effect, Extent, LANES, LIVE, Nest, PARTIALS, Place, Routine, Tiles, padded};
 
 /// Neighbouring numbers.
 type Register = [f32; LANES];
@@ -50,6 +50,13 @@ impl Memory<'_> {
 /// If the memory is smaller than what a verified program needs.
 pub fn run(routine: &Routine, memory: &mut Memory<'_>) {
     for nest in &routine.nests {
+        match (nest.extent, routine.cut) {
+            (Extent::Matrix { post, pre } | Extent::Log { post, pre }, Some(cut)) => {
+                cut_matrix(nest, post, pre, cut, memory);
+                continue;
+            }
+            (Extent::Scalar | Extent::Vector(_), _) | (_, None) => {}
+        }
         match nest.extent {
             Extent::Scalar => scalar(nest, memory),
             Extent::Vector(n) => vector(nest, n, memory),
@@ -309,4 +316,58 @@ fn finish_rows(nest: &Nest, rows: &[Vec<Register>], memory: &mut Memory<'_>) {
             memory.put_one(place, i, sum_lanes(*x));
         }
     }
+}
+
+/// A matrix nest of a routine that is cut: every stretch of a column and every slab of a row for itself. Matrices
+/// lie in one tile each, and nests over logs run over all events that there can be.
+fn cut_matrix(nest: &Nest, post: usize, pre: usize, cut: Cut, memory: &mut Memory<'_>) {
+    let (count, registers) = (nest.effects.len(), post.div_ceil(LANES));
+    let mut columns = vec![vec![vec![[0.0; LANES]; registers]; cut.used(pre)]; count];
+    for i in 0..pre {
+        let mut terms = vec![vec![0.0; cut.slabs(post) * cut.columns]; count];
+        for register in 0..registers {
+            let j = register * LANES;
+            let at = Position { matrix: i * padded(post) + j, post: j, pre: i };
+            let found = values(&nest.body, at, memory);
+            for (k, effect) in nest.effects.iter().enumerate() {
+                match effect {
+                    Effect::SumPost(_, v, w) => {
+                        let term =
+                            |lane: usize| found[v.index()][lane] * w.map_or(1.0, |w| found[w.index()][lane]);
+                        (j..post.min(j + LANES)).for_each(|c| terms[k][c] = term(c - j));
+                    }
+                    _ => {
+                        let sum = &mut columns[k][i / cut.rows(pre)][register];
+                        point(effect, &found, at, LANES, sum, memory);
+                    }
+                }
+            }
+        }
+        for (effect, terms) in nest.effects.iter().zip(&mut terms) {
+            if let Effect::SumPost(place, ..) = effect {
+                for (slab, terms) in terms.chunks_mut(cut.columns).enumerate() {
+                    memory.put_one(*place, slab * padded(pre) + i, sum_halves(terms));
+                }
+            }
+        }
+    }
+    for (effect, stretches) in nest.effects.iter().zip(&columns) {
+        if let Effect::SumPre(place, ..) = effect {
+            for register in 0..registers {
+                let parts = stretches.iter().map(|s| s[register]);
+                let sum = parts.reduce(|sum, x| std::array::from_fn(|lane| sum[lane] + x[lane]));
+                memory.put(*place, register * LANES, sum.unwrap_or_default());
+            }
+        }
+    }
+}
+
+/// The first half and the second, element by element, until there is one.
+fn sum_halves(x: &mut [f32]) -> f32 {
+    let mut half = x.len() / 2;
+    while half > 0 {
+        (0..half).for_each(|k| x[k] += x[k + half]);
+        half /= 2;
+    }
+    x[0]
 }

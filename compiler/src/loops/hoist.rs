@@ -108,8 +108,10 @@ fn split(steps: &mut Steps, side: &Side<'_>) {
     let early = early(&nests, &others, &movable, side);
     let rest: BTreeSet<usize> = movable.difference(&early).copied().collect();
     let late = late(&nests, &others, &rest, side);
-    let take =
-        |chosen: &BTreeSet<usize>| Routine { nests: chosen.iter().map(|k| nests[*k].clone()).collect() };
+    let take = |chosen: &BTreeSet<usize>| Routine {
+        nests: chosen.iter().map(|k| nests[*k].clone()).collect(),
+        cut: None,
+    };
     (steps.before, steps.after) = (take(&early), take(&late));
     let is_moved = |n: &Nest| steps.before.nests.contains(n) || steps.after.nests.contains(n);
     steps.first.nests.retain(|n| !is_moved(n));
@@ -225,7 +227,7 @@ pub fn together(routine: &Routine, program: &Program) -> Routine {
         Place { offset: place.offset + step * stride, ..place }
     };
     let join = |nest: &Nest| join(nest, TOGETHER, format!("{}, {TOGETHER} steps", nest.label), later);
-    Routine { nests: routine.nests.iter().map(join).collect() }
+    Routine { nests: routine.nests.iter().map(join).collect(), cut: routine.cut }
 }
 
 /// A nest that does what several copies of it do, each with its places elsewhere.

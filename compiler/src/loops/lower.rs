@@ -1223,14 +1223,14 @@ impl<'f> Unit<'f> {
                     self.sweep(None, Some(k), Ends::Middle, &mut nests);
                 }
             }
-            let step = Routine { nests };
+            let step = Routine { nests, cut: None };
             return Steps { first: step.clone(), step, ..Steps::default() };
         }
         let mut flush = vec![];
         self.sweep(Some(sweeps - 1), None, Ends::Last, &mut flush);
         self.vector_nests(sweeps, Role::Tail, &mut flush);
         let (first, step) = (self.joined(false), self.joined(true));
-        Steps { first, step, flush: Routine { nests: flush }, ..Steps::default() }
+        Steps { first, step, flush: Routine { nests: flush, cut: None }, ..Steps::default() }
     }
 
     fn joined(&self, pending: bool) -> Routine {
@@ -1251,7 +1251,7 @@ impl<'f> Unit<'f> {
                 self.sweep(None, Some(k), Ends::Middle, &mut nests);
             }
         }
-        Routine { nests }
+        Routine { nests, cut: None }
     }
 
     /// Rebuilds the matrix states from the frames, without any sum.
@@ -1266,7 +1266,7 @@ impl<'f> Unit<'f> {
                 nests.push(nest);
             }
         }
-        Routine { nests }
+        Routine { nests, cut: None }
     }
 
     /// The hoisted gradients.

@@ -34,7 +34,8 @@
 //! order, and finally adds neighbouring lanes, neighbouring pairs, and the two halves. A sum over a
 //! vector keeps eight lanes in the same way, and so does a sum over a whole matrix, tile after tile, row after
 //! row: it is the only one that depends on the width of tiles, which is therefore the same everywhere. Products that feed a sum are fused multiply-adds. A
-//! processor with narrower registers takes several for one of these.
+//! processor with narrower registers takes several for one of these. Routines for several blocks of a device have
+//! other orders, if they are cut (`slabs`).
 //!
 //! # Sweeps
 //!
@@ -61,6 +62,7 @@ pub mod plan;
 mod print;
 mod rows;
 pub mod schedule;
+mod slabs;
 mod verify;
 
 pub use columns::{WHOLE, by_columns};
@@ -69,6 +71,7 @@ pub use lower::{LowerOptions, lower};
 pub use parse::parse;
 pub use print::{NAMES, print, routines};
 pub use rows::{SIDE_BY_SIDE, TEAM, gains, side_by_side};
+pub use slabs::{BUNDLE, Cut, can_be_cut, cut};
 pub use verify::verify;
 
 use crate::ir::Value;
@@ -288,6 +291,8 @@ impl Nest {
 pub struct Routine {
     /// Its nests.
     pub nests: Vec<Nest>,
+    /// How its sums over matrices are cut; by default they are whole.
+    pub cut: Option<Cut>,
 }
 
 /// A time step in its three forms, and what can run apart from it; see the module's documentation.

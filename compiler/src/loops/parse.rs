@@ -2,9 +2,10 @@
 
 use super::body::{Body, BodyOp, Id};
 use super::{
-    Access, Base, Bound, Effect, Extent, GradSlot, LogSlot, MatrixSlot, Nest, Place, Program, Rank1, Routine,
+    Access, Base, Bound, Cut, Effect, Extent, GradSlot, LogSlot, MatrixSlot, Nest, Place, Program, Rank1,
+    Routine,
 };
-use super::{NAMES, Slot, Steps};
+use super::{LANES, NAMES, Slot, Steps};
 use crate::ir::Value;
 use crate::scan::{Line, ParseError, Read, lines};
 
@@ -75,7 +76,11 @@ impl Reader {
             if name != expected {
                 return Err(line.error(format!("expected the routine {expected}, found {name}")));
             }
-            self.routines.push(Routine::default());
+            let cut = match line.take("cut ") {
+                true => Some(cut(&mut line)?),
+                false => None,
+            };
+            self.routines.push(Routine { cut, ..Routine::default() });
         }
         let known = ["program", "frame_slots", "adjoint_slots", "matrix_slots", "param_slots", "grad_slots"];
         if !known.contains(&word) && !["hoisted", "routine", "log_slots"].contains(&word) {
@@ -258,6 +263,12 @@ fn bound(line: &mut Line<'_>) -> Read<Unbatched> {
 }
 
 /// `%3 += adjoint[0]+8 outer frame[-1]+16 [5,5]`
+fn cut(line: &mut Line<'_>) -> Read<Cut> {
+    let (columns, stretches) = (line.count()?, line.count()?);
+    let is_legal = columns.is_power_of_two() && columns >= LANES && stretches > 0;
+    if is_legal { Ok(Cut { columns, stretches }) } else { Err(line.error("there are no such slabs")) }
+}
+
 fn hoisted(line: &mut Line<'_>) -> Read<Rank1> {
     let value = Value(line.value()?);
     line.expect("+=")?;

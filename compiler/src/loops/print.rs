@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A place is a region and an element in it; `frame[-1]` is the frame of the step before. What stands
-//! behind `;` is a remark: the slot that the place belongs to.
+//! behind `;` is a remark: the slot that the place belongs to. `routine NAME cut 32 8` has its sums cut in slabs of 32
+//! columns and 8 stretches of rows.
 //! [`super::parse()`] reads everything else back exactly.
 
 use super::body::{BodyOp, Id};
@@ -20,7 +21,8 @@ use crate::scan::quote;
 pub fn print(program: &Program) -> String {
     let mut text = layout(program);
     for (name, routine) in NAMES.iter().zip(routines(program)) {
-        text.push_str(&format!("routine {name}\n"));
+        let cut = routine.cut.map_or(String::new(), |c| format!(" cut {} {}", c.columns, c.stretches));
+        text.push_str(&format!("routine {name}{cut}\n"));
         for nest in &routine.nests {
             print_nest(&mut text, nest, program);
         }

@@ -88,7 +88,7 @@ impl Side<'_> {
 
     fn repeat(&self, routine: &Routine) -> Routine {
         let of_row = |row| routine.nests.iter().map(move |nest| self.one(nest, row));
-        Routine { nests: (0..self.rows).flat_map(of_row).collect() }
+        Routine { nests: (0..self.rows).flat_map(of_row).collect(), cut: None }
     }
 
     fn lockstep(&self, routine: &Routine) -> Routine {
@@ -104,7 +104,7 @@ impl Side<'_> {
                 nests.extend((0..self.rows).map(|row| self.one(nest, row)));
             }
         }
-        Routine { nests }
+        Routine { nests, cut: None }
     }
 
     fn one(&self, nest: &Nest, row: usize) -> Nest {

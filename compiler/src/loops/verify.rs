@@ -8,10 +8,13 @@
 //!   touched in whole registers. A routine touches only regions that exist for it: going forward
 //!   there are no snapshots, adjoint frames or gradients.
 //! * No nest reads what one of its sums writes: the sum is there when the nest has ended.
+//! * A routine that is cut has no sums over whole matrices; a sum over post has room for the sums of all slabs.
 //! * Slots lie inside their regions.
 
 use super::body::{BodyOp, Id};
-use super::{Access, Base, Effect, Extent, LANES, Nest, PARTIALS, Place, Program, Tiles, padded, routines};
+use super::{
+    Access, Base, Cut, Effect, Extent, LANES, Nest, PARTIALS, Place, Program, Tiles, padded, routines,
+};
 use std::ops::Range;
 
 /// Checks a program against the law.
@@ -28,7 +31,7 @@ pub fn verify(program: &Program) -> Result<(), String> {
                 5 => Direction::Replay,
                 _ => Direction::Backward,
             };
-            verify_nest(nest, program, direction).map_err(at)?;
+            verify_nest(nest, program, direction, routine.cut).map_err(at)?;
         }
     }
     Ok(())
@@ -43,7 +46,7 @@ enum Direction {
 
 type Law = Result<(), String>;
 
-fn verify_nest(nest: &Nest, program: &Program, direction: Direction) -> Law {
+fn verify_nest(nest: &Nest, program: &Program, direction: Direction, cut: Option<Cut>) -> Law {
     body(nest)?;
     for access in nest.body.loads() {
         let fits = match (access, nest.extent) {
@@ -59,7 +62,7 @@ fn verify_nest(nest: &Nest, program: &Program, direction: Direction) -> Law {
         inside(access.place(), touched(access, nest.extent), program, direction)?;
     }
     for effect in &nest.effects {
-        verify_effect(effect, nest, program, direction)?;
+        verify_effect(effect, nest, program, (direction, cut))?;
     }
     sums_are_not_read(nest)?;
     let sums = nest.effects.iter().filter(|e| matches!(e, Effect::SumPost(..))).count();
@@ -107,7 +110,13 @@ fn body(nest: &Nest) -> Law {
     Ok(())
 }
 
-fn verify_effect(effect: &Effect, nest: &Nest, program: &Program, direction: Direction) -> Law {
+fn verify_effect(
+    effect: &Effect,
+    nest: &Nest,
+    program: &Program,
+    (direction, cut): (Direction, Option<Cut>),
+) -> Law {
+    let slabs = |post: usize| cut.map_or(1, |c| c.slabs(post));
     let (legal, len) = match (effect, nest.extent) {
         (Effect::Store(a, _) | Effect::Add(a, ..), extent) => {
             let legal = match extent {
@@ -118,8 +127,13 @@ fn verify_effect(effect: &Effect, nest: &Nest, program: &Program, direction: Dir
             (legal, touched(*a, extent))
         }
         (Effect::SumPre(..), Extent::Matrix { post, .. } | Extent::Log { post, .. }) => (true, padded(post)),
-        (Effect::SumPost(..), Extent::Matrix { pre, .. } | Extent::Log { pre, .. }) => (true, pre),
+        (Effect::SumPost(..), Extent::Matrix { post, pre } | Extent::Log { post, pre }) => {
+            (true, (slabs(post) - 1).saturating_mul(padded(pre)).saturating_add(pre))
+        }
         (Effect::SumPre(..) | Effect::SumPost(..), _) => (false, 0),
+        (Effect::SumAll(..) | Effect::MaxAll(..), Extent::Matrix { .. } | Extent::Log { .. }) => {
+            (cut.is_none(), 1)
+        }
         (Effect::SumAll(..) | Effect::MaxAll(..), extent) => (extent != Extent::Scalar, 1),
     };
     if !legal {

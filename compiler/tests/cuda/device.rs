@@ -1,7 +1,7 @@
 //! A device that is none: the source of the CUDA back end, compiled for this processor with the emulator
 //! and loaded.
 
-use compiler::back::cuda::{EMULATOR, Launch, Mapping, Source};
+use compiler::back::cuda::{EMULATOR, Grid, Launch, Mapping, Source, StepKernel};
 use compiler::ir::Sizes;
 use compiler::model::Model;
 use compiler::stages::{self, Subject};
@@ -26,6 +26,7 @@ pub(crate) struct Tape {
     pub(crate) scratch: *mut f32,
     pub(crate) params: *const f32,
     pub(crate) penalty_bar: f32,
+    pub(crate) rows: c_int,
 }
 
 /// The step that a kernel is launched for, as the prelude has it.
@@ -130,7 +131,7 @@ pub(crate) fn has_compiler() -> bool {
 impl Device {
     /// Compiles a source.
     pub(crate) fn new(source: &Source) -> Device {
-        Device::of_text(&source.text, source.threads)
+        Device::of_text(&source.text, 32)
     }
 
     /// Compiles source text for blocks of so many threads.
@@ -158,11 +159,47 @@ impl Device {
         unsafe { f(barrier) };
     }
 
+    /// From now on no block sees what others of its launch write to this memory.
+    pub(crate) fn isolate(&self, memory: &mut [f32]) {
+        // SAFETY: the emulator declares it so.
+        let f = unsafe {
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut f32, usize)>(find(
+                self.library,
+                "isolate",
+            ))
+        };
+        let start = if memory.is_empty() { std::ptr::null_mut() } else { memory.as_mut_ptr() };
+        // SAFETY: it sets variables.
+        unsafe { f(start, size_of_val(memory)) };
+    }
+
     /// Launches a kernel for a batch, for one step or several.
-    pub(crate) fn launch(&self, name: &str, rows: usize, steps: usize, seed: u64, tape: Tape, at: At) {
+    ///
+    /// # Errors
+    /// What the emulator says.
+    pub(crate) fn try_launch(
+        &self,
+        kernel: &StepKernel,
+        [rows, steps]: [usize; 2],
+        seed: u64,
+        (tape, at): (Tape, At),
+    ) -> Result<(), String> {
         // SAFETY: the kernels of routines have this type.
-        let kernel = unsafe { std::mem::transmute::<*mut c_void, Kernel>(find(self.library, name)) };
-        self.emulate([rows, steps], [1, self.threads], seed, &Call::Step(kernel, tape, at)).expect("it runs");
+        let f = unsafe { std::mem::transmute::<*mut c_void, Kernel>(find(self.library, &kernel.name)) };
+        let threads = u32::try_from(kernel.threads).expect("few threads");
+        let tape = Tape { rows: c_int::try_from(rows).expect("few rows"), ..tape };
+        self.emulate([kernel.blocks(rows), steps], [1, threads], seed, &Call::Step(f, tape, at))
+    }
+
+    /// All launches of a routine.
+    pub(crate) fn launch(
+        &self,
+        kernels: &[StepKernel],
+        grid: [usize; 2],
+        seed: u64,
+        batch: (Tape, At),
+    ) -> Result<(), String> {
+        kernels.iter().try_for_each(|kernel| self.try_launch(kernel, grid, seed, batch))
     }
 
     /// Launches a kernel of a whole sequence; what goes wrong.
@@ -243,6 +280,7 @@ impl Device {
             scratch: p,
             params: q,
             penalty_bar: 0.0,
+            rows: 2,
         };
         self.emulate([2, 1], [cluster, self.threads], 1, &Call::Step(kernel, tape, At::default())).err()
     }
@@ -323,6 +361,13 @@ pub(crate) fn source(text: &str, model: &Model, bound: &BTreeMap<String, usize>)
     let file = format!("{}.bpm", model.name);
     let subject = Subject { file: &file, source: text, model, bound, usage: &USAGE };
     stages::cuda(&subject).expect("sizes for every axis")
+}
+
+/// The same for a device and a batch.
+pub(crate) fn source_for(text: &str, model: &Model, bound: &BTreeMap<String, usize>, grid: Grid) -> Source {
+    let file = format!("{}.bpm", model.name);
+    let subject = Subject { file: &file, source: text, model, bound, usage: &USAGE };
+    stages::cuda_for(&subject, grid).expect("sizes for every axis")
 }
 
 const USAGE: compiler::loops::plan::Use = compiler::loops::plan::Use {

@@ -9,3 +9,4 @@ mod library;
 mod mistakes;
 mod persistent;
 mod sequences;
+mod slabs;

@@ -68,7 +68,7 @@ fn a_barrier_that_is_missing_in_the_text_is_noticed() {
     let barrier = kernel + whole.text[kernel..].find("__syncthreads();").expect("a barrier");
     let without = whole.text[..barrier].to_owned() + &whole.text[barrier + "__syncthreads();".len()..];
     assert!(!is_noticed(&whole, &Device::new(&whole), 2));
-    assert!(is_noticed(&whole, &Device::of_text(&without, whole.threads), 2));
+    assert!(is_noticed(&whole, &Device::of_text(&without, 32), 2));
 }
 
 #[test]

@@ -132,15 +132,15 @@ impl<'s> Batch<'s> {
             scratch: self.scratch.as_mut_ptr(),
             params: self.params.as_ptr(),
             penalty_bar: self.penalty_bar,
+            rows: number(ROWS),
         }
     }
 
     fn launch(&mut self, routine: usize, steps: usize, at: At) {
         self.seed += 1;
-        if let Some(name) = &self.source.kernels[routine] {
-            let tape = self.tape(routine > REPLAY);
-            self.device.launch(name, ROWS, steps, self.seed, tape, at);
-        }
+        let tape = self.tape(routine > REPLAY);
+        let kernels = &self.source.kernels[routine];
+        self.device.launch(kernels, [ROWS, steps], self.seed, (tape, at)).expect("it runs");
     }
 
     /// All steps of a stretch at once.

@@ -27,6 +27,8 @@ use device::{Device, DeviceId, Fault, Route, Tier};
 
 use ::torch::Place;
 use compiler::back::Target;
+use compiler::back::cuda::Grid;
+pub use compiler::back::cuda::Wanted;
 use compiler::interp::Interpreter;
 use compiler::ir::{InputId, OutputId, ParamId, Sizes};
 use compiler::loops::Program;
@@ -90,6 +92,10 @@ pub struct EngineOptions {
     /// On a device: which kernels run. Those of whole sequences have bits of their own, which depend on how they are
     /// mapped to the device, and so on [`EngineOptions::batch`].
     pub tier: Tier,
+    /// Rows of the batches that are expected on a device, for which it shares out its work: 0 if that is not known.
+    pub batch: usize,
+    /// How a device shares out the work of a step.
+    pub mapping: Wanted,
 }
 
 impl Default for EngineOptions {
@@ -102,9 +108,14 @@ impl Default for EngineOptions {
             chaining: Chaining::Never,
             batch: 0,
             tier: Tier::Steps,
+            batch: 0,
+            mapping: Wanted::Fastest,
         }
     }
 }
+
+/// Rows of a batch on a device, if nobody says how many.
+const SOME_ROWS: usize = 16;
 
 /// Why a model cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -376,9 +387,11 @@ impl Engine {
             step: &model.step,
             adjoint: &interpreter.adjoint,
         };
-        let source = compiler::back::cuda::emit(&program, &spec);
+        let batch = if options.batch == 0 { SOME_ROWS } else { options.batch };
+        let grid = Grid { processors: device.about().multiprocessors, batch, wanted: options.mapping };
+        let source = compiler::back::cuda::emit_for(&program, &spec, grid);
         let mut code = device::Code::new(device, &source, (model, sizes))?;
-        code.take_sequences(options.tier, (&program, &spec), options.batch)?;
+        code.take_sequences(options.tier, (&program, &spec), batch)?;
         let (kind, teams) = (Kind::Device(Arc::new(code)), vec![]);
         let (program, spare) = (source.program, Mutex::new(vec![]));
         let packed = vec![false; interpreter.model.params.len()];

@@ -1,8 +1,12 @@
 // Runs CUDA source on a processor: `g++ -O1 -ffp-contract=off -std=c++17 -shared -fPIC -x c++ -include
 // emulator.h NAME.cu`. For tests: slow, and strict.
 //
-// Blocks run one after the other, the threads of a block as fibers, each until it has to wait for others:
-// at a barrier or in a shuffle. Which thread runs first is drawn anew, from a seed, after every barrier. So
+// Blocks run one after the other in an order that is drawn from a seed. Memory that is named to `isolate` is to
+// each block what it was before the launch: what blocks write comes together at the end, and two of them may not
+// write different numbers to one place. So a launch that needs what another of its blocks does is noticed: isolated,
+// it reads what was there before, and otherwise it depends on the order.
+//
+// The threads of a block run as fibers, each until it has to wait for others: at a barrier or in a shuffle. Which thread runs first is drawn anew, from a seed, after every barrier. So
 // a result that depends on the order of threads differs from seed to seed; what a missing barrier lets a
 // thread read too early is, under some order, what was there before. Shared memory is full of NaNs when a
 // block begins. The blocks of a cluster run together, in any order, each with shared memory of its own.
@@ -272,6 +276,53 @@ static void run_blocks() {
   }
 }
 
+// Memory of which no block sees what others write.
+static uint32_t *isolated;
+static size_t isolated_words;
+static uint32_t *kept;  // as it was before the launch, and then what all blocks have written
+
+// Begins a launch, or the next block.
+static void begin_isolated() { memcpy(isolated, kept, isolated_words * 4); }
+
+// Takes what a block has written.
+static void take_isolated() {
+  const uint32_t *before = kept;
+  uint32_t *all = kept + isolated_words;
+  for (size_t k = 0; k < isolated_words; ++k) {
+    if (isolated[k] == before[k]) continue;
+    if (all[k] != before[k] && all[k] != isolated[k]) fail("two blocks write different numbers to one place");
+    all[k] = isolated[k];
+  }
+}
+
+// Runs the blocks of a grid, clusters of so many together.
+static void run_grid(unsigned groups, unsigned cluster) {
+  unsigned *turns = (unsigned *)malloc(groups * sizeof(unsigned));
+  if (!turns) return fail("there is no memory for a grid");
+  for (unsigned k = 0; k < groups; ++k) turns[k] = k;
+  for (unsigned k = groups; k > 1; --k) {
+    const unsigned other = draw(k), turn = turns[k - 1];
+    turns[k - 1] = turns[other];
+    turns[other] = turn;
+  }
+  if (isolated) {
+    kept = (uint32_t *)malloc(isolated_words * 8 + 8);
+    memcpy(kept, isolated, isolated_words * 4);
+    memcpy(kept + isolated_words, isolated, isolated_words * 4);
+  }
+  for (unsigned k = 0; k < groups && !error; ++k) {
+    first_block = turns[k] * cluster;
+    if (isolated) begin_isolated();
+    run_blocks();
+    if (isolated) take_isolated();
+  }
+  if (isolated) {
+    memcpy(isolated, kept + isolated_words, isolated_words * 4);
+    free(kept);
+  }
+  free(turns);
+}
+
 }  // namespace emulator
 
 // Runs `thread` for every thread of a grid, clusters of so many blocks together. Returns null, or what went
@@ -293,8 +344,14 @@ extern "C" __global__ const char *emulate(unsigned grid_x, unsigned grid_y, unsi
   state = seed;
   gridDim = {grid_x, grid_y, 1};
   blockDim = {threads, 1, 1};
-  for (first_block = 0; first_block < grid_x * grid_y && !error; first_block += cluster) run_blocks();
+  run_grid(grid_x * grid_y / cluster, cluster);
   return error;
+}
+
+// From now on no block sees what others of its launch write to this memory; none if it is null.
+extern "C" __global__ void isolate(void *memory, unsigned long bytes) {
+  emulator::isolated = (uint32_t *)memory;
+  emulator::isolated_words = bytes / 4;
 }
 
 // Leaves out a barrier from now on.

@@ -2,8 +2,9 @@
 //!
 //! # Mapping
 //!
-//! One kernel for each routine: it takes a step (backward: its adjoint) of the whole batch, so that a step is
-//! one launch. **A block is a row of the batch**; it runs the nests of the routine one after the other, with
+//! There are two for steps, and `slabs::solver` chooses for a device and a batch, routine by routine. The plain one,
+//! described here, has one kernel for each routine: it takes a step (backward: its adjoint) of the whole batch, so
+//! that a step is one launch. **A block is a row of the batch**; it runs the nests of the routine one after the other, with
 //! a barrier between them where one needs what other threads did (`barriers`). **A thread is a column**: an
 //! element of a vector, or a post neuron with all its synapses, down which it runs from the first pre neuron
 //! to the last. Matrices lie as `[pre][post]`, so that neighbouring threads touch neighbouring numbers; a
@@ -12,9 +13,9 @@
 //! summed over steps for each row, then over rows by a kernel of its own. Nests over logs run over all events
 //! that there can be; the host clears those that there are not.
 //!
-//! What this mapping costs: a row keeps one multiprocessor busy with a thread per neuron, and every step
-//! reads the matrices from the device's memory. It is the one that runs every model; faster ones for models
-//! that allow them will keep states on the chip.
+//! What this mapping costs: a row keeps one multiprocessor busy with a thread per neuron that waits for memory at
+//! every pre neuron. It is the one that runs every model, and it is best where launches cost more than sweeps. Where
+//! they do not, [`slabs`] shares a row among blocks; where states fit on the chip, [`sequence`] keeps them there.
 //!
 //! Routines that stand apart from the loop over time are launched once for many steps (`gridDim.y`).
 //!
@@ -45,13 +46,14 @@
 //! Names come from the spec (`names`), `#line` leads back to it (`text`, `origins`), expressions are those
 //! of the loop IR (`values`); every function stands as the polynomial of `loops/math.rs`, and `fmaf` where it
 //! says so and nowhere else. What does not depend on the spec is `prelude.cuh`.
-//! `emulator.h` runs the same source on a processor.
+//! `emulator.h` runs the same source on a processor: blocks and threads in any order.
 
 mod barriers;
 mod names;
 mod nest;
 mod origins;
 pub mod sequence;
+pub mod slabs;
 mod text;
 mod values;
 
@@ -59,9 +61,10 @@ use crate::ir::Function;
 use crate::loops::{Access, Base, Extent, NAMES, Nest, Place, Program, Rank1, Routine, by_columns, routines};
 use barriers::Barriers;
 use names::{Names, pointer, value_name};
-use nest::Kernel;
+use nest::{Bundle, Kernel};
 use origins::Origins;
 pub use sequence::{Arch, CLUSTERS, Device, Launch, Mapping, Refusal, Replay, Sequences};
+pub use slabs::{Choice, Grid, StepKernel, Wanted};
 use std::collections::BTreeSet;
 use text::Text;
 
@@ -106,10 +109,10 @@ pub struct Source {
     pub text: String,
     /// The program that it spells: matrices in one tile, sums over matrices by columns.
     pub program: Program,
-    /// Threads of a block.
-    pub threads: usize,
-    /// The kernels, by [`NAMES`]; `None` where a routine does nothing.
-    pub kernels: [Option<String>; NAMES.len()],
+    /// The launches of every routine, in order, by [`NAMES`]; none where a routine does nothing.
+    pub kernels: [Vec<StepKernel>; NAMES.len()],
+    /// How routines were mapped, if there was a choice.
+    pub choice: Option<Choice>,
     /// The kernels of the gradients that are hoisted, by [`Program::rank1`].
     pub hoisted: Vec<String>,
     /// The kernels of whole sequences, which then take the place of those of single steps.
@@ -124,7 +127,29 @@ const APART: [usize; 4] = [0, 4, 6, 10];
 /// # Panics
 /// If the program is for several rows.
 pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
-    spell(program, spec, None)
+    spell(program, spec, None, None)
+}
+
+/// Spells a program for one row, with the mapping that suits a device and a batch.
+///
+/// # Panics
+/// If the program is for several rows.
+pub fn emit_for(program: &Program, spec: &Spec<'_>, grid: Grid) -> Source {
+    spell(program, spec, None, Some(grid))
+}
+
+/// How the steps of a program are mapped to a device.
+///
+/// # Panics
+/// If the program is for several rows.
+pub fn map_steps(program: &Program, spec: &Spec<'_>, grid: Grid) -> Choice {
+    let program = by_columns(program);
+    let (names, origins) = (Names::new(&program, spec), Origins::new(&program, *spec));
+    slabs::solver::choose(
+        &program,
+        &slabs::Subject { names: &names, origins: &origins, backward: false },
+        grid,
+    )
 }
 
 /// Spells a program with kernels that take whole sequences.
@@ -132,7 +157,7 @@ pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
 /// # Panics
 /// If the program is for several rows, or the mapping for another program.
 pub fn emit_sequences(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]) -> Source {
-    spell(program, spec, Some(mapping))
+    spell(program, spec, Some(mapping), None)
 }
 
 /// How whole sequences of a program are mapped to a device, forward and backward.
@@ -176,30 +201,45 @@ pub fn emit_whole(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]) ->
     Whole { text: text.finish(), sequences }
 }
 
-fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>) -> Source {
+fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>, grid: Option<Grid>) -> Source {
     assert!(program.rows == 1, "the grid takes the rows of the batch");
-    let program = by_columns(program);
+    let mut program = by_columns(program);
+    let choice = grid.map(|grid| {
+        let (names, origins) = (Names::new(&program, spec), Origins::new(&program, *spec));
+        let subject = slabs::Subject { names: &names, origins: &origins, backward: false };
+        slabs::solver::choose(&program, &subject, grid)
+    });
+    if let Some(choice) = &choice {
+        program = crate::loops::cut(&program, &choice.cuts);
+    }
     let names = Names::new(&program, spec);
     let origins = Origins::new(&program, *spec);
     let threads = threads(&program, &names, &origins);
     let mut text = Text::new(spec.file, &format!("{}.cu", spec.name));
     head(&mut text, &program, spec, threads);
     text.lines(&names.source());
-    let mut kernels: [Option<String>; NAMES.len()] = [const { None }; NAMES.len()];
+    let mut kernels: [Vec<StepKernel>; NAMES.len()] = [const { vec![] }; NAMES.len()];
     for (k, routine) in routines(&program).into_iter().enumerate().filter(|(_, r)| !r.nests.is_empty()) {
         if mapping.is_some() && !APART.contains(&k) {
             continue;
         }
         let name = NAMES[k].replace('.', "_");
         let backward = k > 5;
-        let kernel = Kernel { names: &names, origins: &origins, backward, threads, homes: None };
+        if let (Some(choice), Some(_)) = (&choice, routine.cut) {
+            let subject = slabs::Subject { names: &names, origins: &origins, backward };
+            let words = (k, name.as_str(), MEANINGS[k]);
+            kernels[k] = slabs::write(&mut text, &subject, words, routine, choice);
+            continue;
+        }
+        let bundle = Bundle::ONE;
+        let kernel = Kernel { names: &names, origins: &origins, backward, threads, homes: None, bundle };
         write_kernel(&mut text, &kernel, k, &name, routine);
-        kernels[k] = Some(name);
+        kernels[k] = vec![StepKernel { name, threads, slabs: vec![], by_row: true }];
     }
     let hoisted = program.rank1.iter().enumerate();
     let hoisted = hoisted.map(|(k, r)| write_hoisted(&mut text, &names, spec, k, r)).collect();
     let sequences = mapping.map(|[f, b]| sequence::write(&mut text, &program, &names, &origins, [f, b]));
-    Source { text: text.finish(), program: program.clone(), threads, kernels, hoisted, sequences }
+    Source { text: text.finish(), program: program.clone(), kernels, choice, hoisted, sequences }
 }
 
 /// Source without `#line`, for reading.
@@ -217,8 +257,9 @@ fn threads(program: &Program, names: &Names, origins: &Origins<'_>) -> usize {
     let widest = routines(program).into_iter().flat_map(|r| &r.nests).map(columns).max().unwrap_or(1);
     let mut threads = widest.next_multiple_of(32).clamp(32, MOST_THREADS);
     let shared = |threads: usize| {
-        let kernel = Kernel { names, origins, backward: true, threads, homes: None };
-        routines(program).into_iter().map(|r| shared_memory(&kernel, r)).max().unwrap_or(0)
+        let kernel = Kernel { names, origins, backward: true, threads, homes: None, bundle: Bundle::ONE };
+        let whole = routines(program).into_iter().filter(|r| r.cut.is_none());
+        whole.map(|r| shared_memory(&kernel, r)).max().unwrap_or(0)
     };
     while threads > 32 && shared(threads) > MOST_SHARED {
         threads = (threads / 2).next_multiple_of(32);
@@ -234,10 +275,7 @@ fn shared_memory(kernel: &Kernel<'_>, routine: &Routine) -> usize {
 
 /// What the file is, the prelude, the sizes.
 fn head(text: &mut Text, program: &Program, spec: &Spec<'_>, threads: usize) {
-    text.line(&format!(
-        "// {}, a step and its adjoint: one kernel each, a block for every row of the batch.",
-        spec.name
-    ));
+    text.line(&format!("// {}, a step and its adjoint.", spec.name));
     text.line(&format!("// Made from {}. Compile it with {}.", spec.file, FLAGS.join(" ")));
     text.line("");
     text.lines(PRELUDE);

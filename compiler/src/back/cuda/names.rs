@@ -176,6 +176,21 @@ impl Names {
     }
 }
 
+/// The length of a row's region.
+pub(super) fn length(base: Base, backward: bool) -> &'static str {
+    match base {
+        Base::Frame(_) => "FRAME",
+        Base::Adjoint(_) => "ADJOINT",
+        Base::Carry if backward => "CARRY",
+        Base::Carry | Base::Ends | Base::Snapshot(_) => "MATRICES",
+        Base::Scratch => "SCRATCH",
+        Base::Params => "PARAMS",
+        Base::Grads => "GRADS",
+        Base::Log => "LOGS",
+        Base::LogBar => "LOG_BARS",
+    }
+}
+
 /// The pointer to a region, and what it is computed from.
 pub(super) fn pointer(base: Base, backward: bool) -> (&'static str, String) {
     let numbered = |what: &str, number: &str, shift: i8, length: &str| {
@@ -344,6 +359,14 @@ const TAKEN: &[&str] = &[
     "SCRATCH",
     "LOGS",
     "LOG_BARS",
+    "COLUMNS",
+    "block",
+    "batch",
+    "row",
+    "slab",
+    "column",
+    "stretch",
+    "begin",
     "earlier",
     "before",
     "now",
@@ -376,7 +399,6 @@ const TAKEN: &[&str] = &[
     "span",
     "memory",
     "when",
-    "begin",
     "end",
     "segment",
     "row_of",
@@ -386,6 +408,8 @@ const TAKEN: &[&str] = &[
 /// Functions of the prelude and of the device.
 const FUNCTIONS: &[&str] = &[
     "region",
+    "region_of",
+    "sum_halves",
     "infinity",
     "not_a_number",
     "lesser",
@@ -402,7 +426,6 @@ const FUNCTIONS: &[&str] = &[
     "sqrtf",
     "rintf",
     "first",
-    "row",
     "rows",
 ];
 

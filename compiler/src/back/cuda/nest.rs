@@ -24,6 +24,34 @@ pub(super) struct Kernel<'k> {
     pub(super) threads: usize,
     /// Where regions lie in a kernel that takes a whole sequence.
     pub(super) homes: Option<&'k Homes>,
+    /// What a thread takes at a time.
+    pub(super) bundle: Bundle,
+}
+
+/// What a thread takes at a time, beside one element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bundle {
+    /// Rows of the batch, whose regions follow each other: `r`, if there are several.
+    pub(super) rows: usize,
+    /// Pre neurons, `u`, if there are several; all that is read from memory for them is read first. `None`
+    /// outside of nests that do so.
+    pub(super) points: Option<usize>,
+}
+
+impl Bundle {
+    /// One row, one element.
+    pub(super) const ONE: Bundle = Bundle { rows: 1, points: None };
+
+    /// What follows the name of a value that is kept for each row, or for all.
+    pub(super) fn of_row(self, is_batched: bool) -> &'static str {
+        if is_batched && self.rows > 1 { "[r]" } else { "" }
+    }
+
+    /// What follows the name of a value that was read for each pre neuron, and for each row or for all.
+    pub(super) fn of_point(self, is_batched: bool) -> String {
+        let point = if self.points.is_some_and(|n| n > 1) { "[u]" } else { "" };
+        format!("{point}{}", self.of_row(is_batched))
+    }
 }
 
 /// A nest on its way to text.
@@ -300,9 +328,14 @@ impl Writer<'_> {
 
     /// `sum = sum + v;` or `sum = fmaf(v, w, sum);`
     pub(super) fn sum(&self, sum: &str, v: Id, w: Option<Id>) -> String {
+        format!("{sum} = {}", self.sum_of(sum, v, w))
+    }
+
+    /// `old + v;` or `fmaf(v, w, old);`
+    pub(super) fn sum_of(&self, old: &str, v: Id, w: Option<Id>) -> String {
         match w {
-            Some(w) => format!("{sum} = fmaf({}, {}, {sum});", self.values.text(v), self.values.text(w)),
-            None => format!("{sum} = {sum} + {};", self.values.addend(v)),
+            Some(w) => format!("fmaf({}, {}, {old});", self.values.text(v), self.values.text(w)),
+            None => format!("{old} + {};", self.values.addend(v)),
         }
     }
 
@@ -328,7 +361,7 @@ impl Writer<'_> {
     }
 
     /// The effects that happen point by point.
-    fn point_effects(&mut self) {
+    pub(super) fn point_effects(&mut self) {
         for k in 0..self.nest.effects.len() {
             if let Some(statement) = self.statement(k) {
                 self.text.from(self.lines[k], &statement);

@@ -16,6 +16,7 @@ struct Tape {
   float *scratch;       // [step of the launch][row][SCRATCH]
   const float *params;  // [PARAMS]: what is the same for all rows
   float penalty_bar;    // the cotangent of the penalty
+  int rows;             // of the batch
 };
 
 // The step that a kernel is launched for: numbers of its frame, of its adjoint frame, and of the snapshot
@@ -27,6 +28,11 @@ struct At {
 // The region with this number that belongs to the row of this block.
 __device__ static inline float *region(float *all, int number, int length) {
   return all + ((long long)number * gridDim.x + blockIdx.x) * length;
+}
+
+// The region with this number that belongs to a row of a batch of so many rows.
+__device__ static inline float *region_of(float *all, int number, int length, int row, int rows) {
+  return all + ((long long)number * rows + row) * length;
 }
 
 __device__ static inline float infinity() { return __int_as_float(0x7f800000); }
@@ -69,6 +75,26 @@ __device__ static inline float sum_lanes(float x) {
   x = x + __shfl_xor_sync(0xffffffffu, x, 1);
   x = x + __shfl_xor_sync(0xffffffffu, x, 2);
   return x + __shfl_xor_sync(0xffffffffu, x, 4);
+}
+
+// Sums over COLUMNS neighbouring threads: the first half and the second, and so on. Of POINTS sums each thread
+// gets one: neighbours the same, the first COLUMNS / POINTS threads the first.
+template <int COLUMNS, int POINTS>
+__device__ static inline float sum_halves(float (&x)[POINTS]) {
+  const unsigned all = (0xffffffffu >> (32 - COLUMNS)) << (threadIdx.x % 32 / COLUMNS * COLUMNS);
+  int half = COLUMNS / 2;
+#pragma unroll
+  for (int n = POINTS / 2; n > 0; n /= 2, half /= 2) {
+    const bool is_upper = threadIdx.x & half;
+#pragma unroll
+    for (int k = 0; k < n; ++k) {
+      const float given = is_upper ? x[k] : x[k + n], kept = is_upper ? x[k + n] : x[k];
+      x[k] = kept + __shfl_xor_sync(all, given, half);
+    }
+  }
+#pragma unroll
+  for (; half > 0; half /= 2) x[0] = x[0] + __shfl_xor_sync(all, x[0], half);
+  return x[0];
 }
 
 // The largest of eight lanes, from the first lane on. All threads call it.

@@ -17,10 +17,18 @@ use std::collections::BTreeSet;
 const LONGEST: usize = 64;
 
 /// Words that nests use.
-const LOCAL: [&str; 12] = [
+const LOCAL: [&str; 20] = [
+    "slab",
+    "column",
+    "stretch",
+    "begin",
+    "end",
+    "s",
+    "block",
     "i",
     "j",
     "r",
+    "u",
     "top",
     "first",
     "is_row",
@@ -79,10 +87,16 @@ pub(super) enum Loop {
 pub(super) struct Variable {
     /// Its definition.
     pub(super) text: String,
+    /// Its type, its name, and what it becomes.
+    pub(super) parts: (&'static str, String, String),
     /// The loop it is computed in.
     pub(super) at: Loop,
     /// The first effect that needs it.
     pub(super) effect: usize,
+    /// Whether it is read from memory.
+    pub(super) is_load: bool,
+    /// Whether it differs from row to row of the batch.
+    pub(super) is_batched: bool,
 }
 
 /// The values of a body.
@@ -104,13 +118,17 @@ impl Values {
         let mut values =
             Values { expressions: vec![], places, variables: vec![], used: LOCAL.map(str::to_owned).into() };
         values.used.extend(kernel.homes.into_iter().flat_map(|h| h.words().map(str::to_owned)));
+        let batched = batched(nest);
         for (k, op) in nest.body.ops.iter().enumerate() {
             let expression = values.expression(*op, nest, kernel);
             let is_constant = matches!(op, BodyOp::Const(_));
+            let is_load = matches!(op, BodyOp::Load(_));
             let is_written = matches!(op, BodyOp::Load(a) if is_written(*a, nest));
+            let is_read_first = is_load && kernel.bundle.points.is_some() && values.places[k] == Loop::Point;
             let is_variable = uses.count[k] > 1
+                || is_read_first
                 || uses.innermost[k] > values.places[k]
-                || expression.text.len() > LONGEST
+                || expression.text.replace("[u]", "").len() > LONGEST
                 || is_written;
             if uses.count[k] == 0 || is_constant || !is_variable {
                 values.expressions.push(expression);
@@ -118,12 +136,21 @@ impl Values {
             }
             let word = different(&word(Id(k as u32), nest, names, backward), &mut values.used);
             let kind = if op.is_mask() { "bool" } else { "float" };
+            let index = match (kernel.bundle.points, values.places[k]) {
+                (None, _) => String::new(),
+                (Some(_), Loop::Point) if is_load => kernel.bundle.of_point(batched[k]),
+                (Some(_), Loop::Point) => String::new(),
+                (Some(_), Loop::Nest | Loop::Column) => kernel.bundle.of_row(batched[k]).to_owned(),
+            };
+            values.expressions.push(Expr::atom(format!("{word}{index}")));
             values.variables.push(Variable {
                 text: format!("const {kind} {word} = {};", expression.text),
+                parts: (kind, word, expression.text),
                 at: values.places[k],
                 effect: uses.first[k],
+                is_load,
+                is_batched: batched[k],
             });
-            values.expressions.push(Expr::atom(word));
         }
         values
     }
@@ -136,6 +163,11 @@ impl Values {
     /// A value, to be added to something.
     pub(super) fn addend(&self, id: Id) -> String {
         self.expressions[id.index()].within(Tie::Product)
+    }
+
+    /// A value, to be multiplied with something before it.
+    pub(super) fn factor(&self, id: Id) -> String {
+        self.expressions[id.index()].within(Tie::Sign)
     }
 
     /// The loop that a value is computed in.
@@ -194,6 +226,19 @@ impl Values {
             BodyOp::Number(_) => Expr { text: format!("{} ? 1.0f : 0.0f", x(0, Tie::And)), tie: Tie::Choice },
         }
     }
+}
+
+/// Whether a value differs from row to row of the batch.
+fn batched(nest: &Nest) -> Vec<bool> {
+    let mut found: Vec<bool> = vec![];
+    for op in &nest.body.ops {
+        found.push(match op {
+            BodyOp::Load(Access::Scalar(p)) => !matches!(p.base, Base::Params | Base::Scratch),
+            BodyOp::Load(a) => a.place().base != Base::Params,
+            op => op.operands().iter().any(|o| found[o.index()]),
+        });
+    }
+    found
 }
 
 /// The loop that every value of a body is computed in.
@@ -309,7 +354,10 @@ pub(super) fn element(access: Access, extent: Extent, kernel: &Kernel<'_>) -> St
         return text;
     }
     let (pointer, _) = super::names::pointer(place.base, backward);
-    let offset = names.offset(place.base, place.offset, backward);
+    let mut offset = names.offset(place.base, place.offset, backward);
+    if kernel.bundle.rows > 1 && place.base != Base::Params {
+        offset = format!("r * {} + {offset}", super::names::length(place.base, backward));
+    }
     match access {
         Access::Scalar(_) => format!("{pointer}[{offset}]"),
         Access::Post(_) => format!("{pointer}[{offset} + j]"),

@@ -11,11 +11,11 @@
 //!
 //! **On a GPU** it costs
 //!
-//! * launches: one forward, one of replay, one backward, a few for what stands apart; recorded, [`LAUNCH`] each;
+//! * launches: two forward, one of replay, two backward, one for what stands apart; recorded, [`LAUNCH`] each;
 //! * bytes: 28 for each element of a matrix state, going forward (read and write), replaying (read and write)
-//!   and backward (read; cotangents read and written), at [`BANDWIDTH`]; and a row is one block, which one
-//!   multiprocessor runs with [`PER_BLOCK`] bytes per second, row after row if there are more rows than
-//!   multiprocessors. The longer of the two counts;
+//!   and backward (read; cotangents read and written), at [`BANDWIDTH`], or what the multiprocessors that have
+//!   blocks move, [`PER_PROCESSOR`] each: a row has a block for every [`COLUMNS`] columns of a square matrix with its
+//!   elements;
 //! * where an environment on the processor answers, a transfer each way and the wait for it, [`ROUND_TRIP`] per step.
 //!
 //! Where whole sequences can be mapped to it, a step costs what the compiler's solver estimates, in cycles of
@@ -32,15 +32,19 @@ use std::fmt;
 /// Elements of matrix states per second and thread, forward and backward.
 const PER_THREAD: f64 = 1.7e9;
 /// Seconds per recorded launch.
-const LAUNCH: f64 = 1.5e-6;
+const LAUNCH: f64 = 2.0e-6;
 /// Launches per step.
-const LAUNCHES: f64 = 4.0;
+const LAUNCHES: f64 = 6.0;
+/// Of these, those going forward.
+const FORWARD_LAUNCHES: f64 = 2.0;
 /// Bytes per element of a matrix state and step.
 const BYTES: f64 = 28.0;
 /// Bytes per second of a GPU's memory: of one of 2020 or later for servers, less a fifth.
 const BANDWIDTH: f64 = 1.5e12;
-/// Bytes per second that one block moves.
-const PER_BLOCK: f64 = 4e10;
+/// Bytes per second that one multiprocessor moves.
+const PER_PROCESSOR: f64 = 4e10;
+/// Columns of a block.
+const COLUMNS: f64 = 32.0;
 /// Of the bytes of a step, those going forward.
 const FORWARD: f64 = 8.0 / 28.0;
 /// Cycles of a GPU per second.
@@ -78,16 +82,15 @@ impl Work {
         let (elements, batch) = (self.elements as f64, self.batch as f64);
         let threads = self.threads.min(self.batch).max(1) as f64;
         let processor = elements * (batch / threads).ceil() / PER_THREAD;
-        let waves = self.batch.div_ceil(multiprocessors.max(1)) as f64;
-        let moved = (BYTES * elements * batch / BANDWIDTH).max(BYTES * elements * waves / PER_BLOCK);
-        let single = match self.answers {
-            true => ROUND_TRIP + LAUNCH + FORWARD * moved,
-            false => LAUNCH + FORWARD * moved,
-        };
+        let blocks = batch * (elements.sqrt() / COLUMNS).ceil().max(1.0);
+        let busy = blocks.min(multiprocessors.max(1) as f64);
+        let moved = BYTES * elements * batch / BANDWIDTH.min(busy * PER_PROCESSOR);
+        let trip = if self.answers { ROUND_TRIP } else { 0.0 };
+        let single = trip + FORWARD_LAUNCHES * LAUNCH + FORWARD * moved;
         let device = match (cycles, self.answers) {
             (Some([forward, backward]), false) => (forward + backward) / CLOCK,
             (Some([_, backward]), true) => single + backward / CLOCK,
-            (None, _) => single + (LAUNCHES - 1.0) * LAUNCH + (1.0 - FORWARD) * moved,
+            (None, _) => single + (LAUNCHES - FORWARD_LAUNCHES) * LAUNCH + (1.0 - FORWARD) * moved,
         };
         Estimate { processor: 1e6 * processor, device: 1e6 * device }
     }

@@ -4,7 +4,7 @@ use super::cache;
 use super::sequences::{self, Route, Tier, Whole};
 use super::{Address, Call, Device, Fault, Kernel, Module, Move, TapeArgs};
 use crate::engine::Engine;
-use compiler::back::cuda::{HOISTED_THREADS, Source, Spec};
+use compiler::back::cuda::{HOISTED_THREADS, Source, Spec, StepKernel};
 use compiler::ir::{Shape, Sizes, Value};
 use compiler::loops::{Base, NAMES, Program, routines};
 use compiler::model::{Init, Model};
@@ -18,8 +18,16 @@ pub(super) const MOVES: &str = include_str!("moves.cu");
 /// Threads of a block of `move_numbers` and `add_rows`.
 const PLAIN_THREADS: usize = 256;
 
+/// Steps that a routine apart from the loop over time takes in one launch, at most.
+const APART: usize = 64;
+
+/// Bytes that their scratch may take then, if one step can do with so little.
+const APART_BYTES: usize = 64 << 20;
+
 /// Steps that a routine apart from the loop over time takes in one launch: its scratch grows with them.
-pub(super) const APART: usize = 64;
+pub(super) fn apart(scratch: usize, rows: usize) -> usize {
+    (APART_BYTES / (4 * scratch * rows).max(1)).clamp(1, APART)
+}
 
 /// Memory of a device, given back when it is dropped.
 pub(super) struct Buffer {
@@ -188,8 +196,8 @@ pub(super) fn packed_of(slots: &[Option<(usize, usize)>], k: usize) -> Option<st
 pub(crate) struct Code {
     pub(super) device: Arc<dyn Device>,
     modules: [Module; 2],
-    threads: u32,
-    kernels: [Option<Kernel>; NAMES.len()],
+    /// The launches of every routine.
+    kernels: [Vec<(Kernel, StepKernel)>; NAMES.len()],
     hoisted: Vec<Kernel>,
     add_rows: Kernel,
     move_numbers: Kernel,
@@ -199,6 +207,8 @@ pub(crate) struct Code {
     route: Route,
     /// As errors name it.
     name: String,
+    /// Floats of a row's scratch.
+    scratch: usize,
     /// Routines that add to the gradients of a row take step after step.
     adds: [bool; NAMES.len()],
     /// Whether going backward a step reads the matrix states after the step after it.
@@ -237,9 +247,11 @@ impl Code {
         let (module, _) = cache::load(&*device, folder.clone(), &source.text, &model.name)?;
         let (moves, _) = cache::load(&*device, folder, MOVES, "moves")?;
         let kernel = |name: &String| device.kernel(module, name);
-        let mut kernels = [None; NAMES.len()];
-        for (k, name) in source.kernels.iter().enumerate() {
-            kernels[k] = name.as_ref().map(kernel).transpose()?;
+        let mut kernels = [const { vec![] }; NAMES.len()];
+        for (k, launches) in source.kernels.iter().enumerate() {
+            for launch in launches {
+                kernels[k].push((kernel(&launch.name)?, launch.clone()));
+            }
         }
         let hoisted: Result<Vec<Kernel>, Fault> = source.hoisted.iter().map(kernel).collect();
         let slots = Slots::new(model, sizes, p);
@@ -256,8 +268,8 @@ impl Code {
         let widest = p.adjoint_len.max(p.frame_len).max(1);
         Ok(Code {
             modules: [module, moves],
-            threads: source.threads as u32,
             kernels,
+            scratch: p.scratch_len,
             hoisted: hoisted?,
             add_rows: device.kernel(module, "add_rows")?,
             move_numbers: device.kernel(moves, "move_numbers")?,
@@ -350,7 +362,7 @@ impl Code {
         tape: TapeArgs,
         at: super::At,
     ) -> Result<(), Fault> {
-        let most = if self.adds[routine] { 1 } else { APART };
+        let most = if self.adds[routine] { 1 } else { apart(self.scratch, rows) };
         for first in (0..steps).step_by(most) {
             let k = first as c_int;
             let at = super::At { frame: at.frame + k, adjoint: at.adjoint + k, ..at };
@@ -367,11 +379,14 @@ impl Code {
         tape: TapeArgs,
         at: super::At,
     ) -> Result<(), Fault> {
-        let Some(kernel) = self.kernels[routine] else { return Ok(()) };
-        let grid = [rows as u32, steps as u32];
-        // SAFETY: a tape has the regions that its program states, for all its rows and steps.
-        let done = unsafe { self.device.launch(kernel, grid, self.threads, &Call::Step(tape, at)) };
-        done.map_err(|fault| fault.of(&format!("`{}` of `{}`", NAMES[routine], self.name)))
+        let call = Call::Step(tape, at);
+        for (kernel, launch) in &self.kernels[routine] {
+            let grid = [launch.blocks(rows) as u32, steps as u32];
+            // SAFETY: a tape has the regions that its program states, for all its rows and steps.
+            let done = unsafe { self.device.launch(*kernel, grid, launch.threads as u32, &call) };
+            done.map_err(|fault| fault.of(&format!("`{}` of `{}`", launch.name, self.name)))?;
+        }
+        Ok(())
     }
 
     /// Launches the kernels of the hoisted gradients.

@@ -136,6 +136,8 @@ pub struct TapeArgs {
     pub params: Address,
     /// The cotangent of the penalty.
     pub penalty_bar: f32,
+    /// Rows of the batch.
+    pub rows: c_int,
 }
 
 /// The step that a kernel is launched for (`At` in the source).

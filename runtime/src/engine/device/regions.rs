@@ -1,10 +1,11 @@
 //! The regions of a tape: how long they are, where they lie, and what moves between them.
 
-use super::code::{APART, Buffer, Code, Map};
+use super::code::{Buffer, Code, Map, apart};
 use super::{Address, At, Fault, Move, TapeArgs};
 use crate::engine::{Engine, Mode};
 use compiler::loops::Program;
 use compiler::loops::plan::TapeSizes;
+use std::ffi::c_int;
 
 /// Frames of [`Mode::Infer`]: the last ones move to the front when there is no room for another.
 const WINDOW: usize = 16;
@@ -76,7 +77,7 @@ impl Lengths {
             train(p.grads_len),
             each(p.log_len),
             train(p.log_bar_len),
-            each(p.scratch_len.saturating_mul(APART.min(kept))),
+            each(p.scratch_len.saturating_mul(apart(p.scratch_len, rows).min(kept))),
             each(widest.max(states)),
         ];
         Lengths { frame_count, interval: one.interval, all }
@@ -144,6 +145,7 @@ impl Work<'_> {
             scratch: r.scratch.at(),
             params: self.params,
             penalty_bar,
+            rows: self.rows as c_int,
         }
     }
 

@@ -5,7 +5,7 @@ mod whole;
 
 use super::cache::{self, Origin};
 use super::*;
-use crate::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape, Text};
+use crate::engine::{Backend, Bound, Engine, EngineOptions, Grads, Mode, RowState, Tape, Text, Wanted};
 use crate::params::{ParamStore, draw};
 use crate::rng::{Address as Numbers, Domain, Purpose};
 use crate::rollout::is_random;
@@ -59,11 +59,16 @@ pub(super) struct Case {
 
 impl Case {
     fn of(path: &Path, events: Option<usize>) -> Vec<Case> {
+        Case::sized(path, events, 4)
+    }
+
+    /// With axes of about this size.
+    fn sized(path: &Path, events: Option<usize>, n: usize) -> Vec<Case> {
         let text = std::fs::read_to_string(path).expect("a spec");
         let models = compiler::check::check(&text).models;
         let one = |model: Model| {
             let named = model.axes.named.iter().enumerate();
-            let bound: BTreeMap<String, usize> = named.map(|(k, a)| (a.name.clone(), 4 + k % 3)).collect();
+            let bound: BTreeMap<String, usize> = named.map(|(k, a)| (a.name.clone(), n + k % 3)).collect();
             let model = Arc::new(model);
             let model = match events {
                 None => model,
@@ -238,7 +243,7 @@ fn run(case: &Case, engine: &Engine, rows: usize, how: How) -> (Results, Vec<Vec
 }
 
 pub(super) fn options(every: Option<usize>) -> EngineOptions {
-    EngineOptions { checkpoint_every: every, ..EngineOptions::default() }
+    EngineOptions { checkpoint_every: every, mapping: Wanted::Rows, ..EngineOptions::default() }
 }
 
 /// Equal bits, but that a NaN may have any and a zero any sign.
@@ -266,6 +271,12 @@ fn agree(case: &Case, device: &Arc<dyn Device>, how: How) {
     agree_as(case, device, how, &options(Some(3)));
 }
 
+/// The same with rows shared by blocks.
+fn agree_shared(case: &Case, device: &Arc<dyn Device>, how: How, mapping: Wanted) {
+    let options = EngineOptions { mapping, batch: ROWS, ..options(Some(3)) };
+    assert_eq!(agree_as(case, device, how, &options), 1);
+}
+
 /// The same with kernels as the options say; which ran.
 fn agree_as(case: &Case, device: &Arc<dyn Device>, how: How, options: &EngineOptions) -> u8 {
     let name = &case.model.name;
@@ -275,9 +286,10 @@ fn agree_as(case: &Case, device: &Arc<dyn Device>, how: How, options: &EngineOpt
     let (found, gradients) = run(case, &ours, ROWS, how);
     let (expected, sums) = run(case, &compiled, 1, how);
     assert_eq!(found.len(), expected.len(), "{name} {how:?}");
-    // On a GPU bits are counted, not demanded; kernels of whole sequences take sums in an order of their own, as
-    // sums over whole matrices are on any device.
-    let exact = !sums_matrices(&compiled) && !on_a_gpu() && tier == 1;
+    // On a GPU bits are counted, not demanded; kernels of whole sequences and of slabs take sums in orders of their own,
+    // as sums over whole matrices are on any device.
+    let by_rows = options.mapping == Wanted::Rows && tier == 1;
+    let exact = !sums_matrices(&compiled) && !on_a_gpu() && by_rows;
     let mut equal = 0;
     for ((what, x), (other, y)) in found.iter().zip(&expected) {
         assert_eq!(what, other, "{name}");
@@ -350,6 +362,48 @@ fn every_way_of_running_a_network_agrees() {
             }
         }
     }
+}
+
+/// Several blocks for a row, one or two rows for a block, whole sequences and single steps, resets: the layers that
+/// the library has among them.
+#[test]
+fn rows_that_are_shared_by_blocks_agree() {
+    let Some(device) = device() else { return };
+    let cut = |columns, stretches| compiler::loops::Cut { columns, stretches };
+    let whole = How { steps: 7, whole: true, reset: None, own: false };
+    let ways = [
+        (whole, Wanted::Slabs(cut(8, 4), 2)),
+        (How { whole: false, own: true, ..whole }, Wanted::Slabs(cut(16, 2), 1)),
+        (How { reset: Some(4), ..whole }, Wanted::Slabs(cut(8, 8), 1)),
+        (How { reset: Some(4), whole: false, ..whole }, Wanted::Slabs(cut(32, 2), 3)),
+    ];
+    let mut count = 0;
+    for (k, path) in specs().iter().enumerate().filter(|(k, _)| k % 3 == 0) {
+        for (n, case) in Case::sized(path, None, 18).iter().enumerate() {
+            let (how, mapping) = ways[(k / 3 + n) % ways.len()];
+            agree_shared(case, &device, how, mapping);
+            count += 1;
+        }
+    }
+    let case = Case::sized(&library().join("backpropamine/retroactive.bpm"), None, 18).swap_remove(0);
+    ways.iter().for_each(|(how, mapping)| agree_shared(&case, &device, *how, *mapping));
+    assert!(count > 10, "{count} models");
+}
+
+/// What a batch has on a device with these blocks is what a row has alone, and what was foreseen.
+#[test]
+fn a_row_that_is_shared_does_not_depend_on_the_others() {
+    let Some(device) = device() else { return };
+    let case = Case::sized(&library().join("backpropamine/retroactive.bpm"), None, 18).swap_remove(0);
+    let mapping = Wanted::Slabs(compiler::loops::Cut { columns: 8, stretches: 4 }, 2);
+    let engine = case.on(device, &EngineOptions { mapping, ..options(Some(3)) });
+    let how = How { steps: 5, whole: true, reset: None, own: false };
+    let ((all, _), (single, _)) = (run(&case, &engine, ROWS, how), run(&case, &engine, 1, how));
+    assert_eq!(all, single);
+    let uncut = case.on(emulated().expect("a compiler"), &options(Some(3)));
+    let bytes = |e: &Engine| e.device_bytes(ROWS, 5, Mode::Train);
+    let parts = 4 * 5 * ROWS * (engine.program().scratch_len - uncut.program().scratch_len);
+    assert!(bytes(&engine).abs_diff(bytes(&uncut) + parts as u64) < 1024, "sums in parts are counted");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The loop over time around the routines.
 
 use super::super::names::{Names, pointer};
-use super::super::nest::{self, Kernel};
+use super::super::nest::{self, Bundle, Kernel};
 use super::super::origins::Origins;
 use super::super::text::Text;
 use super::homes::{Held, Home, Homes, Shape};
@@ -217,6 +217,7 @@ impl Writer<'_> {
             backward: self.subject.backward,
             threads: self.homes.threads,
             homes: Some(self.homes),
+            bundle: Bundle::ONE,
         };
         self.pointers(routine);
         let mut waits = Waits::default();

@@ -1,7 +1,7 @@
 //! The text that rebuilds matrix states going backward: see [`super::rebuild`].
 
 use super::super::names::pointer;
-use super::super::nest::{self, Kernel};
+use super::super::nest::{self, Bundle, Kernel};
 use super::super::values::Loop;
 use super::homes::{Held, Home, Homes, Shape};
 use super::kernel::Writer;
@@ -217,6 +217,7 @@ impl Writer<'_> {
             backward: true,
             threads: self.homes.threads,
             homes: Some(homes),
+            bundle: Bundle::ONE,
         };
         self.text.open("{");
         self.frames_of(nests, step);
@@ -315,6 +316,7 @@ impl Writer<'_> {
             backward: true,
             threads: self.homes.threads,
             homes: Some(&replay),
+            bundle: Bundle::ONE,
         };
         let mut bases = BTreeSet::new();
         for nest in &program.replay.nests {
