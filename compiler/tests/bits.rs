@@ -1,6 +1,7 @@
 //! Machine code gives the bits that the loop IR means: every routine of every spec of the library, on
 //! memory full of random numbers; where a spec can be kept as events, in this form too.
 
+use compiler::back::x64::Vectors;
 use compiler::back::{Target, x64};
 use compiler::ir::Sizes;
 use compiler::loops::eval::{Memory, run};
@@ -83,13 +84,33 @@ fn say(text: &str) {
 
 type Entry = unsafe extern "C" fn(*const *mut f32);
 
+/// Entry points of compiled code, which lives as long as this.
+struct Made {
+    entries: [*const u8; NAMES.len()],
+    together: Option<[*const u8; 4]>,
+    replay_steps: Option<*const u8>,
+    _code: Box<dyn std::any::Any>,
+}
+
+fn cranelift(program: &Program) -> Made {
+    let kernels = Target::Cranelift.compile(program).expect("it compiles");
+    let (entries, together, replay_steps) = (kernels.entries, kernels.together, kernels.replay_steps);
+    Made { entries, together, replay_steps, _code: Box::new(kernels) }
+}
+
+fn x64(program: &Program, vectors: Vectors) -> Made {
+    let kernels = x64::compile_for(program, vectors).expect("it compiles");
+    let (entries, together, replay_steps) = (kernels.entries, Some(kernels.together), kernels.replay_steps);
+    Made { entries, together, replay_steps, _code: Box::new(kernels) }
+}
+
 /// Runs every routine of every spec, at several sizes, both ways.
-fn compare(target: Target, widest: usize) {
+fn compare(compile: impl Fn(&Program) -> Made, widest: usize) {
     let mut numbers = 0usize;
     for model in models() {
         for n in [1, 3, 6, 17, 31, 41] {
             let program = program(&model, n, widest);
-            let kernels = target.compile(&program).expect("it compiles");
+            let kernels = compile(&program);
             let mut see = |routine: &Routine, name: &str, entry: *const u8, steps: usize| {
                 // SAFETY: the entries have this signature, and the code lives as long as `kernels`.
                 let entry = unsafe { std::mem::transmute::<*const u8, Entry>(entry) };
@@ -111,7 +132,7 @@ fn compare(target: Target, widest: usize) {
 }
 
 /// The same for models of events, with logs that are nearly empty, filled in part, and full.
-fn compare_events(target: Target) {
+fn compare_events(compile: impl Fn(&Program) -> Made) {
     let mut numbers = 0usize;
     for model in models() {
         let states = events::legality(&model, Prefer::Events).states;
@@ -119,7 +140,7 @@ fn compare_events(target: Target) {
         for n in [1, 6, 31] {
             let program = program(&model, n, loops::WIDEST);
             assert!(!program.logs.is_empty(), "{} has logs", model.name);
-            let kernels = target.compile(&program).expect("it compiles");
+            let kernels = compile(&program);
             for (k, live) in (0..NAMES.len()).flat_map(|k| [1, 32, 33, 96].map(|live| (k, live))) {
                 // SAFETY: the entries have this signature, and the code lives as long as `kernels`.
                 let entry = unsafe { std::mem::transmute::<*const u8, Entry>(kernels.entries[k]) };
@@ -129,6 +150,78 @@ fn compare_events(target: Target) {
         }
     }
     assert!(numbers > 1_000_000, "only {numbers} numbers were compared");
+}
+
+/// Rows that step together, where rows gain from it.
+fn compare_teams(compile: impl Fn(&Program) -> Made) {
+    let mut numbers = 0usize;
+    for model in models() {
+        for (n, rows) in [(6, 2), (17, 5), (31, 4)] {
+            let program = program(&model, n, loops::WIDEST);
+            if !loops::gains(&program) {
+                continue;
+            }
+            let program = loops::side_by_side(&program, rows);
+            let kernels = compile(&program);
+            for (k, routine) in loops::routines(&program).into_iter().enumerate() {
+                // SAFETY: the entries have this signature, and the code lives as long as `kernels`.
+                let entry = unsafe { std::mem::transmute::<*const u8, Entry>(kernels.entries[k]) };
+                let name = format!("{} {n}, {rows} rows: {}", model.name, NAMES[k]);
+                numbers += compare_routine(&name, &program, (routine, 1), entry, 1);
+            }
+        }
+    }
+    assert!(numbers > 1_000_000, "only {numbers} numbers were compared");
+}
+
+/// Several steps replayed at once against the same steps one by one.
+fn compare_replay(compile: impl Fn(&Program) -> Made) {
+    const STEPS: usize = 3;
+    type Replay = unsafe extern "C" fn(*const *mut f32, u64);
+    let mut compared = 0usize;
+    for model in models() {
+        for n in [1, 6, 17, 31] {
+            let program = program(&model, n, loops::WIDEST);
+            let kernels = compile(&program);
+            let Some(replay) = kernels.replay_steps else { continue };
+            // SAFETY: the entry has this signature, and the code lives as long as `kernels`.
+            let replay = unsafe { std::mem::transmute::<*const u8, Replay>(replay) };
+            let matrices = program.matrices_len;
+            // Frames of a boundary and of the steps, snapshots before and after every step.
+            let regions = [
+                (Base::Frame(-1), program.frame_len * (STEPS + 2)),
+                (Base::Params, program.params_len),
+                (Base::Scratch, program.scratch_len),
+                (Base::Snapshot(0), matrices * (STEPS + 1)),
+            ];
+            let mut starts = [0; Base::ALL.len()];
+            let mut end = 0;
+            for (base, len) in regions {
+                starts[base.slot()] = end;
+                end += len;
+            }
+            starts[Base::Frame(0).slot()] = starts[Base::Frame(-1).slot()] + program.frame_len;
+            starts[Base::Snapshot(1).slot()] = starts[Base::Snapshot(0).slot()] + matrices;
+            let start = fill(end + LANES, n as u64);
+            let (mut meant, mut found) = (start.clone(), start);
+            for t in 0..STEPS {
+                let mut starts = starts;
+                starts[Base::Frame(-1).slot()] += t * program.frame_len;
+                starts[Base::Frame(0).slot()] += t * program.frame_len;
+                starts[Base::Snapshot(0).slot()] += t * matrices;
+                starts[Base::Snapshot(1).slot()] += t * matrices;
+                run(&program.replay, &mut Memory { cells: &mut meant, starts, widest: program.widest });
+            }
+            let pointers = starts.map(|at| &raw mut found[at]);
+            // SAFETY: frames and snapshots of the steps follow each other in `found`.
+            unsafe { replay(pointers.as_ptr(), STEPS as u64) };
+            for (at, (m, f)) in meant.iter().zip(&found).enumerate() {
+                assert!(same(*m, *f), "{} {n}: replay, element {at}: means {m:e}, found {f:e}", model.name);
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 20, "only {compared} programs were replayed");
 }
 
 /// Runs a routine with so many events in the logs, both ways.
@@ -158,18 +251,32 @@ fn compare_routine(
 
 #[test]
 fn cranelift_gives_the_bits_of_the_loop_ir() {
-    compare(Target::Cranelift, loops::WIDEST);
-    compare_events(Target::Cranelift);
+    compare(cranelift, loops::WIDEST);
+    compare_events(cranelift);
+}
+
+/// With these vectors, if the machine has them.
+fn x64_gives_the_bits_with(vectors: Vectors, missing: Option<String>) {
+    if let Some(what) = missing {
+        say(&format!("NOT RUN: the bits of the back end x64 with {vectors:?}: {what}"));
+        return;
+    }
+    for widest in [1, 3, loops::WIDEST] {
+        compare(|program| x64(program, vectors), widest);
+    }
+    compare_events(|program| x64(program, vectors));
+    compare_teams(|program| x64(program, vectors));
+    compare_replay(|program| x64(program, vectors));
 }
 
 #[test]
 fn x64_gives_the_bits_of_the_loop_ir() {
-    if let Some(what) = x64::lacking() {
-        say(&format!("NOT RUN: the bits of the back end x64: {what}"));
-        return;
-    }
-    for widest in [1, 3, loops::WIDEST] {
-        compare(Target::X64, widest);
-    }
-    compare_events(Target::X64);
+    x64_gives_the_bits_with(Vectors::Avx2, x64::lacking());
+}
+
+#[test]
+fn x64_gives_the_same_bits_with_wider_registers() {
+    let has = Vectors::here() == Vectors::Avx512;
+    let missing = (!has).then(|| "this processor has no AVX-512".to_owned());
+    x64_gives_the_bits_with(Vectors::Avx512, x64::lacking().or(missing));
 }

@@ -14,7 +14,7 @@ use crate::loops::{NAMES, Program};
 pub enum Target {
     /// Cranelift, with 128-bit vectors: any processor that it knows.
     Cranelift,
-    /// x86-64 with AVX2 and FMA, with 256-bit vectors.
+    /// x86-64 with AVX2 and FMA, with 256-bit vectors, or 512-bit ones where there is AVX-512.
     X64,
 }
 

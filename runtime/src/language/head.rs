@@ -5,20 +5,24 @@
 //! ȳ = Wᵀ (p − e)     W̄ = Σ (p − e) yᵀ      b̄ = Σ (p − e)         each times `share`
 //! ```
 //!
-//! `y` [M, E] are the features of all words of a window, `W` [V, E]. Blocks of at most [`TOKENS`] features
-//! give their logits, probabilities and ȳ; then blocks of [`WORDS`] rows of W take their gradients. A
-//! library multiplies the matrices, each on one thread.
+//! `y` [M, E] are the features of all words of a window, `W` [V, E]. Groups of at most [`TOKENS`] features are
+//! taken one after the other, and for each of them two passes over blocks of [`WORDS`] rows of W: the first gives
+//! logits, their exponentials and the sums of these; the second, which needs the sums of all blocks,
+//! gives W̄, b̄, and the block's part of ȳ. The logits of a block lie as [word, token], so that both
+//! passes read them in the order of memory while they are near, and every block is a job of equal size. A library
+//! multiplies the matrices, each on one thread.
 
+use super::softmax::{Sums, exponentials, slopes};
 use crate::parallel;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-/// Features of a block.
-const TOKENS: usize = 100;
-/// Words of a block.
-const WORDS: usize = 1000;
-/// Numbers that are summed side by side.
-const LANES: usize = 16;
+/// Features of a group.
+const TOKENS: usize = 512;
+/// Words of a block: with 400 tokens its logits fit into the second cache.
+const WORDS: usize = 500;
+/// Columns of ȳ that one thread adds up.
+const COLUMNS: usize = 25;
 
 /// The decoder.
 #[derive(Clone, Copy)]
@@ -39,6 +43,26 @@ pub struct Gradients<'a> {
     pub bias: &'a mut [f32],
 }
 
+/// Memory that is used again from window to window.
+#[derive(Default)]
+pub struct Scratch {
+    /// Logits of a group, then p − e, [V, tokens].
+    logits: Vec<f32>,
+    /// ȳ of a group, transposed, from each block: [blocks, E, tokens].
+    parts: Vec<f32>,
+}
+
+/// What a block of words gives to its gradients.
+struct Block<'b> {
+    number: usize,
+    /// Logits, [words, tokens].
+    logits: &'b mut [f32],
+    weight: &'b mut [f32],
+    bias: &'b mut [f32],
+    /// Part of ȳ, [E, tokens].
+    features: &'b mut [f32],
+}
+
 impl Head<'_> {
     fn words(&self) -> usize {
         self.bias.len()
@@ -48,56 +72,41 @@ impl Head<'_> {
         self.weight.len() / self.bias.len().max(1)
     }
 
-    /// −ln p of every target. `scratch` [M, V] is filled with (p − e) `share`.
-    fn slopes(
-        &self,
-        threads: usize,
-        (features, targets): (&[f32], &[u32]),
-        share: f32,
-        scratch: &mut Vec<f32>,
-        mut features_bar: Option<&mut [f32]>,
-    ) -> Vec<f64> {
-        let (count, words, width) = (targets.len(), self.words(), self.width());
-        let blocks = count.div_ceil(TOKENS).max(1);
-        let size = count.div_ceil(blocks).max(1);
-        scratch.resize(count * words, 0.0);
-        let mut jobs = vec![];
-        let mut bars = features_bar.as_mut().map(|b| b.chunks_mut(size * width));
-        for (k, (z, targets)) in scratch.chunks_mut(size * words).zip(targets.chunks(size)).enumerate() {
-            let y = &features[k * size * width..][..targets.len() * width];
-            jobs.push((y, targets, z, bars.as_mut().and_then(Iterator::next)));
-        }
-        type Job<'j> = (&'j [f32], &'j [u32], &'j mut [f32], Option<&'j mut [f32]>);
-        let work = |_: &mut (), (y, targets, z, bar): Job<'_>| {
-            self.products(y, z, Accum::Replace);
-            let slope = |(z, t): (&mut [f32], &u32)| slope(z, self.bias, *t as usize, share);
-            let losses: Vec<f64> = z.chunks_mut(words).zip(targets).map(slope).collect();
-            if let Some(bar) = bar {
-                let (p, w) = (
-                    MatRef::from_row_major_slice(z, targets.len(), words),
-                    MatRef::from_row_major_slice(self.weight, words, width),
-                );
-                let bar = MatMut::from_row_major_slice_mut(bar, targets.len(), width);
-                matmul(bar, Accum::Replace, p, w, 1.0, Par::Seq);
-            }
-            losses
-        };
-        parallel::run(&mut vec![(); threads.max(1)], jobs, work).concat()
+    /// Rows of W and entries of b of a block.
+    fn block(&self, number: usize, words: usize) -> (MatRef<'_, f32>, &[f32]) {
+        let (first, width) = (number * WORDS, self.width());
+        let rows = &self.weight[first * width..][..words * width];
+        (MatRef::from_row_major_slice(rows, words, width), &self.bias[first..][..words])
     }
 
-    /// Logits of a block of features.
+    /// Logits of a block of features, [M, V].
     pub fn logits(&self, features: &[f32], z: &mut [f32]) {
-        z.chunks_mut(self.words()).for_each(|z| z.copy_from_slice(self.bias));
-        self.products(features, z, Accum::Add);
-    }
-
-    /// W y of a block of features.
-    fn products(&self, features: &[f32], z: &mut [f32], accum: Accum) {
         let (words, width) = (self.words(), self.width());
+        z.chunks_mut(words).for_each(|z| z.copy_from_slice(self.bias));
         let count = z.len() / words.max(1);
         let y = MatRef::from_row_major_slice(features, count, width);
         let w = MatRef::from_row_major_slice(self.weight, words, width);
-        matmul(MatMut::from_row_major_slice_mut(z, count, words), accum, y, w.transpose(), 1.0, Par::Seq);
+        let z = MatMut::from_row_major_slice_mut(z, count, words);
+        matmul(z, Accum::Add, y, w.transpose(), 1.0, Par::Seq);
+    }
+
+    /// Fills `logits` with exponentials; the sums of every block, in order.
+    fn exponentials(
+        &self,
+        threads: usize,
+        (features, targets): (&[f32], &[u32]),
+        logits: &mut [f32],
+    ) -> Vec<Sums> {
+        let count = targets.len();
+        let y = MatRef::from_row_major_slice(features, count, self.width());
+        let work = |(): &mut (), (number, z): (usize, &mut [f32])| {
+            let (w, bias) = self.block(number, z.len() / count);
+            let product = MatMut::from_row_major_slice_mut(z, bias.len(), count);
+            matmul(product, Accum::Replace, w, y.transpose(), 1.0, Par::Seq);
+            exponentials(z, bias, number * WORDS, targets)
+        };
+        let jobs = logits.chunks_mut(WORDS * count).enumerate().collect();
+        parallel::run(&mut vec![(); threads.max(1)], jobs, work)
     }
 
     /// −ln p of every target, in nats.
@@ -106,126 +115,90 @@ impl Head<'_> {
         threads: usize,
         features: &[f32],
         targets: &[u32],
-        scratch: &mut Vec<f32>,
+        scratch: &mut Scratch,
     ) -> Vec<f64> {
-        self.slopes(threads, (features, targets), 0.0, scratch, None)
+        let mut losses = vec![];
+        let size = group(targets.len());
+        for (targets, y) in targets.chunks(size).zip(features.chunks(size * self.width())) {
+            scratch.logits.resize(targets.len() * self.words(), 0.0);
+            let sums = self.exponentials(threads, (y, targets), &mut scratch.logits);
+            losses.extend(Sums::of_all(&sums).losses());
+        }
+        losses
     }
 
     /// The same, and the gradients of `share` times their sum.
     pub fn gradients(
         &self,
         threads: usize,
-        given: (&[f32], &[u32]),
+        (features, targets): (&[f32], &[u32]),
         share: f32,
-        scratch: &mut Vec<f32>,
+        scratch: &mut Scratch,
         into: Gradients<'_>,
     ) -> Vec<f64> {
-        let losses = self.slopes(threads, given, share, scratch, Some(into.features));
-        let (features, targets) = given;
-        let (count, words, width) = (targets.len(), self.words(), self.width());
-        let y = MatRef::from_row_major_slice(features, count, width);
-        let slopes: &[f32] = scratch;
-        let rows = into.weight.chunks_mut(WORDS * width).zip(into.bias.chunks_mut(WORDS));
-        let work = |_: &mut (), (k, (weight, bias)): (usize, (&mut [f32], &mut [f32]))| {
-            let (first, size) = (k * WORDS, bias.len());
-            let p = MatRef::from_row_major_slice(slopes, count, words).subcols(first, size);
-            let weight = MatMut::from_row_major_slice_mut(weight, size, width);
-            matmul(weight, Accum::Replace, p.transpose(), y, 1.0, Par::Seq);
-            bias.fill(0.0);
-            for p in slopes.chunks(words) {
-                bias.iter_mut().zip(&p[first..first + size]).for_each(|(b, p)| *b += p);
-            }
-        };
-        parallel::run(&mut vec![(); threads.max(1)], rows.enumerate().collect(), work);
+        let (width, size) = (self.width(), group(targets.len()));
+        let mut losses = vec![];
+        let groups = targets.chunks(size).zip(features.chunks(size * width));
+        for (k, ((targets, y), bar)) in groups.zip(into.features.chunks_mut(size * width)).enumerate() {
+            scratch.logits.resize(targets.len() * self.words(), 0.0);
+            scratch.parts.resize(self.words().div_ceil(WORDS) * bar.len(), 0.0);
+            let sums = self.exponentials(threads, (y, targets), &mut scratch.logits);
+            let all = Sums::of_all(&sums);
+            losses.extend(all.losses());
+            let mut parts = scratch.parts.chunks_mut(bar.len().max(1));
+            let logits = scratch.logits.chunks_mut(WORDS * targets.len());
+            let weight = into.weight.chunks_mut(WORDS * width).zip(into.bias.chunks_mut(WORDS));
+            let blocks = logits.zip(weight).enumerate().filter_map(|(number, (logits, (weight, bias)))| {
+                Some(Block { number, logits, weight, bias, features: parts.next()? })
+            });
+            let accum = if k == 0 { Accum::Replace } else { Accum::Add };
+            let work = |(): &mut (), block: Block<'_>| {
+                if k == 0 {
+                    block.bias.fill(0.0);
+                }
+                let factors = sums[block.number].factors(&all, share);
+                slopes(block.logits, &factors, block.number * WORDS, (targets, share), block.bias);
+                self.products(block, y, accum);
+            };
+            parallel::run(&mut vec![(); threads.max(1)], blocks.collect(), work);
+            add_parts(threads, &mut scratch.parts, bar, width);
+        }
         losses
     }
-}
 
-/// Replaces `z`, which is the logits without their bias, by (softmax − e_target) · share; gives −ln p of the target.
-fn slope(z: &mut [f32], bias: &[f32], target: usize, share: f32) -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        // SAFETY: the processor has what the function asks for.
-        return unsafe { slope_with_fma(z, bias, target, share) };
+    /// The products of a block: W̄ and its part of ȳ.
+    fn products(&self, block: Block<'_>, features: &[f32], accum: Accum) {
+        let (words, width) = (block.bias.len(), self.width());
+        let count = block.logits.len() / words;
+        let (w, _) = self.block(block.number, words);
+        let p = MatRef::from_row_major_slice(block.logits, words, count);
+        let y = MatRef::from_row_major_slice(features, count, width);
+        let weight = MatMut::from_row_major_slice_mut(block.weight, words, width);
+        matmul(weight, accum, p, y, 1.0, Par::Seq);
+        let part = MatMut::from_row_major_slice_mut(block.features, width, count);
+        matmul(part, Accum::Replace, w.transpose(), p, 1.0, Par::Seq);
     }
-    slope_plain(z, bias, target, share)
 }
 
-/// # Safety
-/// The processor has AVX2 and FMA.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn slope_with_fma(z: &mut [f32], bias: &[f32], target: usize, share: f32) -> f64 {
-    slope_plain(z, bias, target, share)
+/// Features of a group: as many groups as [`TOKENS`] asks for, of nearly equal size.
+fn group(tokens: usize) -> usize {
+    tokens.div_ceil(tokens.div_ceil(TOKENS).max(1)).max(1)
 }
 
-#[inline(always)]
-fn slope_plain(z: &mut [f32], bias: &[f32], target: usize, share: f32) -> f64 {
-    let top = maximum(z, bias);
-    let own = f64::from(z[target] + bias[target]) - f64::from(top);
-    let mut sums = [0.0f32; LANES];
-    let mut total = 0.0f64;
-    // Sums of few numbers in single precision, of these in double.
-    for (block, bias) in z.chunks_mut(64 * LANES).zip(bias.chunks(64 * LANES)) {
-        sums.fill(0.0);
-        let mut groups = block.chunks_exact_mut(LANES);
-        let mut biases = bias.chunks_exact(LANES);
-        for (group, bias) in (&mut groups).zip(&mut biases) {
-            for ((s, z), b) in sums.iter_mut().zip(group).zip(bias) {
-                *z = exp(*z + b - top);
-                *s += *z;
-            }
+/// ȳ [M, E] from its parts, [E, M] each, which are added in their order.
+fn add_parts(threads: usize, parts: &mut [f32], bar: &mut [f32], width: usize) {
+    let tokens = bar.len() / width.max(1);
+    let (sum, rest) = parts.split_at_mut(bar.len());
+    let columns = sum.chunks_mut(COLUMNS * tokens).enumerate().collect();
+    let work = |(): &mut (), (k, sum): (usize, &mut [f32])| {
+        for part in rest.chunks(width * tokens) {
+            let part = &part[k * COLUMNS * tokens..][..sum.len()];
+            sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
         }
-        for ((s, z), b) in sums.iter_mut().zip(groups.into_remainder()).zip(biases.remainder()) {
-            *z = exp(*z + b - top);
-            *s += *z;
-        }
-        total += sums.iter().map(|s| f64::from(*s)).sum::<f64>();
-    }
-    let factor = (f64::from(share) / total) as f32;
-    z.iter_mut().for_each(|p| *p *= factor);
-    z[target] -= share;
-    total.ln() - own
-}
-
-#[inline(always)]
-fn maximum(z: &[f32], bias: &[f32]) -> f32 {
-    let mut tops = [f32::NEG_INFINITY; LANES];
-    let (mut groups, mut biases) = (z.chunks_exact(LANES), bias.chunks_exact(LANES));
-    for (group, bias) in (&mut groups).zip(&mut biases) {
-        for ((top, z), b) in tops.iter_mut().zip(group).zip(bias) {
-            let z = z + b;
-            *top = if z > *top { z } else { *top };
-        }
-    }
-    let rest = groups.remainder().iter().zip(biases.remainder()).map(|(z, b)| z + b);
-    tops.into_iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
-}
-
-/// `2ⁿ eʳ` of a number that is not positive; 0 below −87.3. The polynomial is that of the kernels
-/// (`compiler/src/loops/math.rs`).
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const LOW: f32 = -87.336_54;
-    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to a whole number.
-    let clipped = if x > LOW { x } else { LOW };
-    let shifted = clipped.mul_add(std::f32::consts::LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    let r = n.mul_add(-0.693_359_4, clipped);
-    let r = n.mul_add(2.121_944_4e-4, r);
-    let mut p = 1.987_569_1e-4;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
-        p = r.mul_add(p, c);
-    }
-    let m = p.mul_add(r * r, r + 1.0);
-    let power = f32::from_bits(((shifted.to_bits() << 23) as i32 + 0x3f80_0000) as u32);
-    let y = m * power;
-    if x < LOW {
-        0.0
-    } else if x.is_nan() {
-        x
-    } else {
-        y
+    };
+    parallel::run(&mut vec![(); threads.max(1)], columns, work);
+    for (t, bar) in bar.chunks_mut(width).enumerate() {
+        bar.iter_mut().zip(sum[t..].iter().step_by(tokens)).for_each(|(bar, x)| *bar = *x);
     }
 }
 
@@ -235,20 +208,6 @@ mod tests {
 
     fn numbers(count: usize, scale: f64, tag: f64) -> Vec<f32> {
         (0..count).map(|k| (scale * (0.7 * k as f64 + tag).sin()) as f32).collect()
-    }
-
-    #[test]
-    fn exponentials() {
-        let mut worst = 0.0f64;
-        for k in 0..200_000 {
-            let x = -f64::from(k) * 4e-4;
-            let x = x as f32;
-            let meant = f64::from(x).exp();
-            worst = worst.max((f64::from(exp(x)) - meant).abs() / meant);
-        }
-        assert!(worst < 2e-7, "{worst}");
-        assert_eq!((exp(0.0), exp(-100.0), exp(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
-        assert!(exp(f32::NAN).is_nan());
     }
 
     struct Case {
@@ -287,7 +246,7 @@ mod tests {
             let (mut y, mut w, mut b) =
                 (vec![9.0; count * width], vec![9.0; words * width], vec![9.0; words]);
             let into = Gradients { features: &mut y, weight: &mut w, bias: &mut b };
-            let losses = head.gradients(2, (&c.features, &c.targets), 0.5, &mut vec![], into);
+            let losses = head.gradients(2, (&c.features, &c.targets), 0.5, &mut Scratch::default(), into);
             assert!((losses.iter().sum::<f64>() - meant(&c)).abs() < 1e-4 * count as f64);
             let h = 1.0 / 64.0;
             let check = |found: f32, change: &dyn Fn(&mut Case, f32)| {
@@ -318,10 +277,11 @@ mod tests {
         let run = |threads| {
             let (mut y, mut w, mut b) = (vec![0.0; 330 * 8], vec![0.0; 2100 * 8], vec![0.0; 2100]);
             let into = Gradients { features: &mut y, weight: &mut w, bias: &mut b };
-            let losses = head.gradients(threads, (&c.features, &c.targets), 0.1, &mut vec![], into);
+            let losses =
+                head.gradients(threads, (&c.features, &c.targets), 0.1, &mut Scratch::default(), into);
             (losses, y, w, b)
         };
         assert_eq!(run(1), run(3));
-        assert_eq!(head.losses(2, &c.features, &c.targets, &mut vec![]), run(1).0);
+        assert_eq!(head.losses(2, &c.features, &c.targets, &mut Scratch::default()), run(1).0);
     }
 }

@@ -35,6 +35,7 @@ pub mod training;
 pub mod windows;
 
 mod generated;
+mod softmax;
 
 pub use corpus::{Corpus, Split};
 pub use options::{NextWord, Text};

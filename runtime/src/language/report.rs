@@ -1,6 +1,7 @@
 //! What a language model has learned: cross-entropy and perplexity of a split, and text drawn from it.
 
 use super::corpus::Split;
+use super::head::Scratch;
 use super::options::Text;
 use super::training::{Tables, embed, read};
 use crate::Error;
@@ -83,7 +84,7 @@ pub fn read_split(
         .into_iter()
         .map(|rows| (trainer.engine.team_tape(how.window, Mode::Forward, rows), vec![None; rows]))
         .collect();
-    let (mut outputs, mut scratch) = (vec![], vec![]);
+    let (mut outputs, mut scratch) = (vec![], Scratch::default());
     let (mut sum, mut words, mut start) = (0.0, 0, 0);
     while start + 1 < length {
         let steps = how.window.min(length - 1 - start);

@@ -1,7 +1,7 @@
 //! One update of a language model: all rows forward through a window, the softmax, all rows back.
 
 use super::corpus::Split;
-use super::head::{Gradients, Head};
+use super::head::{Gradients, Head, Scratch};
 use super::options::{NextWord, Text};
 use super::windows::{Window, Windows};
 use crate::engine::{Bound, Engine, Room, RowState, Tape};
@@ -26,7 +26,7 @@ pub struct Memory {
     features: Vec<f32>,
     features_bar: Vec<f32>,
     inputs_bar: Vec<f32>,
-    slopes: Vec<f32>,
+    softmax: Scratch,
     /// Gradients of the update before, to be written over.
     spare: Vec<Vec<f32>>,
 }
@@ -55,7 +55,7 @@ impl Memory {
             features: vec![],
             features_bar: vec![],
             inputs_bar: vec![],
-            slopes: vec![],
+            softmax: Scratch::default(),
             spare: vec![],
         }
     }
@@ -164,7 +164,7 @@ impl Update<'_> {
         let mut embedding = if tables.tied { vec![] } else { take(&mut spare, tables.embedding.len()) };
         let into = Gradients { features: &mut memory.features_bar, weight: &mut weight, bias: &mut bias };
         let given = (memory.features.as_slice(), targets.as_slice());
-        let losses = tables.head.gradients(self.threads, given, share as f32, &mut memory.slopes, into);
+        let losses = tables.head.gradients(self.threads, given, share as f32, &mut memory.softmax, into);
         timings::lap(timings, Phase::Losses);
 
         let mut gradients = self.backward(memory, features, share as f32, spare);

@@ -4,6 +4,7 @@
 //! All branches go backward.
 
 use super::X64Error;
+use super::wide::{Vectors, encoding};
 use crate::loops::{LANES, Program, body::BodyOp, routines};
 use iced_x86::{Code, Encoder, Formatter, Instruction, IntelFormatter, MemoryOperand, Register};
 use std::collections::BTreeMap;
@@ -11,22 +12,58 @@ use std::collections::BTreeMap;
 /// Bytes of a vector register.
 pub(super) const BYTES: i64 = 32;
 
-/// A vector register, by its number.
+/// How much of a vector register an instruction takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Vector(pub u8);
+pub(super) enum Width {
+    /// One register of the loop IR.
+    Eight,
+    /// Two that are neighbours in a tile.
+    Sixteen,
+}
 
-/// How many vector registers there are.
+/// Holds the result of a comparison for a moment.
+const MASK: Register = Register::K1;
+
+/// A vector register, by its number, or its lower half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Vector(pub u8, pub Width);
+
+/// How many vector registers there are without AVX-512.
 pub(super) const VECTORS: usize = 16;
 
+/// How many there are with it.
+pub(super) const WIDE_VECTORS: usize = 32;
+
 impl Vector {
-    /// All eight lanes.
+    /// The register with this number, as eight lanes.
+    pub(super) fn eight(number: u8) -> Vector {
+        Vector(number, Width::Eight)
+    }
+
+    /// As so many lanes.
+    pub(super) fn with(self, width: Width) -> Vector {
+        Vector(self.0, width)
+    }
+
+    fn register(self, width: Width) -> Register {
+        match width {
+            Width::Eight => Register::YMM0 + u32::from(self.0),
+            Width::Sixteen => Register::ZMM0 + u32::from(self.0),
+        }
+    }
+
+    /// Eight lanes.
     pub(super) fn ymm(self) -> Register {
-        Register::YMM0 + u32::from(self.0)
+        self.register(Width::Eight)
     }
 
     /// The lower four lanes.
     pub(super) fn xmm(self) -> Register {
         Register::XMM0 + u32::from(self.0)
+    }
+
+    fn is_high(self) -> bool {
+        usize::from(self.0) >= VECTORS
     }
 }
 
@@ -37,6 +74,23 @@ pub(super) enum Source {
     Vector(Vector),
     /// Memory.
     Memory(MemoryOperand),
+    /// One number in memory, for every lane.
+    Everywhere(MemoryOperand),
+}
+
+impl Source {
+    fn needs_avx512(self) -> bool {
+        match self {
+            Source::Vector(v) => v.is_high(),
+            Source::Memory(_) => false,
+            Source::Everywhere(_) => true,
+        }
+    }
+
+    /// Memory as an operand.
+    fn place(m: MemoryOperand, is_broadcast: bool) -> MemoryOperand {
+        MemoryOperand { is_broadcast, ..m }
+    }
 }
 
 /// Eight equal words, or a mask of lanes.
@@ -74,6 +128,8 @@ impl Constant {
 
 /// An assembler.
 pub(super) struct Asm {
+    /// What the code may use.
+    pub(super) vectors: Vectors,
     encoder: Encoder,
     /// Bytes so far, the pool included.
     at: u64,
@@ -87,7 +143,7 @@ pub(super) struct Asm {
 
 impl Asm {
     /// An assembler with a pool of what the program's bodies need.
-    pub(super) fn new(program: &Program, listing: bool) -> Result<Asm, X64Error> {
+    pub(super) fn new(program: &Program, vectors: Vectors, listing: bool) -> Result<Asm, X64Error> {
         let mut pool = BTreeMap::new();
         let own = [
             Constant::SIGN,
@@ -115,6 +171,7 @@ impl Asm {
         let encoder = Encoder::try_with_capacity(64, 1 << 16).map_err(|e| X64Error::Encode(e.to_string()))?;
         let at = pool_bytes.len() as u64;
         Ok(Asm {
+            vectors,
             encoder,
             at,
             pool,
@@ -160,67 +217,153 @@ impl Asm {
         }
     }
 
+    /// Bytes between two registers on the stack.
+    pub(super) fn slot_bytes(&self) -> i64 {
+        match self.vectors {
+            Vectors::Avx2 => BYTES,
+            Vectors::Avx512 => 2 * BYTES,
+        }
+    }
+
+    /// A constant as a source of so many lanes.
+    pub(super) fn constant_source(&self, c: Constant, width: Width) -> Source {
+        match (c, width) {
+            (Constant::Splat(_), Width::Sixteen) => Source::Everywhere(self.constant(c)),
+            _ => Source::Memory(self.constant(c)),
+        }
+    }
+
+    /// The encoding of an operation on these registers.
+    fn spelled(code: Code, width: Width, high: bool) -> Code {
+        if width == Width::Sixteen || high { encoding(code, width) } else { code }
+    }
+
     /// `to = f(a, b)`
     pub(super) fn three(&mut self, code: Code, to: Vector, a: Vector, b: Source) {
+        let width = to.1;
+        let code = Asm::spelled(code, width, to.is_high() || a.is_high() || b.needs_avx512());
+        let (to, a) = (to.register(width), a.register(width));
         self.push(match b {
-            Source::Vector(b) => Instruction::with3(code, to.ymm(), a.ymm(), b.ymm()),
-            Source::Memory(m) => Instruction::with3(code, to.ymm(), a.ymm(), m),
+            Source::Vector(b) => Instruction::with3(code, to, a, b.register(width)),
+            Source::Memory(m) => Instruction::with3(code, to, a, m),
+            Source::Everywhere(m) => Instruction::with3(code, to, a, Source::place(m, true)),
         });
     }
 
-    /// `to = f(a, b)` with an immediate byte.
-    pub(super) fn three_with(&mut self, code: Code, to: Vector, a: Vector, b: Source, byte: u32) {
+    /// `to = f(a, b)` with an immediate byte, of eight lanes of low registers.
+    pub(super) fn three_with(&mut self, code: Code, to: Vector, a: Vector, b: Vector, byte: u32) {
+        self.push(Instruction::with4(code, to.ymm(), a.ymm(), b.ymm(), byte));
+    }
+
+    /// A mask of the lanes in which a comparison holds.
+    pub(super) fn compare(&mut self, to: Vector, a: Vector, b: Source, byte: u32) {
+        let width = to.1;
+        let high = to.is_high() || a.is_high() || b.needs_avx512();
+        let code = Asm::spelled(Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8, width, high);
+        let is_wide = code != Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8;
+        let found = if is_wide { MASK } else { to.register(width) };
+        let first = a.register(width);
         self.push(match b {
-            Source::Vector(b) => Instruction::with4(code, to.ymm(), a.ymm(), b.ymm(), byte),
-            Source::Memory(m) => Instruction::with4(code, to.ymm(), a.ymm(), m, byte),
+            Source::Vector(b) => Instruction::with4(code, found, first, b.register(width), byte),
+            Source::Memory(m) => Instruction::with4(code, found, first, m, byte),
+            Source::Everywhere(m) => Instruction::with4(code, found, first, Source::place(m, true), byte),
         });
+        if is_wide {
+            let spread = match width {
+                Width::Eight => Code::EVEX_Vpmovm2d_ymm_kr,
+                Width::Sixteen => Code::EVEX_Vpmovm2d_zmm_kr,
+            };
+            self.push(Instruction::with2(spread, to.register(width), MASK));
+        }
     }
 
     /// `to = f(a)`
     pub(super) fn two(&mut self, code: Code, to: Vector, a: Source) {
+        let width = to.1;
+        let code = Asm::spelled(code, width, to.is_high() || a.needs_avx512());
+        let to = to.register(width);
         self.push(match a {
-            Source::Vector(a) => Instruction::with2(code, to.ymm(), a.ymm()),
-            Source::Memory(m) => Instruction::with2(code, to.ymm(), m),
+            Source::Vector(a) => Instruction::with2(code, to, a.register(width)),
+            Source::Memory(m) => Instruction::with2(code, to, m),
+            Source::Everywhere(m) => Instruction::with2(code, to, Source::place(m, true)),
         });
     }
 
     /// The nearest integers, ties to even.
     pub(super) fn round(&mut self, to: Vector, from: Source) {
+        let width = to.1;
+        let high = to.is_high() || from.needs_avx512();
+        let code = Asm::spelled(Code::VEX_Vroundps_ymm_ymmm256_imm8, width, high);
+        let to = to.register(width);
         self.push(match from {
-            Source::Vector(v) => {
-                Instruction::with3(Code::VEX_Vroundps_ymm_ymmm256_imm8, to.ymm(), v.ymm(), 0u32)
-            }
-            Source::Memory(m) => Instruction::with3(Code::VEX_Vroundps_ymm_ymmm256_imm8, to.ymm(), m, 0u32),
+            Source::Vector(v) => Instruction::with3(code, to, v.register(width), 0u32),
+            Source::Memory(m) => Instruction::with3(code, to, m, 0u32),
+            Source::Everywhere(m) => Instruction::with3(code, to, Source::place(m, true), 0u32),
         });
     }
 
     /// Shifts every word.
     pub(super) fn shift(&mut self, code: Code, to: Vector, from: Vector, bits: u32) {
-        self.push(Instruction::with3(code, to.ymm(), from.ymm(), bits));
+        let width = to.1;
+        let code = Asm::spelled(code, width, to.is_high() || from.is_high());
+        self.push(Instruction::with3(code, to.register(width), from.register(width), bits));
     }
 
     /// `to = mask ? chosen : otherwise`
     pub(super) fn blend(&mut self, to: Vector, otherwise: Vector, chosen: Source, mask: Vector) {
+        let width = to.1;
+        let high = [to, otherwise, mask].iter().any(|v| v.is_high()) || chosen.needs_avx512();
+        if width == Width::Sixteen || high {
+            return self.blend_by_mask(to, otherwise, chosen, mask);
+        }
         let code = Code::VEX_Vblendvps_ymm_ymm_ymmm256_ymm;
         self.push(match chosen {
             Source::Vector(v) => Instruction::with4(code, to.ymm(), otherwise.ymm(), v.ymm(), mask.ymm()),
-            Source::Memory(m) => Instruction::with4(code, to.ymm(), otherwise.ymm(), m, mask.ymm()),
+            Source::Memory(m) | Source::Everywhere(m) => {
+                Instruction::with4(code, to.ymm(), otherwise.ymm(), m, mask.ymm())
+            }
         });
     }
 
-    /// Loads eight lanes.
+    fn blend_by_mask(&mut self, to: Vector, otherwise: Vector, chosen: Source, mask: Vector) {
+        let width = to.1;
+        let (gather, blend) = match width {
+            Width::Eight => (Code::EVEX_Vpmovd2m_kr_ymm, Code::EVEX_Vblendmps_ymm_k1z_ymm_ymmm256b32),
+            Width::Sixteen => (Code::EVEX_Vpmovd2m_kr_zmm, Code::EVEX_Vblendmps_zmm_k1z_zmm_zmmm512b32),
+        };
+        self.push(Instruction::with2(gather, MASK, mask.register(width)));
+        let (to, otherwise) = (to.register(width), otherwise.register(width));
+        let blended = match chosen {
+            Source::Vector(v) => Instruction::with3(blend, to, otherwise, v.register(width)),
+            Source::Memory(m) => Instruction::with3(blend, to, otherwise, m),
+            Source::Everywhere(m) => Instruction::with3(blend, to, otherwise, Source::place(m, true)),
+        };
+        self.push(blended.map(|mut i| {
+            i.set_op_mask(MASK);
+            i
+        }));
+    }
+
+    /// Loads all lanes.
     pub(super) fn load(&mut self, to: Vector, from: MemoryOperand) {
         self.two(Code::VEX_Vmovups_ymm_ymmm256, to, Source::Memory(from));
     }
 
     /// Loads one number into every lane.
     pub(super) fn broadcast(&mut self, to: Vector, from: MemoryOperand) {
-        self.push(Instruction::with2(Code::VEX_Vbroadcastss_ymm_m32, to.ymm(), from));
+        self.two(Code::VEX_Vbroadcastss_ymm_m32, to, Source::Memory(from));
     }
 
-    /// Stores eight lanes.
+    /// Stores all lanes.
     pub(super) fn store(&mut self, to: MemoryOperand, from: Vector) {
-        self.push(Instruction::with2(Code::VEX_Vmovups_ymmm256_ymm, to, from.ymm()));
+        let code = Asm::spelled(Code::VEX_Vmovups_ymmm256_ymm, from.1, from.is_high());
+        self.push(Instruction::with2(code, to, from.register(from.1)));
+    }
+
+    /// The upper eight of sixteen lanes.
+    pub(super) fn upper_eight(&mut self, to: Vector, from: Vector) {
+        let code = Code::EVEX_Vextractf64x4_ymmm256_k1z_zmm_imm8;
+        self.push(Instruction::with3(code, to.ymm(), from.register(Width::Sixteen), 1u32));
     }
 
     /// Stores the lowest lane.
@@ -240,7 +383,11 @@ impl Asm {
 
     /// Zeroes all lanes.
     pub(super) fn zero(&mut self, to: Vector) {
-        self.push(Instruction::with3(Code::VEX_Vxorps_xmm_xmm_xmmm128, to.xmm(), to.xmm(), to.xmm()));
+        let code = match to.is_high() {
+            true => Code::EVEX_Vpxord_xmm_k1z_xmm_xmmm128b32,
+            false => Code::VEX_Vxorps_xmm_xmm_xmmm128,
+        };
+        self.push(Instruction::with3(code, to.xmm(), to.xmm(), to.xmm()));
     }
 
     /// `to = value`

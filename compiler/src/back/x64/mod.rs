@@ -1,7 +1,8 @@
-//! Loop IR → machine code for x86-64 with AVX2 and FMA, with 256-bit vectors.
+//! Loop IR → machine code for x86-64 with AVX2 and FMA, with 256-bit vectors; with 512-bit vectors where there is
+//! AVX-512 ([`wide`]).
 //!
 //! The same nests as [`super::cranelift`], in the same order of operations, hence with the same
-//! bits; a register of the loop IR is one machine register here. A nest is a few counted loops
+//! bits; a register of the loop IR is one machine register here, or half of one. A nest is a few counted loops
 //! around straight-line code, so a small assembler and an allocator of registers that sees all of
 //! that code at once ([`straight`]) are enough, and take a tenth of the time of a general code
 //! generator.
@@ -11,12 +12,14 @@ mod nest;
 mod place;
 mod replay;
 mod straight;
+mod wide;
 
 use crate::loops::{NAMES, Program, Routine, routines, together};
-use asm::{Asm, BYTES, based};
+use asm::{Asm, based};
 use iced_x86::{Code, Instruction, Register};
 use memmap2::{Mmap, MmapMut};
 use place::SAVED;
+pub use wide::Vectors;
 
 /// Why kernels could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,15 +68,26 @@ pub fn lacking() -> Option<String> {
     }
 }
 
-/// Compiles a program for this machine.
+/// Compiles a program for this machine, with the widest vectors that it has.
 ///
 /// # Errors
 /// [`X64Error`] if the machine lacks something ([`lacking`]), or there is no executable memory.
 pub fn compile(program: &Program) -> Result<Kernels, X64Error> {
+    compile_for(program, Vectors::here())
+}
+
+/// Compiles a program with these vectors, which give the same bits.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_for(program: &Program, vectors: Vectors) -> Result<Kernels, X64Error> {
     if let Some(what) = lacking() {
         return Err(X64Error::Host(what));
     }
-    let Assembled { code, starts, together, replay, .. } = assemble(program, false)?;
+    if vectors == Vectors::Avx512 && Vectors::here() == Vectors::Avx2 {
+        return Err(X64Error::Host("this processor has no AVX-512".to_owned()));
+    }
+    let Assembled { code, starts, together, replay, .. } = assemble(program, vectors, false)?;
     let mut memory = MmapMut::map_anon(code.len())?;
     memory.copy_from_slice(&code);
     let memory = memory.make_exec()?;
@@ -83,12 +97,12 @@ pub fn compile(program: &Program) -> Result<Kernels, X64Error> {
     Ok(Kernels { _memory: memory, entries, together, replay_steps, code_bytes: code.len() })
 }
 
-/// Prints the instructions (`--emit asm`).
+/// Prints the instructions (`--emit asm`), on every machine those of AVX2.
 ///
 /// # Errors
 /// [`X64Error::Encode`] if one cannot be encoded.
 pub fn print(program: &Program) -> Result<String, X64Error> {
-    Ok(assemble(program, true)?.text)
+    Ok(assemble(program, Vectors::Avx2, true)?.text)
 }
 
 /// All routines behind their constants.
@@ -101,8 +115,8 @@ struct Assembled {
     text: String,
 }
 
-fn assemble(program: &Program, listing: bool) -> Result<Assembled, X64Error> {
-    let mut asm = Asm::new(program, listing)?;
+fn assemble(program: &Program, vectors: Vectors, listing: bool) -> Result<Assembled, X64Error> {
+    let mut asm = Asm::new(program, vectors, listing)?;
     let mut starts = [0; NAMES.len()];
     for (k, routine) in routines(program).into_iter().enumerate() {
         starts[k] = emit(&mut asm, NAMES[k], routine, program.widest);
@@ -120,7 +134,7 @@ fn assemble(program: &Program, listing: bool) -> Result<Assembled, X64Error> {
         let frame = enter(&mut asm);
         let slots = replay::emit(&mut asm, program);
         leave(&mut asm);
-        asm.patch(frame, (slots as i64 + 2) * BYTES);
+        asm.patch(frame, (slots as i64 + 2) * asm.slot_bytes());
         at as usize
     });
     let (code, text) = asm.finish()?;
@@ -135,7 +149,7 @@ fn emit(asm: &mut Asm, name: &str, routine: &Routine, widest: usize) -> usize {
     let frame = enter(asm);
     let slots = routine.nests.iter().map(|nest| nest::emit(asm, nest, widest)).max();
     leave(asm);
-    asm.patch(frame, (slots.unwrap_or(0) as i64 + 2) * BYTES);
+    asm.patch(frame, (slots.unwrap_or(0) as i64 + 2) * asm.slot_bytes());
     at as usize
 }
 
@@ -147,7 +161,7 @@ fn enter(asm: &mut Asm) -> u64 {
     asm.push(Instruction::with2(Code::Mov_r64_rm64, Register::RAX, Register::RSP));
     asm.push(Instruction::with2(Code::Sub_rm64_imm32, Register::RSP, 0));
     let patch = asm.here() - 4;
-    asm.push(Instruction::with2(Code::And_rm64_imm8, Register::RSP, -(BYTES as i32)));
+    asm.push(Instruction::with2(Code::And_rm64_imm8, Register::RSP, -(asm.slot_bytes() as i32)));
     asm.push(Instruction::with2(Code::Mov_rm64_r64, based(Register::RSP, 0), Register::RAX));
     patch
 }

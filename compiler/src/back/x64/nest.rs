@@ -1,11 +1,12 @@
 //! Loops: the code of one nest.
 
-use super::asm::{Asm, BYTES, Constant, Source, Vector, based};
+use super::asm::{Asm, BYTES, Constant, Source, VECTORS, Vector, Width, based};
 use super::place::{Addresses, LIVE_BYTES, POST, PRE, point};
-use super::straight::{Home, Item, Key, Running, RunningHome, Straight};
+use super::straight::{Home, Item, Key, Running, RunningHome, Straight, Unit, Values};
+use super::wide::{self, Vectors};
 use crate::back::level::{Level, levels};
 use crate::loops::body::{BodyOp, Id};
-use crate::loops::{Base, Effect, Extent, LANES, Nest, PARTIALS, Place, Tiles};
+use crate::loops::{Access, Base, Effect, Extent, LANES, Nest, PARTIALS, Place, Tiles};
 use iced_x86::{Code, Instruction, Register};
 
 /// Registers that running sums may take; the others hold values.
@@ -14,13 +15,20 @@ const RUNNING: usize = 10;
 /// The same in a nest without other values than loads.
 const RUNNING_ALONE: usize = 12;
 
+/// The same of 32 registers.
+const WIDE_RUNNING: usize = 18;
+
+/// The same of 32 registers, without other values than loads.
+const WIDE_RUNNING_ALONE: usize = 24;
+
 /// Registers that nothing owns between stretches of straight-line code.
-const SPARE: [Vector; 3] = [Vector(15), Vector(14), Vector(13)];
+const SPARE: [Vector; 3] = [Vector(15, Width::Eight), Vector(14, Width::Eight), Vector(13, Width::Eight)];
 
 /// Emits one nest; returns how many registers it needs on the stack.
 pub(super) fn emit(asm: &mut Asm, nest: &Nest, widest: usize) -> usize {
-    let at = Addresses::new(nest);
-    let mut emitter = Emitter::new(asm, nest, at);
+    let at = Addresses::new(nest, asm.slot_bytes());
+    let is_wide = asm.vectors == Vectors::Avx512 && wide::gains(nest);
+    let mut emitter = Emitter::new(asm, nest, at, is_wide);
     let here = emitter.asm.here();
     emitter.asm.remark(&format!("nest, at {here:#x}: {}", nest.label));
     emitter.at.load(emitter.asm);
@@ -41,13 +49,30 @@ pub(super) struct Emitter<'a> {
     homes: Vec<Option<Home>>,
     pub(super) slots: usize,
     pub(super) width: usize,
+    /// Whether registers have sixteen lanes, and there are 32.
+    is_wide: bool,
+    /// Whether the tile's neighbours share a register.
+    pub(super) is_paired: bool,
 }
 
 /// Items under construction.
 pub(super) struct Build {
     pub(super) items: Vec<Item>,
     pub(super) homes: Vec<Option<Home>>,
+    widths: Vec<Width>,
     done: Vec<bool>,
+    /// Sums in memory that are in registers meanwhile: where they lie, and their last values.
+    sums: Vec<(Access, Key)>,
+}
+
+impl Build {
+    /// A value that the body does not have.
+    fn add(&mut self, width: Width, home: Option<Home>) -> Key {
+        self.homes.push(home);
+        self.widths.push(width);
+        self.done.push(false);
+        Key(self.homes.len() - 1)
+    }
 }
 
 /// The running values of a nest.
@@ -56,7 +81,7 @@ struct Sums {
     totals: Vec<Running>,
     /// Over post, for the current row.
     rows: Vec<Running>,
-    /// Over pre, by effect and register of the tile.
+    /// Over pre, by effect and unit of the tile.
     columns: Vec<Vec<Running>>,
 }
 
@@ -68,8 +93,17 @@ impl Sums {
 }
 
 impl<'a> Emitter<'a> {
-    pub(super) fn new(asm: &'a mut Asm, nest: &'a Nest, at: Addresses) -> Emitter<'a> {
-        Emitter { asm, nest, at, levels: levels(&nest.body), homes: vec![], slots: 0, width: 1 }
+    pub(super) fn new(asm: &'a mut Asm, nest: &'a Nest, at: Addresses, is_wide: bool) -> Emitter<'a> {
+        let levels = levels(&nest.body);
+        Emitter { asm, nest, at, levels, homes: vec![], slots: 0, width: 1, is_wide, is_paired: false }
+    }
+
+    /// The registers of the tile, two together where they share one of the machine.
+    pub(super) fn units(&self) -> Vec<Unit> {
+        let (pairs, mut units) = (if self.is_paired { self.width / 2 } else { 0 }, vec![]);
+        units.extend((0..pairs).map(|k| Unit { first: 2 * k, width: Width::Sixteen }));
+        units.extend((2 * pairs..self.width).map(|first| Unit { first, width: Width::Eight }));
+        units
     }
 
     fn op(&self, id: usize) -> BodyOp {
@@ -90,7 +124,10 @@ impl<'a> Emitter<'a> {
         let n = self.nest.body.ops.len();
         let mut homes = vec![None; n * (self.width + 1)];
         homes[..self.homes.len()].copy_from_slice(&self.homes);
-        for register in 0..self.width {
+        let widest = if self.is_wide { Width::Sixteen } else { Width::Eight };
+        let mut widths = vec![widest; homes.len()];
+        for Unit { first: register, width } in self.units() {
+            widths[n * (register + 1)..][..n].fill(width);
             for id in 0..n {
                 let home = &mut homes[self.key(Id(id as u32), register).0];
                 match self.op(id) {
@@ -104,7 +141,7 @@ impl<'a> Emitter<'a> {
             homes[key.0] = Some(Home::Slot(*slot));
         }
         let done = vec![false; homes.len()];
-        Build { items: vec![], homes, done }
+        Build { items: vec![], homes, widths, done, sums: vec![] }
     }
 
     /// Adds what a value needs, and the value.
@@ -120,8 +157,16 @@ impl<'a> Emitter<'a> {
     }
 
     fn run(&mut self, build: &Build, pinned: &[Vector]) {
+        self.run_with(build, pinned, &[]);
+    }
+
+    /// With values that lie in registers from the start.
+    pub(super) fn run_with(&mut self, build: &Build, pinned: &[Vector], held: &[(Key, Vector)]) {
         let mut slots = self.slots;
-        Straight::new(self.asm, &self.at, &mut slots, &build.homes, pinned).run(&build.items);
+        let values = Values { homes: &build.homes, widths: &build.widths, is_wide: self.is_wide };
+        let mut straight = Straight::new(self.asm, &self.at, &mut slots, &values, pinned);
+        straight.preset(held);
+        straight.run(&build.items);
         self.slots = slots;
     }
 
@@ -182,7 +227,7 @@ impl<'a> Emitter<'a> {
 
     fn vector(&mut self, n: usize) {
         self.once();
-        let sums = self.running(1);
+        let sums = self.running();
         self.start_totals(&sums);
         self.asm.set(POST, 0);
         let (whole, rest) = (n / LANES, n % LANES);
@@ -212,42 +257,69 @@ impl<'a> Emitter<'a> {
 
     fn body_with(&mut self, sums: &Sums, rest: Option<usize>, kept: &[(Key, usize)]) {
         let mut build = self.build(kept);
-        for register in 0..self.width {
-            let lanes = rest.filter(|_| register + 1 == self.width);
-            self.point(&mut build, sums, register, lanes);
+        for (k, unit) in self.units().into_iter().enumerate() {
+            let lanes = rest.filter(|_| unit.first + 1 == self.width);
+            self.point(&mut build, sums, (k, unit), lanes);
         }
         self.run(&build, &sums.pinned());
     }
 
-    fn point(&self, build: &mut Build, sums: &Sums, register: usize, lanes: Option<usize>) {
+    /// All effects at one unit of the tile, which is its `number`-th.
+    fn point(&self, build: &mut Build, sums: &Sums, (number, unit): (usize, Unit), lanes: Option<usize>) {
         let (mut totals, mut rows) = (sums.totals.iter(), sums.rows.iter());
         let mut columns = sums.columns.iter();
         for effect in &self.nest.effects {
             let keys: Vec<Key> =
-                effect_operands(effect).into_iter().map(|o| self.need(build, o, register)).collect();
+                effect_operands(effect).into_iter().map(|o| self.need(build, o, unit.first)).collect();
             let (v, w) = (keys[0], keys.get(1).copied());
             let missing = "there is one running value for each effect";
-            build.items.push(match effect {
-                Effect::Store(access, _) => Item::Store(*access, register, v),
-                Effect::Add(access, ..) => Item::Add(*access, register, v, w),
-                Effect::SumPre(..) => Item::Sum(columns.next().expect(missing)[register], v, w, None),
-                Effect::SumPost(..) => Item::Sum(*rows.next().expect(missing), v, w, lanes),
-                Effect::SumAll(..) => Item::Sum(*totals.next().expect(missing), v, w, lanes),
-                Effect::MaxAll(..) => Item::Max(*totals.next().expect(missing), v, lanes),
-            });
+            let item = match effect {
+                Effect::Store(access, _) => Item::Store(*access, unit, v),
+                Effect::Add(access @ Access::Matrix(_), ..) if self.is_matrix() => {
+                    self.add_in_register(build, *access, unit, v, w);
+                    continue;
+                }
+                Effect::Add(access, ..) => Item::Add(*access, unit, v, w),
+                Effect::SumPre(..) => Item::Sum(columns.next().expect(missing)[number], unit, v, w, None),
+                Effect::SumPost(..) => Item::Sum(*rows.next().expect(missing), unit, v, w, lanes),
+                Effect::SumAll(..) => Item::Sum(*totals.next().expect(missing), unit, v, w, lanes),
+                Effect::MaxAll(..) => Item::Max(*totals.next().expect(missing), unit, v, lanes),
+            };
+            build.items.push(item);
         }
+        for (access, sum) in std::mem::take(&mut build.sums) {
+            build.items.push(Item::Store(access, unit, sum));
+        }
+    }
+
+    fn is_matrix(&self) -> bool {
+        matches!(self.nest.extent, Extent::Matrix { .. })
+    }
+
+    /// Adds to memory that several effects may add to: it is read before the first and written after the last.
+    fn add_in_register(&self, build: &mut Build, access: Access, unit: Unit, v: Key, w: Option<Key>) {
+        let known = build.sums.iter().position(|(place, _)| *place == access);
+        let sum = match known {
+            Some(k) => build.sums.swap_remove(k).1,
+            None => build.add(unit.width, Some(Home::Operand(access, unit.first))),
+        };
+        let next = build.add(unit.width, None);
+        let none = Id(0);
+        build.items.push(match w {
+            Some(w) => Item::Value(next, BodyOp::Fma(none, none, none), vec![v, w, sum]),
+            None => Item::Value(next, BodyOp::Add(none, none), vec![sum, v]),
+        });
+        build.sums.push((access, next));
     }
 
     // ------------------------------------------------------------ running values
 
-    /// Registers for the running values of tiles of a width: those that are used most come first.
-    fn running(&mut self, width: usize) -> Sums {
-        let limit = self.running_limit();
-        let mut next = 0;
-        let mut take = |memory: RunningHome| {
-            let vector = (next < limit).then_some(Vector(next as u8));
-            next += 1;
-            Running { vector, memory }
+    /// Registers for the running values of the tile: those that are used most come first.
+    fn running(&mut self) -> Sums {
+        let (units, mut free) = (self.units(), self.running_registers().into_iter());
+        let mut take = |memory: RunningHome, width: Width| {
+            let vector = free.next().map(|v| v.with(width));
+            Running { vector, memory, width }
         };
         let pre = match self.nest.extent {
             Extent::Matrix { pre, .. } | Extent::Log { pre, .. } => pre,
@@ -258,19 +330,30 @@ impl<'a> Emitter<'a> {
         let rows = count(|e| matches!(e, Effect::SumPost(..)));
         let columns = count(|e| matches!(e, Effect::SumPre(..)));
         let first = self.slots;
-        self.slots += totals + columns * width;
-        let totals = (0..totals).map(|k| take(RunningHome::Slot(first + k))).collect::<Vec<_>>();
-        let rows = (0..rows).map(|k| take(RunningHome::Partial(PARTIALS + k * pre * LANES))).collect();
+        self.slots += totals + columns * units.len();
+        let totals =
+            (0..totals).map(|k| take(RunningHome::Slot(first + k), Width::Eight)).collect::<Vec<_>>();
+        let partial = |k: usize| RunningHome::Partial(PARTIALS + k * pre * LANES);
+        let rows = (0..rows).map(|k| take(partial(k), Width::Eight)).collect();
         let first = first + totals.len();
-        let column = |c: usize| (0..width).map(move |r| first + c * width + r);
-        let columns =
-            (0..columns).map(|c| column(c).map(|slot| take(RunningHome::Slot(slot))).collect()).collect();
+        let mut column = |c: usize| {
+            let slots = units.iter().enumerate().map(|(k, u)| (first + c * units.len() + k, u.width));
+            slots.map(|(slot, width)| take(RunningHome::Slot(slot), width)).collect()
+        };
+        let columns = (0..columns).map(&mut column).collect();
         Sums { totals, rows, columns }
     }
 
-    fn running_limit(&self) -> usize {
+    /// Registers that running values may take. The spare ones are never among them.
+    fn running_registers(&self) -> Vec<Vector> {
         let is_load = |op: &BodyOp| matches!(op, BodyOp::Load(_));
-        if self.nest.body.ops.iter().all(is_load) { RUNNING_ALONE } else { RUNNING }
+        let count = match (self.nest.body.ops.iter().all(is_load), self.is_wide) {
+            (true, false) => RUNNING_ALONE,
+            (false, false) => RUNNING,
+            (true, true) => WIDE_RUNNING_ALONE,
+            (false, true) => WIDE_RUNNING,
+        };
+        (0..).map(Vector::eight).filter(|v| !SPARE.contains(v)).take(count).collect()
     }
 
     fn start_totals(&mut self, sums: &Sums) {
@@ -297,9 +380,10 @@ impl<'a> Emitter<'a> {
 
     fn get(&mut self, running: &Running) -> Vector {
         running.vector.unwrap_or_else(|| {
+            let spare = SPARE[0].with(running.width);
             let from = self.at.running(self.asm, running.memory);
-            self.asm.load(SPARE[0], from);
-            SPARE[0]
+            self.asm.load(spare, from);
+            spare
         })
     }
 
@@ -311,7 +395,12 @@ impl<'a> Emitter<'a> {
                 continue;
             }
             let running = totals.next().expect("there is one for each effect");
-            let v = self.get(running);
+            let mut v = self.get(running);
+            if usize::from(v.0) >= VECTORS {
+                // What follows knows the lower registers only.
+                self.asm.two(Code::VEX_Vmovaps_ymm_ymmm256, SPARE[0], Source::Vector(v));
+                v = SPARE[0];
+            }
             let result = if is_sum { self.sum_lanes(v) } else { self.max_lanes(v) };
             let place = effect.place();
             let to = self.at.number(self.asm, place.base, place.offset);
@@ -334,7 +423,8 @@ impl<'a> Emitter<'a> {
         self.asm.store(self.at.slot(slot), v);
         let (best, x) = (SPARE[0], SPARE[1]);
         for lane in 0..LANES {
-            let from = based(Register::RSP, (slot as i64 + 1) * BYTES + lane as i64 * 4);
+            let mut from = self.at.slot(slot);
+            from.displacement += lane as i64 * 4;
             self.asm.push(Instruction::with2(
                 Code::VEX_Vmovss_xmm_m32,
                 if lane == 0 { best.xmm() } else { x.xmm() },
@@ -363,7 +453,8 @@ impl<'a> Emitter<'a> {
         let tiles = Tiles::of(post, widest);
         let is_masked = !post.is_multiple_of(LANES) && self.nest.effects.iter().any(Effect::sums_over_post);
         let rest = Some(post % LANES).filter(|_| is_masked);
-        let totals = self.running(0);
+        self.width = 0;
+        let totals = self.running();
         self.start_totals(&totals);
         self.asm.set(POST, 0);
         let groups = [(tiles.wide, tiles.width), (tiles.narrow, tiles.width - 1)];
@@ -374,7 +465,7 @@ impl<'a> Emitter<'a> {
             for (count, rest) in [(count - masked, None), (masked, rest)] {
                 end += count * width;
                 if count > 0 {
-                    self.tiles(count, width, end, pre, rest);
+                    self.tiles((count, width, end), pre, rest, &totals);
                 }
             }
         }
@@ -383,13 +474,21 @@ impl<'a> Emitter<'a> {
     }
 
     /// `count` tiles of a width, up to the register `end` of the post axis.
-    fn tiles(&mut self, count: usize, width: usize, end: usize, pre: usize, rest: Option<usize>) {
+    fn tiles(
+        &mut self,
+        (count, width, end): (usize, usize, usize),
+        pre: usize,
+        rest: Option<usize>,
+        totals: &Sums,
+    ) {
         self.width = width;
-        let sums = self.running(width);
+        // Sums know how many lanes of the last register count.
+        self.is_paired = self.is_wide && rest.is_none();
+        let sums = Sums { totals: totals.totals.clone(), ..self.running() };
         let header = self.asm.here();
         let kept = self.tile_values();
         for running in sums.columns.iter().flatten() {
-            let v = running.vector.unwrap_or(SPARE[0]);
+            let v = running.vector.unwrap_or(SPARE[0].with(running.width));
             self.asm.zero(v);
             self.put(running, v);
         }
@@ -418,7 +517,7 @@ impl<'a> Emitter<'a> {
         self.asm.set(POST, 0);
         let header = self.header();
         for place in places {
-            let to = self.at.operand(self.asm, crate::loops::Access::Post(place), 0);
+            let to = self.at.operand(self.asm, Access::Post(place), 0);
             self.asm.store(to, SPARE[0]);
         }
         self.asm.advance(POST, BYTES as i32);
@@ -441,15 +540,15 @@ impl<'a> Emitter<'a> {
             .collect();
         let mut build = self.build(&[]);
         let mut kept = vec![];
-        for register in 0..self.width {
+        for unit in self.units() {
             for id in &ids {
-                let key = self.need(&mut build, Id(*id as u32), register);
+                let key = self.need(&mut build, Id(*id as u32), unit.first);
                 let slot = self.new_slot();
                 build.items.push(Item::Keep(key, slot));
                 kept.push((key, slot));
             }
         }
-        let totals: Vec<Vector> = (0..self.running_limit() as u8).map(Vector).collect();
+        let totals = self.running_registers();
         self.run(&build, &totals);
         kept
     }
@@ -479,10 +578,9 @@ impl<'a> Emitter<'a> {
 
     fn store_columns(&mut self, sums: &Sums) {
         for (place, column) in self.column_targets().into_iter().zip(&sums.columns) {
-            for (register, running) in column.iter().enumerate() {
+            for (unit, running) in self.units().into_iter().zip(column) {
                 let v = self.get(running);
-                let access = crate::loops::Access::Post(place);
-                let to = self.at.operand(self.asm, access, register);
+                let to = self.at.operand(self.asm, Access::Post(place), unit.first);
                 self.asm.store(to, v);
             }
         }
@@ -538,7 +636,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn eight_rows(&mut self, from: Register, to: Register) {
-        let v: [Vector; 4] = std::array::from_fn(|k| Vector(k as u8));
+        let v: [Vector; 4] = std::array::from_fn(|k| Vector::eight(k as u8));
         let row = |k: i64| based(from, k * BYTES);
         for (k, v) in v.into_iter().enumerate() {
             self.asm.load(v, row(2 * k as i64));
@@ -548,8 +646,8 @@ impl<'a> Emitter<'a> {
         self.asm.three(Code::VEX_Vhaddps_ymm_ymm_ymmm256, v[0], v[0], Source::Vector(v[1]));
         self.asm.three(Code::VEX_Vhaddps_ymm_ymm_ymmm256, v[2], v[2], Source::Vector(v[3]));
         let halves = Code::VEX_Vperm2f128_ymm_ymm_ymmm256_imm8;
-        self.asm.three_with(halves, v[1], v[0], Source::Vector(v[2]), 0x20);
-        self.asm.three_with(halves, v[3], v[0], Source::Vector(v[2]), 0x31);
+        self.asm.three_with(halves, v[1], v[0], v[2], 0x20);
+        self.asm.three_with(halves, v[3], v[0], v[2], 0x31);
         self.asm.three(Code::VEX_Vaddps_ymm_ymm_ymmm256, v[1], v[1], Source::Vector(v[3]));
         self.asm.store(based(to, 0), v[1]);
     }

@@ -57,6 +57,8 @@ pub(super) struct Addresses {
     streams: [Option<Register>; Base::ALL.len()],
     /// Set if frames are found from that of the first step, which [`FRAME`] points to.
     frame_bytes: Option<i64>,
+    /// Bytes between two registers on the stack.
+    slot_bytes: i64,
 }
 
 /// Bytes of a number.
@@ -68,12 +70,13 @@ fn displacement(offset: usize) -> i64 {
 
 impl Addresses {
     /// Gives registers to the regions that a nest uses, streams first.
-    pub(super) fn new(nest: &Nest) -> Addresses {
+    pub(super) fn new(nest: &Nest, slot_bytes: i64) -> Addresses {
         let mut at = Addresses {
             extent: nest.extent,
             starts: [None; Base::ALL.len()],
             streams: [None; Base::ALL.len()],
             frame_bytes: None,
+            slot_bytes,
         };
         let effects = nest.effects.iter().filter_map(|e| match e {
             Effect::Store(a, _) | Effect::Add(a, ..) => Some(*a),
@@ -109,12 +112,13 @@ impl Addresses {
 
     /// For a nest that replays several steps at once: one pointer moves from frame to frame, one
     /// from snapshot to snapshot.
-    pub(super) fn over_time(nest: &Nest, frame_bytes: i64) -> Addresses {
+    pub(super) fn over_time(nest: &Nest, frame_bytes: i64, slot_bytes: i64) -> Addresses {
         let mut at = Addresses {
             extent: nest.extent,
             starts: [None; Base::ALL.len()],
             streams: [None; Base::ALL.len()],
             frame_bytes: Some(frame_bytes),
+            slot_bytes,
         };
         at.streams[Base::Snapshot(0).slot()] = Some(Register::R8);
         at.streams[Base::Params.slot()] = Some(Register::R9);
@@ -206,9 +210,8 @@ impl Addresses {
     }
 
     /// A register on the stack. The first holds the caller's stack pointer.
-    #[expect(clippy::unused_self, reason = "all addresses come from here")]
     pub(super) fn slot(&self, slot: usize) -> MemoryOperand {
-        based(Register::RSP, (slot as i64 + 1) * BYTES)
+        based(Register::RSP, (slot as i64 + 1) * self.slot_bytes)
     }
 
     /// Where a running sum lies if it has no register.

@@ -7,7 +7,8 @@
 use super::asm::{Asm, BYTES, Vector, based};
 use super::nest::Emitter;
 use super::place::{Addresses, FIRST_SNAPSHOT, FRAME, POST, PRE, SNAPSHOT, STEPS, point};
-use super::straight::{Item, Key, Straight};
+use super::straight::{Item, Key, Unit};
+use super::wide::Vectors;
 use crate::loops::body::{BodyOp, Id};
 use crate::loops::{Access, Base, Effect, Extent, Nest, Place, Program, Tiles};
 use iced_x86::{Code, Instruction, Register};
@@ -63,7 +64,10 @@ pub(super) fn emit(asm: &mut Asm, program: &Program) -> usize {
     let mut slots = 0;
     for nest in &program.replay.nests {
         let Extent::Matrix { post, pre } = nest.extent else { continue };
-        let mut emitter = Emitter::new(asm, nest, Addresses::over_time(nest, frame_bytes));
+        let at = Addresses::over_time(nest, frame_bytes, asm.slot_bytes());
+        let is_wide = asm.vectors == Vectors::Avx512;
+        let mut emitter = Emitter::new(asm, nest, at, is_wide);
+        emitter.is_paired = is_wide;
         emitter.over_time(post, pre, program);
         slots = slots.max(emitter.slots);
     }
@@ -97,12 +101,10 @@ impl Emitter<'_> {
         self.asm.set(PRE, 0);
         let header = self.asm.here();
         let states = states(self.nest);
-        let together = (STATES / states.len().max(1)).clamp(1, self.width);
-        let mut first = 0;
-        while first < self.width {
-            let registers = first..(first + together).min(self.width);
-            first = registers.end;
-            self.steps(registers, &states, program);
+        let units = self.units();
+        let together = (STATES / states.len().max(1)).clamp(1, units.len());
+        for units in units.chunks(together) {
+            self.steps(units, &states, program);
         }
         self.at.next_row(self.asm, self.width);
         self.asm.advance(FIRST_SNAPSHOT, (self.width as i64 * BYTES) as i32);
@@ -112,15 +114,15 @@ impl Emitter<'_> {
         }
     }
 
-    /// All steps, for some registers of a row.
-    fn steps(&mut self, registers: std::ops::Range<usize>, states: &[(usize, Id)], program: &Program) {
+    /// All steps, for some units of a row.
+    fn steps(&mut self, units: &[Unit], states: &[(usize, Id)], program: &Program) {
         let mut held: Vec<(usize, usize, Key, Vector)> = vec![];
-        for register in registers.clone() {
+        for unit in units {
             for (offset, id) in states {
-                let v = Vector(held.len() as u8);
-                held.push((*offset, register, self.key(*id, register), v));
+                let v = Vector(held.len() as u8, unit.width);
+                held.push((*offset, unit.first, self.key(*id, unit.first), v));
                 let from = Access::Matrix(Place { base: Base::Snapshot(0), offset: *offset });
-                let from = self.at.operand(self.asm, from, register);
+                let from = self.at.operand(self.asm, from, unit.first);
                 self.asm.load(v, from);
             }
         }
@@ -128,31 +130,27 @@ impl Emitter<'_> {
         self.asm.push(Instruction::with2(Code::Mov_r64_rm64, SNAPSHOT, FIRST_SNAPSHOT));
         self.asm.push(Instruction::with2(Code::Mov_r64_rm64, STEPS, based(Register::RSP, 8)));
         let header = self.header();
-        self.one_step(registers, &held);
+        self.one_step(units, &held);
         self.asm.advance(FRAME, program.frame_len as i32 * 4);
         self.asm.advance(SNAPSHOT, program.matrices_len as i32 * 4);
         self.asm.advance(STEPS, -1);
         self.asm.loop_while_not(STEPS, 0, header);
     }
 
-    fn one_step(&mut self, registers: std::ops::Range<usize>, held: &[(usize, usize, Key, Vector)]) {
+    fn one_step(&mut self, units: &[Unit], held: &[(usize, usize, Key, Vector)]) {
         let mut build = self.build(&[]);
-        for register in registers {
+        for unit in units {
             let mut moves = vec![];
             for effect in self.nest.effects.clone() {
                 let Effect::Store(access, v) = effect else { continue };
-                let key = self.need(&mut build, v, register);
-                build.items.push(Item::Store(access, register, key));
-                let state = held.iter().find(|h| h.0 == access.place().offset && h.1 == register);
+                let key = self.need(&mut build, v, unit.first);
+                build.items.push(Item::Store(access, *unit, key));
+                let state = held.iter().find(|h| h.0 == access.place().offset && h.1 == unit.first);
                 moves.extend(state.map(|h| Item::Move(h.3, key)));
             }
             build.items.extend(moves);
         }
-        let mut slots = self.slots;
-        let mut straight = Straight::new(self.asm, &self.at, &mut slots, &build.homes, &[]);
         let held: Vec<(Key, Vector)> = held.iter().map(|h| (h.2, h.3)).collect();
-        straight.preset(&held);
-        straight.run(&build.items);
-        self.slots = slots;
+        self.run_with(&build, &[], &held);
     }
 }

@@ -5,15 +5,34 @@
 //! is needed last gives up its register; it is stored first if it has no home. An operand that is
 //! at home and not worth a register is read by the instruction that uses it.
 
-use super::asm::{Asm, Constant, Source, VECTORS, Vector};
+use super::asm::{Asm, BYTES, Constant, Source, VECTORS, Vector, WIDE_VECTORS, Width};
 use super::place::Addresses;
 use crate::loops::Access;
 use crate::loops::body::BodyOp;
-use iced_x86::{Code, MemoryOperand};
+use iced_x86::Code;
 
 /// A value: an operation of the body at one register of the tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key(pub usize);
+
+/// A register of the tile, or two neighbours that share one of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unit {
+    /// The first register of the tile.
+    pub first: usize,
+    /// How many lanes.
+    pub width: Width,
+}
+
+/// What is known of values, by key, before the first item.
+pub(super) struct Values<'v> {
+    /// Where they can be read.
+    pub homes: &'v [Option<Home>],
+    /// How many lanes they have. A value that is the same in all lanes may be used where fewer are needed.
+    pub widths: &'v [Width],
+    /// Whether there are 32 registers.
+    pub is_wide: bool,
+}
 
 /// Where a value can be read again.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +52,8 @@ pub(super) struct Running {
     pub vector: Option<Vector>,
     /// Where it lies otherwise.
     pub memory: RunningHome,
+    /// How many lanes it has.
+    pub width: Width,
 }
 
 /// Where a running value lies in memory.
@@ -54,17 +75,17 @@ pub(super) enum Item {
     /// A register becomes the value.
     Move(Vector, Key),
     /// Memory becomes the value.
-    Store(Access, usize, Key),
+    Store(Access, Unit, Key),
     /// Memory becomes the value's lowest lane.
     StoreLowest(Access, Key),
     /// Memory += value, or += value · factor.
-    Add(Access, usize, Key, Option<Key>),
+    Add(Access, Unit, Key, Option<Key>),
     /// Memory += value, or += value · factor: one number.
     AddLowest(Access, Key, Option<Key>),
     /// A running sum += value, or += value · factor; only the lanes below the last number count.
-    Sum(Running, Key, Option<Key>, Option<usize>),
+    Sum(Running, Unit, Key, Option<Key>, Option<usize>),
     /// A running maximum.
-    Max(Running, Key, Option<usize>),
+    Max(Running, Unit, Key, Option<usize>),
 }
 
 impl Item {
@@ -72,18 +93,19 @@ impl Item {
         match self {
             Item::Value(_, _, keys) => keys.clone(),
             Item::Move(_, k) => vec![*k],
-            Item::Keep(k, _) | Item::Store(_, _, k) | Item::StoreLowest(_, k) | Item::Max(_, k, _) => {
+            Item::Keep(k, _) | Item::Store(_, _, k) | Item::StoreLowest(_, k) | Item::Max(_, _, k, _) => {
                 vec![*k]
             }
-            Item::Add(_, _, v, w) | Item::AddLowest(_, v, w) | Item::Sum(_, v, w, _) => {
+            Item::Add(_, _, v, w) | Item::AddLowest(_, v, w) | Item::Sum(_, _, v, w, _) => {
                 std::iter::once(*v).chain(*w).collect()
             }
         }
     }
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Known {
+    width: Width,
     vector: Option<Vector>,
     home: Option<Home>,
     /// Items that use it, the next one last.
@@ -96,30 +118,39 @@ pub(super) struct Straight<'a> {
     pub(super) at: &'a Addresses,
     slots: &'a mut usize,
     values: Vec<Known>,
-    owner: [Option<Key>; VECTORS],
+    /// How many registers there are.
+    registers: usize,
+    owner: [Option<Key>; WIDE_VECTORS],
     /// Registers that are not to be touched: running values, operands of the current instruction.
-    pinned: [bool; VECTORS],
-    locked: [bool; VECTORS],
+    pinned: [bool; WIDE_VECTORS],
+    locked: [bool; WIDE_VECTORS],
 }
 
 impl<'a> Straight<'a> {
-    /// Code over `count` values, which knows the homes of some. `slots` counts stack slots.
+    /// Code over values that are known so far. `slots` counts stack slots.
     pub(super) fn new(
         asm: &'a mut Asm,
         at: &'a Addresses,
         slots: &'a mut usize,
-        homes: &[Option<Home>],
+        known: &Values<'_>,
         pinned: &[Vector],
     ) -> Self {
-        let values = homes.iter().map(|home| Known { home: *home, ..Known::default() }).collect();
+        let one = |(home, width): (&Option<Home>, &Width)| Known {
+            width: *width,
+            vector: None,
+            home: *home,
+            uses: vec![],
+        };
+        let values = known.homes.iter().zip(known.widths).map(one).collect();
         let mut straight = Straight {
             asm,
             at,
             slots,
             values,
-            owner: [None; VECTORS],
-            pinned: [false; VECTORS],
-            locked: [false; VECTORS],
+            registers: if known.is_wide { WIDE_VECTORS } else { VECTORS },
+            owner: [None; WIDE_VECTORS],
+            pinned: [false; WIDE_VECTORS],
+            locked: [false; WIDE_VECTORS],
         };
         pinned.iter().for_each(|v| straight.pinned[usize::from(v.0)] = true);
         straight
@@ -128,7 +159,7 @@ impl<'a> Straight<'a> {
     /// Values that lie in registers from the start, for as long as the code runs.
     pub(super) fn preset(&mut self, values: &[(Key, Vector)]) {
         for (key, v) in values {
-            self.values[key.0] = Known { vector: Some(*v), ..Known::default() };
+            self.values[key.0] = Known { width: v.1, vector: Some(*v), home: None, uses: vec![] };
             self.pinned[usize::from(v.0)] = true;
         }
     }
@@ -140,7 +171,7 @@ impl<'a> Straight<'a> {
         }
         for item in items {
             self.item(item);
-            self.locked = [false; VECTORS];
+            self.locked = [false; WIDE_VECTORS];
         }
     }
 
@@ -154,15 +185,15 @@ impl<'a> Straight<'a> {
                 self.consume(&[*key]);
             }
             Item::Move(to, key) => {
-                let from = self.source(*key);
-                self.asm.two(Code::VEX_Vmovups_ymm_ymmm256, *to, from);
+                let from = self.source(*key, to.1);
+                self.move_to(*to, from);
                 self.consume(&[*key]);
             }
-            Item::Store(access, register, key) => {
+            Item::Store(access, unit, key) => {
                 let v = self.vector(*key);
-                self.before_store(*access, *register);
-                let to = self.at.operand(self.asm, *access, *register);
-                self.asm.store(to, v);
+                self.before_store(*access, unit.first);
+                let to = self.at.operand(self.asm, *access, unit.first);
+                self.asm.store(to, v.with(unit.width));
                 self.consume(&[*key]);
             }
             Item::StoreLowest(access, key) => {
@@ -172,32 +203,32 @@ impl<'a> Straight<'a> {
                 self.asm.store_lowest(to, v);
                 self.consume(&[*key]);
             }
-            Item::Add(access, register, v, w) => {
-                self.before_store(*access, *register);
-                let sum = self.fresh();
-                let from = self.at.operand(self.asm, *access, *register);
+            Item::Add(access, unit, v, w) => {
+                self.before_store(*access, unit.first);
+                let sum = self.fresh(unit.width);
+                let from = self.at.operand(self.asm, *access, unit.first);
                 self.asm.load(sum, from);
-                self.add(sum, *v, *w, None);
-                let to = self.at.operand(self.asm, *access, *register);
+                self.add(sum, unit.width, (*v, *w), None);
+                let to = self.at.operand(self.asm, *access, unit.first);
                 self.asm.store(to, sum);
             }
             Item::AddLowest(access, v, w) => {
                 self.before_store(*access, 0);
-                let sum = self.fresh();
+                let sum = self.fresh(Width::Eight);
                 let from = self.at.operand(self.asm, *access, 0);
                 self.asm.broadcast(sum, from);
-                self.add(sum, *v, *w, None);
+                self.add(sum, Width::Eight, (*v, *w), None);
                 let to = self.at.operand(self.asm, *access, 0);
                 self.asm.store_lowest(to, sum);
             }
-            Item::Sum(running, v, w, lanes) => {
+            Item::Sum(running, unit, v, w, lanes) => {
                 let sum = self.take_running(running);
-                self.add(sum, *v, *w, *lanes);
+                self.add(sum, unit.width, (*v, *w), *lanes);
                 self.put_running(running, sum);
             }
-            Item::Max(running, v, lanes) => {
+            Item::Max(running, unit, v, lanes) => {
                 let best = self.take_running(running);
-                self.maximum(best, *v, *lanes);
+                self.maximum(best, unit.width, *v, *lanes);
                 self.put_running(running, best);
             }
         }
@@ -210,25 +241,25 @@ impl<'a> Straight<'a> {
     }
 
     fn free(&self) -> Option<Vector> {
-        (0..VECTORS)
+        (0..self.registers)
             .find(|k| self.owner[*k].is_none() && !self.pinned[*k] && !self.locked[*k])
-            .map(|k| Vector(k as u8))
+            .map(|k| Vector::eight(k as u8))
     }
 
     /// A register for a new value, locked until the item is done.
-    fn fresh(&mut self) -> Vector {
+    fn fresh(&mut self, width: Width) -> Vector {
         let v = self.free().unwrap_or_else(|| self.evict());
         self.locked[usize::from(v.0)] = true;
-        v
+        v.with(width)
     }
 
     fn evict(&mut self) -> Vector {
-        let candidates = (0..VECTORS).filter(|k| !self.pinned[*k] && !self.locked[*k]);
+        let candidates = (0..self.registers).filter(|k| !self.pinned[*k] && !self.locked[*k]);
         let held = candidates.filter_map(|k| self.owner[k].map(|key| (k, key)));
         let (k, key) =
             held.max_by_key(|(_, key)| self.next_use(*key)).expect("some register is free or held");
-        let v = Vector(k as u8);
         let known = &self.values[key.0];
+        let v = Vector(k as u8, known.width);
         if known.home.is_none() && !known.uses.is_empty() {
             let slot = self.new_slot();
             self.asm.store(self.at.slot(slot), v);
@@ -269,7 +300,7 @@ impl<'a> Straight<'a> {
             self.locked[usize::from(v.0)] = true;
             return v;
         }
-        let v = self.fresh();
+        let v = self.fresh(self.values[key.0].width);
         self.load_home(v, key);
         self.own(v, key);
         v
@@ -282,30 +313,37 @@ impl<'a> Straight<'a> {
                 self.asm.broadcast(v, from);
             }
             Some(home) => {
-                let from = self.home(home);
-                self.asm.load(v, from);
+                let from = self.home(home, v.1);
+                self.move_to(v, from);
             }
             None => unreachable!("a value is computed before it is used"),
         }
     }
 
-    fn home(&mut self, home: Home) -> MemoryOperand {
+    fn home(&mut self, home: Home, width: Width) -> Source {
         match home {
-            Home::Slot(slot) => self.at.slot(slot),
-            Home::Constant(c) => self.asm.constant(c),
-            Home::Operand(access, register) => self.at.operand(self.asm, access, register),
+            Home::Slot(slot) => Source::Memory(self.at.slot(slot)),
+            Home::Constant(c) => self.asm.constant_source(c, width),
+            Home::Operand(access, register) => Source::Memory(self.at.operand(self.asm, access, register)),
         }
     }
 
-    /// The value where it is; in a register if it is needed again and there is one.
-    fn source(&mut self, key: Key) -> Source {
+    fn move_to(&mut self, to: Vector, from: Source) {
+        match from {
+            Source::Everywhere(m) => self.asm.broadcast(to, m),
+            from => self.asm.two(Code::VEX_Vmovups_ymm_ymmm256, to, from),
+        }
+    }
+
+    /// The value where it is, for so many lanes; in a register if it is needed again and there is one.
+    fn source(&mut self, key: Key, width: Width) -> Source {
         let known = &self.values[key.0];
         let foldable = match known.home {
             Some(Home::Operand(Access::Pre(_) | Access::Scalar(_), _)) | None => false,
             Some(_) => known.vector.is_none() && (known.uses.len() == 1 || self.free().is_none()),
         };
         match known.home {
-            Some(home) if foldable => Source::Memory(self.home(home)),
+            Some(home) if foldable => self.home(home, width),
             _ => Source::Vector(self.vector(key)),
         }
     }
@@ -328,13 +366,14 @@ impl<'a> Straight<'a> {
     // -------------------------------------------------------------- operations
 
     fn value(&mut self, key: Key, op: BodyOp, x: &[Key]) {
+        let width = self.values[key.0].width;
         let to = match op {
-            BodyOp::Fma(..) => self.fused(x, Codes::FMA),
-            BodyOp::FmaNeg(..) => self.fused(x, Codes::FMA_NEG),
-            BodyOp::Select(..) => self.select(x),
+            BodyOp::Fma(..) => self.fused(x, Codes::FMA, width),
+            BodyOp::FmaNeg(..) => self.fused(x, Codes::FMA_NEG, width),
+            BodyOp::Select(..) => self.select(x, width),
             BodyOp::Const(_) | BodyOp::Load(_) => unreachable!("these have homes"),
-            op if x.len() == 1 => self.unary(op, x[0]),
-            op => self.binary(op, x),
+            op if x.len() == 1 => self.unary(op, x[0], width),
+            op => self.binary(op, x, width),
         };
         if self.values[key.0].uses.is_empty() {
             return;
@@ -342,13 +381,13 @@ impl<'a> Straight<'a> {
         self.own(to, key);
     }
 
-    fn unary(&mut self, op: BodyOp, x: Key) -> Vector {
+    fn unary(&mut self, op: BodyOp, x: Key, width: Width) -> Vector {
         use Code::*;
-        let with = |c: Constant, s: &Self| Source::Memory(s.asm.constant(c));
+        let with = |c: Constant, s: &Self| s.asm.constant_source(c, width);
         if let BodyOp::Sqrt(_) | BodyOp::Round(_) = op {
-            let from = self.source(x);
+            let from = self.source(x, width);
             self.consume(&[x]);
-            let to = self.fresh();
+            let to = self.fresh(width);
             if let BodyOp::Sqrt(_) = op {
                 self.asm.two(VEX_Vsqrtps_ymm_ymmm256, to, from);
             } else {
@@ -358,7 +397,7 @@ impl<'a> Straight<'a> {
         }
         let v = self.vector(x);
         self.consume(&[x]);
-        let to = self.fresh();
+        let to = self.fresh(width);
         match op {
             BodyOp::Neg(_) => self.asm.three(VEX_Vxorps_ymm_ymm_ymmm256, to, v, with(Constant::SIGN, self)),
             BodyOp::Abs(_) => {
@@ -387,7 +426,7 @@ impl<'a> Straight<'a> {
         to
     }
 
-    fn binary(&mut self, op: BodyOp, x: &[Key]) -> Vector {
+    fn binary(&mut self, op: BodyOp, x: &[Key], width: Width) -> Vector {
         use Code::*;
         let commutes = matches!(
             op,
@@ -397,9 +436,9 @@ impl<'a> Straight<'a> {
         let swap = commutes && self.values[x[0].0].vector.is_none() && self.values[x[1].0].vector.is_some();
         let (first, second) = if swap { (x[1], x[0]) } else { (x[0], x[1]) };
         let a = self.vector(first);
-        let b = self.source(second);
+        let b = self.source(second, width);
         self.consume(x);
-        let to = self.fresh();
+        let to = self.fresh(width);
         match op {
             BodyOp::Add(..) => self.asm.three(VEX_Vaddps_ymm_ymm_ymmm256, to, a, b),
             BodyOp::Sub(..) => self.asm.three(VEX_Vsubps_ymm_ymm_ymmm256, to, a, b),
@@ -408,19 +447,19 @@ impl<'a> Straight<'a> {
             BodyOp::Min(..) => self.asm.three(VEX_Vminps_ymm_ymm_ymmm256, to, a, b),
             BodyOp::Max(..) => self.asm.three(VEX_Vmaxps_ymm_ymm_ymmm256, to, a, b),
             BodyOp::And(..) | BodyOp::Keep(..) => self.asm.three(VEX_Vandps_ymm_ymm_ymmm256, to, a, b),
-            BodyOp::Less(..) => self.asm.three_with(VEX_Vcmpps_ymm_ymm_ymmm256_imm8, to, a, b, 1),
-            BodyOp::LessEqual(..) => self.asm.three_with(VEX_Vcmpps_ymm_ymm_ymmm256_imm8, to, a, b, 2),
-            BodyOp::Equal(..) => self.asm.three_with(VEX_Vcmpps_ymm_ymm_ymmm256_imm8, to, a, b, 0),
+            BodyOp::Less(..) => self.asm.compare(to, a, b, 1),
+            BodyOp::LessEqual(..) => self.asm.compare(to, a, b, 2),
+            BodyOp::Equal(..) => self.asm.compare(to, a, b, 0),
             other => unreachable!("{other:?} has another number of operands"),
         }
         to
     }
 
-    fn select(&mut self, x: &[Key]) -> Vector {
+    fn select(&mut self, x: &[Key], width: Width) -> Vector {
         let (mask, otherwise) = (self.vector(x[0]), self.vector(x[2]));
-        let chosen = self.source(x[1]);
+        let chosen = self.source(x[1], width);
         self.consume(x);
-        let to = self.fresh();
+        let to = self.fresh(width);
         self.asm.blend(to, otherwise, chosen, mask);
         to
     }
@@ -433,38 +472,39 @@ impl<'a> Straight<'a> {
     }
 
     /// `x0 · x1 + x2`, rounded once; one operand's register becomes the result.
-    fn fused(&mut self, x: &[Key], codes: Codes) -> Vector {
+    fn fused(&mut self, x: &[Key], codes: Codes, width: Width) -> Vector {
         let (a, b, c) = (x[0], x[1], x[2]);
         if let Some(to) = self.dies(c, x) {
+            let to = to.with(width);
             self.lock(to);
-            let (a, b) = self.product(a, b);
+            let (a, b) = self.product(a, b, width);
             self.asm.three(codes.c, to, a, b);
             return self.result(to, x);
         }
         for (one, other) in [(a, b), (b, a)] {
-            let Some(to) = self.dies(one, x) else { continue };
+            let Some(to) = self.dies(one, x).map(|v| v.with(width)) else { continue };
             self.lock(to);
             if self.values[c.0].vector.is_none() {
                 let other = self.vector(other);
-                let c = self.source(c);
+                let c = self.source(c, width);
                 self.asm.three(codes.b, to, other, c);
             } else {
                 let c = self.vector(c);
-                let other = self.source(other);
+                let other = self.source(other, width);
                 self.asm.three(codes.a, to, c, other);
             }
             return self.result(to, x);
         }
-        let (a, b) = self.product(a, b);
+        let (a, b) = self.product(a, b, width);
         let to = match (self.values[c.0].vector, self.values[c.0].home) {
             (Some(c), _) => {
                 self.lock(c);
-                let to = self.fresh();
+                let to = self.fresh(width);
                 self.asm.two(Code::VEX_Vmovaps_ymm_ymmm256, to, Source::Vector(c));
                 to
             }
             _ => {
-                let to = self.fresh();
+                let to = self.fresh(width);
                 self.load_home(to, c);
                 to
             }
@@ -478,10 +518,10 @@ impl<'a> Straight<'a> {
     }
 
     /// Two factors, the first in a register.
-    fn product(&mut self, a: Key, b: Key) -> (Vector, Source) {
+    fn product(&mut self, a: Key, b: Key, width: Width) -> (Vector, Source) {
         let swap = self.values[a.0].vector.is_none() && self.values[b.0].vector.is_some();
         let (a, b) = if swap { (b, a) } else { (a, b) };
-        (self.vector(a), self.source(b))
+        (self.vector(a), self.source(b, width))
     }
 
     /// Marks the register of the result, and the operands as used.
@@ -497,7 +537,7 @@ impl<'a> Straight<'a> {
         match running.vector {
             Some(v) => v,
             None => {
-                let v = self.fresh();
+                let v = self.fresh(running.width);
                 let from = self.at.running(self.asm, running.memory);
                 self.asm.load(v, from);
                 v
@@ -512,16 +552,16 @@ impl<'a> Straight<'a> {
         }
     }
 
-    /// `sum += v · w`, or `sum += v`, in the lanes that count.
-    fn add(&mut self, sum: Vector, v: Key, w: Option<Key>, lanes: Option<usize>) {
+    /// `sum += v · w`, or `sum += v`, in the lanes that count, for values of so many lanes.
+    fn add(&mut self, sum: Vector, width: Width, (v, w): (Key, Option<Key>), lanes: Option<usize>) {
         let keys: Vec<Key> = std::iter::once(v).chain(w).collect();
         match (w, lanes) {
             (None, None) => {
-                let v = self.source(v);
+                let v = self.source(v, sum.1);
                 self.asm.three(Code::VEX_Vaddps_ymm_ymm_ymmm256, sum, sum, v);
             }
             (Some(w), None) => {
-                let (v, w) = self.product(v, w);
+                let (v, w) = self.product(v, w, sum.1);
                 self.asm.three(Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256, sum, v, w);
             }
             (None, Some(lanes)) => {
@@ -533,24 +573,67 @@ impl<'a> Straight<'a> {
                 self.asm.three(Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256, sum, v, Source::Vector(w));
             }
         }
+        if sum.1 != width {
+            self.add_upper(sum, v, w);
+        }
         self.consume(&keys);
+    }
+
+    /// The same with the upper halves, after the lower ones.
+    fn add_upper(&mut self, sum: Vector, v: Key, w: Option<Key>) {
+        let v = self.upper(v);
+        match w {
+            None => self.asm.three(Code::VEX_Vaddps_ymm_ymm_ymmm256, sum, sum, v),
+            Some(w) => {
+                let w = self.upper(w);
+                let (v, w) = match (v, w) {
+                    (v, Source::Vector(w)) => (w, v),
+                    (Source::Vector(v), w) => (v, w),
+                    (v, w) => {
+                        let to = self.fresh(Width::Eight);
+                        self.move_to(to, v);
+                        (to, w)
+                    }
+                };
+                self.asm.three(Code::VEX_Vfmadd231ps_ymm_ymm_ymmm256, sum, v, w);
+            }
+        }
+    }
+
+    /// The upper eight lanes of a value.
+    fn upper(&mut self, key: Key) -> Source {
+        let home = match self.values[key.0].home {
+            Some(Home::Operand(Access::Matrix(_) | Access::Post(_), _) | Home::Slot(_)) => {
+                self.values[key.0].home
+            }
+            _ => None,
+        };
+        if let Some(home) = home
+            && let Source::Memory(mut place) = self.home(home, Width::Eight)
+        {
+            place.displacement += BYTES;
+            return Source::Memory(place);
+        }
+        let (from, to) = (self.vector(key), self.fresh(Width::Eight));
+        self.asm.upper_eight(to, from);
+        Source::Vector(to)
     }
 
     fn masked(&mut self, key: Key, lanes: usize) -> Vector {
         let v = self.vector(key);
-        let to = self.fresh();
+        let to = self.fresh(Width::Eight);
         let mask = Source::Memory(self.asm.constant(Constant::Lanes(lanes)));
         self.asm.three(Code::VEX_Vandps_ymm_ymm_ymmm256, to, v, mask);
         to
     }
 
-    /// `best = v > best ? v : best`
-    fn maximum(&mut self, best: Vector, v: Key, lanes: Option<usize>) {
+    /// `best = v > best ? v : best`, for a value of so many lanes.
+    fn maximum(&mut self, best: Vector, width: Width, v: Key, lanes: Option<usize>) {
         let x = self.vector(v);
         let x = match lanes {
             None => x,
             Some(lanes) => {
-                let (mask, to) = (self.fresh(), self.fresh());
+                let (mask, to) = (self.fresh(Width::Eight), self.fresh(Width::Eight));
                 let words = self.asm.constant(Constant::Lanes(lanes));
                 self.asm.load(mask, words);
                 self.asm.blend(to, best, Source::Vector(x), mask);
@@ -558,6 +641,11 @@ impl<'a> Straight<'a> {
             }
         };
         self.asm.three(Code::VEX_Vmaxps_ymm_ymm_ymmm256, best, x, Source::Vector(best));
+        if best.1 != width {
+            let upper = self.fresh(Width::Eight);
+            self.asm.upper_eight(upper, x);
+            self.asm.three(Code::VEX_Vmaxps_ymm_ymm_ymmm256, best, upper, Source::Vector(best));
+        }
         self.consume(&[v]);
     }
 }
