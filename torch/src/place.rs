@@ -4,6 +4,7 @@ use crate::values::Evaluator;
 use crate::{Fault, Place, Width};
 use compiler::ir::{Sizes, Value};
 use compiler::model::Model;
+use std::error::Error;
 use std::sync::{Arc, OnceLock};
 use tch::{Cuda, Device, Kind};
 
@@ -24,7 +25,6 @@ impl Code {
     /// # Errors
     /// If libtorch is not built in, or has no such device.
     pub fn new(model: Arc<Model>, sizes: Sizes, width: Width, place: Place) -> Result<Code, Fault> {
-        // Read before the first operation.
         static ONE_THREAD: OnceLock<()> = OnceLock::new();
         ONE_THREAD.get_or_init(|| tch::set_num_threads(1));
         let kind = match width {
@@ -88,7 +88,8 @@ fn load_cuda() -> Result<(), Fault> {
                 std::mem::forget(library);
                 Ok(())
             }
-            Err(e) => Err(e.to_string()),
+            // The system's words say which library is missing.
+            Err(e) => Err(e.source().map_or_else(|| e.to_string(), ToString::to_string)),
         }
     };
     let missing = |why: &String| Fault::no_device(format!("libtorch has no part for CUDA here: {why}"));
