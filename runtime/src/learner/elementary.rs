@@ -14,7 +14,7 @@
 /// ln 2, cut off so that small multiples are exact, and the rest.
 const LN_2: (f64, f64) = (6.931_471_803_691_238_164_90e-1, 1.908_214_929_270_587_700_02e-10);
 /// 1 / ln 2.
-const PER_LN_2: f64 = 1.442_695_040_888_963_387_00;
+const PER_LN_2: f64 = std::f64::consts::LOG2_E;
 
 /// The mantissa of 1, and of the root of 1/2 as far as its upper half says.
 const ONE: u64 = 0x3ff0_0000_0000_0000;

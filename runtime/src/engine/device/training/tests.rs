@@ -26,6 +26,9 @@ __device__ static inline float world_act(const Row &row, int step, int action) {
 }
 ";
 
+/// Raw parameters, means and mean squares.
+type After = [Vec<Vec<f32>>; 3];
+
 /// What a plan is about.
 struct Subject {
     case: Case,
@@ -89,11 +92,7 @@ impl Subject {
     }
 
     /// So many updates; what they did, and the parameters afterwards.
-    fn updates(
-        &self,
-        engine: &Engine,
-        count: u32,
-    ) -> Result<(Vec<Results>, [Vec<Vec<f32>>; 3]), EngineError> {
+    fn updates(&self, engine: &Engine, count: u32) -> Result<(Vec<Results>, After), EngineError> {
         let mut training = engine.training(&self.plan())?.expect("a device");
         let mut tape = engine.team_tape(STEPS, Mode::Train, ROWS);
         let mut found = vec![];
