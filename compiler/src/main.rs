@@ -171,6 +171,7 @@ fn about(model: &Model) -> String {
 
 fn compile(args: &Compile, voice: Voice) -> Done {
     let mut loaded = load(&args.subject, voice)?;
+    let as_written = Arc::clone(&loaded.model);
     let usage = usage(&args.load, None);
     match prefer(&args.load, Prefer::Dense) {
         Prefer::Dense => {}
@@ -202,13 +203,14 @@ fn compile(args: &Compile, voice: Voice) -> Done {
         say(&format!("{name}: {bytes} bytes of machine code by the back end {}", target.name()));
         return Ok(());
     }
-    emit(&wanted, &subject, args)
+    emit(&wanted, &subject, &as_written, args)
 }
 
-/// Prints stages, or writes them into a folder.
-fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, args: &Compile) -> Done {
+/// Prints stages, or writes them into a folder. PyTorch keeps matrices as they are written, whatever is preferred.
+fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, as_written: &Model, args: &Compile) -> Done {
     for stage in wanted {
         let mut text = match (stage, args.tier) {
+            (Stage::Torch, _) => stages::emit(*stage, &stages::Subject { model: as_written, ..*subject })?,
             (Stage::Cuda, Tier::Sequences | Tier::Auto) => sequences(subject, args)?,
             (Stage::Cuda, _) => steps(subject, args)?,
             _ => stages::emit(*stage, subject)?,
