@@ -19,7 +19,8 @@ const SPECS: [&str; 6] = [
     "zoo/srwm.bpm",
 ];
 
-const STAGES: [Stage; 5] = [Stage::Step, Stage::Simplified, Stage::Adjoint, Stage::Loops, Stage::Plan];
+const STAGES: [Stage; 6] =
+    [Stage::Step, Stage::Simplified, Stage::Adjoint, Stage::Loops, Stage::Plan, Stage::Torch];
 
 /// Sizes that differ, so that no axis can be taken for another.
 fn sizes(model: &Model) -> BTreeMap<String, usize> {

@@ -9,6 +9,7 @@ const EXAMPLES: &str = "Examples:
   bpmc plan specs/backpropamine/retroactive.bpm --axis I=17 --axis A=4 --batch 30 --steps 200
   bpmc compile specs/zoo/deltanet.bpm --emit step,adjoint
   bpmc compile specs/zoo/stpn.bpm --target cuda --axis I=3 --axis A=2
+  bpmc compile specs/zoo/stpn.bpm --target torch > stpn.py
 
 Exit codes: 0 done, 1 the input has errors or a check failed, 2 usage or file error,
 3 not on this machine or not enough memory, 101 a bug of bpmc.";
@@ -105,7 +106,7 @@ pub(crate) struct Compile {
     #[arg(long, value_enum, default_value_t, value_name = "TARGET")]
     pub(crate) target: Target,
     /// The stages to emit: ast, model, step, simplified, adjoint, prologue, tangent, loops, plan,
-    /// clif (what Cranelift gets), asm (the instructions for x86-64), cuda, or all.
+    /// clif (what Cranelift gets), asm (the instructions for x86-64), cuda, torch, or all.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "STAGE", hide_possible_values = true)]
     pub(crate) emit: Vec<Emit>,
     /// Leave `#line` out of CUDA source, for reading.
@@ -209,7 +210,7 @@ pub(crate) enum Target {
     Cpu,
     /// A CUDA device: prints the source, if no stages are named.
     Cuda,
-    /// PyTorch source.
+    /// PyTorch: prints a module, if no stages are named.
     Torch,
 }
 
@@ -250,6 +251,7 @@ pub(crate) enum Emit {
     Clif,
     Asm,
     Cuda,
+    Torch,
     All,
 }
 

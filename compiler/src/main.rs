@@ -170,15 +170,8 @@ fn about(model: &Model) -> String {
 }
 
 fn compile(args: &Compile, voice: Voice) -> Done {
-    match args.target {
-        Target::Cpu | Target::Cuda => {}
-        Target::Torch => {
-            return Err(
-                Failure::usage("there is no PyTorch back end in this version").help("use --target cpu")
-            );
-        }
-    }
     let mut loaded = load(&args.subject, voice)?;
+    let as_written = Arc::clone(&loaded.model);
     let usage = usage(&args.load, None);
     match prefer(&args.load, Prefer::Dense) {
         Prefer::Dense => {}
@@ -194,8 +187,9 @@ fn compile(args: &Compile, voice: Voice) -> Done {
     if args.emit.is_empty() {
         wanted = match args.target {
             Target::Cuda => vec![Stage::Cuda],
-            Target::Cpu | Target::Torch if args.out.is_some() => Stage::ALL.to_vec(),
-            Target::Cpu | Target::Torch => vec![],
+            Target::Torch => vec![Stage::Torch],
+            Target::Cpu if args.out.is_some() => Stage::ALL.to_vec(),
+            Target::Cpu => vec![],
         };
     }
     wanted.sort_unstable();
@@ -209,13 +203,14 @@ fn compile(args: &Compile, voice: Voice) -> Done {
         say(&format!("{name}: {bytes} bytes of machine code by the back end {}", target.name()));
         return Ok(());
     }
-    emit(&wanted, &subject, args)
+    emit(&wanted, &subject, &as_written, args)
 }
 
-/// Prints stages, or writes them into a folder.
-fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, args: &Compile) -> Done {
+/// Prints stages, or writes them into a folder. PyTorch keeps matrices as they are written, whatever is preferred.
+fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, as_written: &Model, args: &Compile) -> Done {
     for stage in wanted {
         let mut text = match (stage, args.tier) {
+            (Stage::Torch, _) => stages::emit(*stage, &stages::Subject { model: as_written, ..*subject })?,
             (Stage::Cuda, Tier::Sequences | Tier::Auto) => sequences(subject, args)?,
             _ => stages::emit(*stage, subject)?,
         };
@@ -251,10 +246,10 @@ fn sequences(subject: &stages::Subject<'_>, args: &Compile) -> Result<String, Fa
 /// `NAME.step.txt`, `NAME.cu`
 fn file_name(stage: Stage, subject: &stages::Subject<'_>) -> String {
     let (name, ending) = (&subject.model.name, stage.ending());
-    if stage.word() == "cuda" {
-        format!("{name}.{ending}")
-    } else {
-        format!("{name}.{}.{ending}", stage.word())
+    match stage {
+        Stage::Cuda => format!("{name}.{ending}"),
+        Stage::Torch => compiler::back::torch::file_name(subject.model),
+        _ => format!("{name}.{}.{ending}", stage.word()),
     }
 }
 
@@ -272,6 +267,7 @@ fn of_word(emit: Emit) -> Vec<Stage> {
         Emit::Clif => vec![Stage::Clif],
         Emit::Asm => vec![Stage::Asm],
         Emit::Cuda => vec![Stage::Cuda],
+        Emit::Torch => vec![Stage::Torch],
         Emit::All => Stage::ALL.to_vec(),
     }
 }

@@ -26,8 +26,19 @@ pub struct Model {
     pub step: Function,
     /// Transients declared `modulator`: name, value in [`Model::step`], place.
     pub modulators: Vec<(String, Value, Span)>,
+    /// Its equations and penalty terms, in text order: what the text says of them.
+    pub equations: Vec<Equation>,
     /// The matrix states that are kept as events, if some are; never from the checker.
     pub events: Option<Events>,
+}
+
+/// What the text says of an equation, or of a penalty term.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Equation {
+    /// The names it defines, as in [`crate::ir::Instruction::name`]: `y'`, `m`; none for a penalty term.
+    pub names: Vec<String>,
+    /// Its documentation.
+    pub doc: Vec<String>,
 }
 
 /// Matrix states as a log of the outer products that were written to them; see

@@ -36,11 +36,13 @@ pub enum Stage {
     Asm,
     /// The source of the CUDA back end.
     Cuda,
+    /// A PyTorch module.
+    Torch,
 }
 
 impl Stage {
     /// All stages, in their order.
-    pub const ALL: [Stage; 12] = [
+    pub const ALL: [Stage; 13] = [
         Stage::Ast,
         Stage::Model,
         Stage::Step,
@@ -53,6 +55,7 @@ impl Stage {
         Stage::Clif,
         Stage::Asm,
         Stage::Cuda,
+        Stage::Torch,
     ];
 
     /// Its word on the command line.
@@ -70,12 +73,17 @@ impl Stage {
             Stage::Clif => "clif",
             Stage::Asm => "asm",
             Stage::Cuda => "cuda",
+            Stage::Torch => "torch",
         }
     }
 
     /// The ending of a file that holds it.
     pub fn ending(self) -> &'static str {
-        if self == Stage::Cuda { "cu" } else { "txt" }
+        match self {
+            Stage::Cuda => "cu",
+            Stage::Torch => "py",
+            _ => "txt",
+        }
     }
 
     /// Whether it depends on the sizes of axes.
@@ -211,6 +219,7 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
         Stage::Clif => back::cranelift::print(&with_sizes()?.1).map_err(BackError::from)?,
         Stage::Asm => back::x64::print(&with_sizes()?.1).map_err(BackError::from)?,
         Stage::Cuda => cuda(subject)?.text,
+        Stage::Torch => back::torch::emit(model, bound, subject.file),
     })
 }
 

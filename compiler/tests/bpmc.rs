@@ -146,8 +146,11 @@ fn stages_go_to_standard_output_or_into_a_folder() {
     let ended = bpmc(&with_sizes(&["compile", RETROACTIVE, "-o", out.to_str().expect("a path")]));
     assert_eq!((ended.code, ended.out.as_str(), ended.err.as_str()), (0, "", ""));
     for stage in compiler::stages::Stage::ALL.map(|s| s.word()) {
-        let name =
-            if stage == "cuda" { "retroactive.cu".to_owned() } else { format!("retroactive.{stage}.txt") };
+        let name = match stage {
+            "cuda" => "retroactive.cu".to_owned(),
+            "torch" => "retroactive.py".to_owned(),
+            other => format!("retroactive.{other}.txt"),
+        };
         let text = std::fs::read_to_string(out.join(name)).expect(stage);
         assert!(text.len() > 50, "{stage}");
     }
@@ -211,10 +214,26 @@ fn names_of_a_spec_need_not_be_legal_in_cuda() {
 }
 
 #[test]
-fn targets_that_do_not_exist_say_so() {
+fn a_spec_is_printed_as_a_pytorch_module() {
     let ended = bpmc(&["compile", RETROACTIVE, "--target", "torch"]);
-    assert_eq!(ended.code, 2);
-    assert!(ended.err.starts_with("error: there is no PyTorch back end"));
+    assert_eq!((ended.code, ended.err.as_str()), (0, ""), "open axes are arguments");
+    let expected = [
+        "class Retroactive(nn.Module):",
+        "def __init__(self, I: int, A: int, N: int = 200, *, device=None, dtype=None):",
+        "# Eq. 4: E, not E'.\n        H_next = clip(H + m[:, None, None] * E, -1, 1)\n",
+        "return Outputs(policy=policy, value=value), State(y=y_next, H=H_next, E=E_next)",
+    ];
+    for text in expected {
+        assert!(ended.out.contains(text), "{text} in\n{}", ended.out);
+    }
+    let ended = bpmc(&with_sizes(&["compile", RETROACTIVE, "--target", "torch"]));
+    assert!(ended.out.contains("I: int = "), "bound axes have defaults: {}", ended.out);
+    let words = "spec lambda {\n  axis N = 2\n  in class[N]\n  learn step[N] > 0 = 1\n  state forward[N] = 0\n  \
+                 forward' = tanh(forward + step * class)\n  out forward'\n}\n";
+    let ended = bpmc_with(words.as_bytes(), &["compile", "-", "--target", "torch"]);
+    for text in ["class_: Tensor", "self.step_ = Above(", "\"step\": \"step_.raw\"", "class Lambda("] {
+        assert!(ended.out.contains(text), "{text} in\n{}", ended.out);
+    }
 }
 
 #[test]

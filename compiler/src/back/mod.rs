@@ -1,8 +1,10 @@
-//! Back ends: they spell the loop IR and decide nothing. All give the same bits.
+//! Back ends: they spell the loop IR and decide nothing. All give the same bits; but PyTorch source, which spells the
+//! model itself.
 
 pub mod cranelift;
 pub mod cuda;
 mod level;
+pub mod torch;
 pub mod x64;
 
 use crate::loops::{NAMES, Program};

@@ -6,7 +6,7 @@ use super::codes;
 use super::names::{Symbol, nearest};
 use super::types::{Kind, Typed};
 use crate::ir::{Shape, Source, StateId};
-use grammar::ast::{Expr, ExprKind, StatementKind, Target};
+use grammar::ast::{Expr, ExprKind, Spec, Statement, StatementKind, Target};
 use grammar::diag::Diagnostic;
 use grammar::span::Span;
 
@@ -369,9 +369,26 @@ impl<'a> Checker<'a> {
     }
 }
 
+/// What the text says of its equations and penalty terms.
+pub(super) fn described(spec: &Spec) -> Vec<crate::model::Equation> {
+    let one = |s: &Statement| {
+        let names = match &s.kind {
+            StatementKind::Equation { targets, .. } => targets.iter().map(target_text).collect(),
+            StatementKind::Penalty(_) => vec![],
+            _ => return None,
+        };
+        Some(crate::model::Equation { names, doc: s.doc.clone() })
+    };
+    spec.statements.iter().filter_map(one).collect()
+}
+
+/// `y'`, `m`
+fn target_text(t: &Target) -> String {
+    format!("{}{}", t.name.name, if t.primed { "'" } else { "" })
+}
+
 fn equation<'a>(modulator: bool, goals: Vec<Goal<'a>>, tuple: bool, value: &'a Expr) -> Equation<'a> {
-    let text = |t: &Target| format!("{}{}", t.name.name, if t.primed { "'" } else { "" });
-    let names: Vec<String> = goals.iter().map(|g| text(g.target)).collect();
+    let names: Vec<String> = goals.iter().map(|g| target_text(g.target)).collect();
     let title = if tuple { format!("({})", names.join(", ")) } else { names.join(", ") };
     let spans = goals.iter().map(|g| g.target.span);
     let span = spans.reduce(Span::to).unwrap_or(value.span);

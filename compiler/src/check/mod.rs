@@ -217,6 +217,7 @@ impl<'a> Checker<'a> {
             outputs: self.outputs,
             step: self.builder.finish(),
             modulators,
+            equations: equations::described(self.spec),
             events: None,
         };
         crate::autodiff::prepare(&mut model);

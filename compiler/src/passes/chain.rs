@@ -312,6 +312,7 @@ fn empty(model: &Model, states: Vec<StateId>) -> Link {
         outputs: vec![],
         step: Function::default(),
         modulators: vec![],
+        equations: vec![],
         events: None,
         ..model.clone()
     };
