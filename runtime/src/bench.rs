@@ -164,7 +164,8 @@ fn need<'a>(engine: &'a Engine, job: &Job) -> Need<'a> {
 }
 
 impl Times {
-    fn of(mut ms: Vec<f64>) -> Times {
+    /// The middle and the ends of some numbers.
+    pub fn of(mut ms: Vec<f64>) -> Times {
         ms.sort_by(f64::total_cmp);
         let at = |k: usize| ms.get(k).copied().unwrap_or(f64::NAN);
         Times { median: at(ms.len() / 2), min: at(0), max: at(ms.len().saturating_sub(1)) }

@@ -43,6 +43,8 @@ pub enum Command {
     Run(Run),
     /// Time a model: forward, forward and backward, memory.
     Bench(Bench),
+    /// Write the parameters of a run for PyTorch.
+    Export(Export),
     /// Draw learning curves of runs.
     Plot(Plot),
     /// Compare runs: means over seeds, and tests between conditions.
@@ -87,6 +89,10 @@ pub struct Train {
     /// Go on with a run.
     #[arg(long)]
     pub resume: bool,
+    /// Start from these parameters (.safetensors): a state dict of the PyTorch module, or values in the units of
+    /// the spec. With --updates 0 they become a run that is not trained.
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    pub params: Option<PathBuf>,
     /// Write where the time goes: a trace of the last 300 updates for ui.perfetto.dev or
     /// chrome://tracing; a table of all updates is printed at the end.
     #[arg(long, value_name = "FILE.json")]
@@ -189,7 +195,7 @@ pub enum SplitName {
 pub struct Run {
     /// The spec; FILE.bpm#NAME for one of several.
     pub spec: String,
-    /// Parameters in the units of the spec, one tensor per name.
+    /// Parameters: values in the units of the spec, or a state dict of the PyTorch module.
     #[arg(long, value_name = "FILE")]
     pub params: PathBuf,
     /// Inputs [T, B, axes…], and perhaps init.<state> and reset.
@@ -254,6 +260,45 @@ pub struct Bench {
     /// How plastic matrices are kept.
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     pub prefer: PreferName,
+    /// Run the spec in PyTorch, too, eager and with torch.compile: compare numbers, then times in turn.
+    #[arg(long, value_enum, value_name = "RIVAL")]
+    pub against: Option<RivalName>,
+    /// The Python that has PyTorch [default: BPM_PYTHON, else python3].
+    #[arg(long, value_name = "PATH", requires = "against")]
+    pub python: Option<String>,
+}
+
+/// What else runs a spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RivalName {
+    /// PyTorch, from the source that `bpmc compile --target torch` emits.
+    Torch,
+}
+
+/// `bpm export`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  bpm export runs/maze-simple-seed0 -o maze.safetensors --module maze.py
+  python -c \"import maze, safetensors.torch as s; m = maze.Simple(); m.load_state_dict(s.load_file('maze.safetensors'))\"
+  bpm train specs/backpropamine/simple.bpm --task maze --params maze.safetensors")]
+pub struct Export {
+    /// The folder of a run.
+    pub run: PathBuf,
+    /// The state dict (.safetensors).
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Write the module, too (.py), with the sizes of the run.
+    #[arg(long, value_name = "FILE")]
+    pub module: Option<PathBuf>,
+    /// Take the parameters of the last checkpoint, also where the best ones are kept.
+    #[arg(long)]
+    pub last: bool,
+    /// Write what is no part of the spec, too: an embedding, a decoder, an encoder.
+    #[arg(long)]
+    pub all: bool,
+    /// Where the data of the run's task are now, if they have moved.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
 }
 
 /// `bpm plot`

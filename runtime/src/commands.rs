@@ -1,6 +1,6 @@
 //! The commands of `bpm`: from arguments to work.
 
-use crate::cli::{BackendName, Bench, Compare, Device, Eval, Plot, Run as RunArgs, Sample, Train};
+use crate::cli::{BackendName, Bench, Compare, Device, Eval, Export, Plot, Run as RunArgs, Sample, Train};
 use crate::engine::device::{self, DeviceId, Work};
 use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
@@ -13,7 +13,7 @@ use crate::run::{self, Machine, Run};
 use crate::spec::{self, Spec};
 use crate::timings::Timings;
 use crate::train::Trainer;
-use crate::{Error, bench, compare, eval, files, plot, report, setup, task, tensors};
+use crate::{Error, against, bench, compare, eval, exchange, files, plot, report, setup, task, tensors};
 use compiler::back::x64;
 use compiler::form::Prefer;
 use std::collections::BTreeMap;
@@ -128,7 +128,7 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
     let work = || setup::work(&spec, &recipe, threads);
     let machine = Machine { backend: place(args.device, args.backend, voice, work)?, threads };
     report::spec_warnings(&spec, voice.format, voice.quiet);
-    let trainer = setup::trainer(spec, recipe, machine.backend, machine.threads, Mode::Train)?;
+    let mut trainer = setup::trainer(spec, recipe, machine.backend, machine.threads, Mode::Train)?;
     let seed = trainer.recipe.schedule.seed;
     let folder = match &args.out {
         Some(folder) => folder.clone(),
@@ -139,6 +139,12 @@ pub fn train(args: &Train, voice: Voice, stop: &AtomicBool) -> Result<(), Error>
         let (run, warnings) = Run::resume(&folder, trainer, machine)?;
         warnings.iter().for_each(|w| voice.warn(w));
         run
+    } else if let Some(path) = &args.params {
+        let (start, left) = exchange::start(&mut trainer, path)?;
+        if !left.is_empty() {
+            voice.note(&format!("`{}` has no {}; drawn anew", path.display(), left.join(", ")));
+        }
+        Run::create_from(&folder, trainer, machine, start)?
     } else {
         Run::create(&folder, trainer, machine)?
     };
@@ -376,6 +382,9 @@ pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
         input_bars: args.input_gradients,
         prefer: args.prefer.form(),
     };
+    if args.against.is_some() {
+        return bench_against(args, &spec, &job, voice);
+    }
     let report = bench::bench(&spec, &job)?;
     if args.json {
         let json = serde_json::to_string(&report).map_err(|e| Error::input(e.to_string()))?;
@@ -383,6 +392,42 @@ pub fn bench(args: &Bench, voice: Voice) -> Result<(), Error> {
     } else {
         print(&report.text())
     }
+}
+
+/// `bpm bench --against torch`
+fn bench_against(args: &Bench, spec: &Spec, job: &bench::Job, voice: Voice) -> Result<(), Error> {
+    if let Backend::Device(_) = job.backend {
+        let error = Error::usage("--against compares on the processor, and --device cuda is none");
+        return Err(error.help("leave --device out"));
+    }
+    let named = args.python.clone().or_else(|| std::env::var("BPM_PYTHON").ok().filter(|p| !p.is_empty()));
+    let python = named.unwrap_or_else(|| "python3".to_owned());
+    let report = against::against(spec, job, &python, &mut |text| voice.remark(text))?;
+    match args.json {
+        true => {
+            let json = serde_json::to_string(&report).map_err(|e| Error::input(e.to_string()))?;
+            print(&format!("{json}\n"))
+        }
+        false => print(&report.text()),
+    }
+}
+
+/// `bpm export`
+///
+/// # Errors
+/// Whatever can go wrong.
+pub fn export(args: &Export, voice: Voice) -> Result<(), Error> {
+    let wanted = exchange::Wanted { last: args.last, others: args.all };
+    let found = exchange::export(&args.run, wanted, data(args.data.as_deref()).as_slice())?;
+    tensors::write(&args.out, &found.tensors, None)?;
+    if let Some(path) = &args.module {
+        files::write(path, found.module.as_bytes())?;
+    }
+    if !found.left_out.is_empty() {
+        voice.note(&format!("left out, as no part of the spec: {} (--all)", found.left_out.join(", ")));
+    }
+    voice.remark(&format!("{} tensors of {}", found.tensors.len(), found.source.display()));
+    print(&format!("{}\n", args.out.display()))
 }
 
 /// `bpm plot`

@@ -3,13 +3,14 @@
 //! Inputs `<input>` of shape `[T, B, axes…]`, `init.<state>` of shape `[B, axes…]`, `reset` of
 //! shape `[T, B]`; cotangents `<output>`; results `out.<output>`, `state.<state>`, and with
 //! cotangents `grad.<param>`, `grad.in.<input>`, `grad.init.<state>`. Parameters are in the units
-//! of the spec, and so are their gradients.
+//! of the spec or as a PyTorch module keeps them; their gradients are in the units of the spec.
 
 mod team;
 
 use crate::Error;
 use crate::engine::{Backend, Engine, EngineOptions, Mode, RowState, Text};
 use crate::memory::{Flags, Need, available};
+use crate::params::About;
 use crate::spec::Spec;
 use crate::tensors::{Taker, Tensor, Tensors, brackets};
 use compiler::form::Prefer;
@@ -148,8 +149,9 @@ impl Job {
         let front = [steps, rows];
         let mut problems = vec![];
         let mut params = Taker::new(given.params.0, given.params.1);
-        let dims = |p: &compiler::model::Param| p.dims.iter().map(|a| sizes.of(*a)).collect::<Vec<_>>();
-        let param_values: Vec<_> = model.params.iter().map(|p| params.required(&p.name, &dims(p))).collect();
+        let about = model.params.iter().map(|p| About::new(p, sizes));
+        let param_values: Vec<Option<Vec<f64>>> =
+            about.map(|a| a.take(&mut params).map(|found| a.values(found))).collect();
         problems.extend(params.finish().err());
         let input_values = take_inputs(model, sizes, &mut inputs, front);
         let initial = model.states.iter().map(|s| {
@@ -177,7 +179,7 @@ impl Job {
             let lines: Vec<String> = problems.into_iter().map(|e: Error| e.message).collect();
             return Err(Error::input(lines.join("\n")));
         }
-        let params = param_values.into_iter().flatten().map(|t| t.to_f64()).collect();
+        let params = param_values.into_iter().flatten().collect();
         Ok(Job { steps, rows, params, inputs: input_values, initial, resets, cotangents })
     }
 

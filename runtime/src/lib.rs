@@ -8,6 +8,7 @@
 //!
 //! Everything random comes from [`rng`], everything that is written goes through atomic renames.
 
+pub mod against;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
@@ -18,6 +19,7 @@ pub mod engine;
 pub mod error;
 pub mod eval;
 pub mod exact;
+pub mod exchange;
 pub mod files;
 pub mod language;
 pub mod learner;

@@ -50,6 +50,7 @@ fn run(command: &Command, voice: Voice) -> Result<(), Error> {
         Command::Sample(args) => commands::sample(args, voice),
         Command::Run(args) => commands::run(args, voice),
         Command::Bench(args) => commands::bench(args, voice),
+        Command::Export(args) => commands::export(args, voice),
         Command::Plot(args) => commands::plot(args),
         Command::Compare(args) => commands::compare(args, voice),
         Command::Tasks => commands::tasks(),

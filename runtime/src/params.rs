@@ -3,10 +3,13 @@
 //! A parameter with a range (`in (0, 1)`, `> 0`) is kept as a raw number whose image under
 //! [`Range::value`] the equations see. Initial values depend on the seed and the parameter's name,
 //! not on the order of declarations.
+//!
+//! A file may hold a parameter in the units of the spec, under its name, or as the emitted PyTorch module keeps it,
+//! under its [`About::key`]: for a parameter with a range that is the raw number.
 
 use crate::Error;
 use crate::rng::{Purpose, Stream};
-use crate::tensors::{Taker, Tensor, Tensors};
+use crate::tensors::{Taker, Tensor, Tensors, brackets};
 use compiler::ir::{ParamId, Sizes};
 use compiler::model::{Init, Model, Param, Range};
 use std::collections::BTreeMap;
@@ -33,16 +36,66 @@ pub struct About {
     pub range: Range,
     /// Factor of its gradient.
     pub gradscale: f32,
+    /// Its key in the state dict of the emitted PyTorch module.
+    pub key: String,
+}
+
+/// The numbers of a parameter in a file.
+pub enum Found {
+    /// In the units of the spec.
+    Values(Vec<f64>),
+    /// As the optimiser moves them.
+    Raw(Vec<f64>),
 }
 
 impl About {
-    fn new(param: &Param, sizes: &Sizes) -> Self {
+    /// What is known of a parameter of a spec.
+    pub fn new(param: &Param, sizes: &Sizes) -> Self {
         About {
             name: param.name.clone(),
             dims: param.dims.iter().map(|a| sizes.of(*a)).collect(),
             learned: param.learned,
             range: param.constraint.range(sizes),
             gradscale: param.gradscale.eval(sizes) as f32,
+            key: compiler::back::torch::key(param),
+        }
+    }
+
+    /// A parameter of something else than the spec, without a range.
+    pub fn other(name: String, dims: Vec<usize>) -> Self {
+        let key = name.clone();
+        About { name, dims, learned: true, range: Range::Free, gradscale: 1.0, key }
+    }
+
+    /// Takes it out of a file: under its name, or under its key.
+    pub fn take(&self, taker: &mut Taker) -> Option<Found> {
+        let by_key = taker.shape(&self.name).is_none() && taker.shape(&self.key).is_some();
+        let name = if by_key { &self.key } else { &self.name };
+        let numbers = taker.required(name, &self.dims)?.to_f64();
+        Some(if by_key && self.range != Range::Free { Found::Raw(numbers) } else { Found::Values(numbers) })
+    }
+
+    /// Whether a file has it.
+    pub fn is_in(&self, taker: &Taker) -> bool {
+        taker.shape(&self.name).is_some() || taker.shape(&self.key).is_some()
+    }
+
+    /// Numbers of a file in the units of the spec.
+    pub fn values(&self, found: Found) -> Vec<f64> {
+        match found {
+            Found::Values(values) => values,
+            Found::Raw(raw) => raw.into_iter().map(|x| self.range.value(x)).collect(),
+        }
+    }
+
+    /// Numbers of a file as the optimiser moves them.
+    fn found_raw(&self, found: Found) -> Result<Vec<f32>, Error> {
+        match found {
+            Found::Values(values) => self.to_raw(&values),
+            Found::Raw(raw) => match raw.iter().find(|x| !x.is_finite()) {
+                Some(x) => Err(Error::input(format!("tensor `{}` must be finite, but has {x}", self.key))),
+                None => Ok(raw.into_iter().map(|x| x as f32).collect()),
+            },
         }
     }
 
@@ -160,19 +213,62 @@ impl ParamStore {
         named.map(|(a, v)| (a.name.clone(), Tensor::f32(a.dims.clone(), v))).collect()
     }
 
-    /// Replaces all parameters by tensors in the units of the spec.
+    /// Replaces all parameters by the tensors of a file.
     ///
     /// # Errors
     /// If a tensor is missing, unknown, misshapen or outside of its range.
     pub fn import(&mut self, place: &str, tensors: Tensors) -> Result<(), Error> {
+        self.import_those(place, tensors, |_, _, _| true).map(drop)
+    }
+
+    /// Replaces the first `required` parameters by the tensors of a file, and those of the others that it has.
+    /// Gives the names of those that it has not.
+    ///
+    /// # Errors
+    /// If a tensor is missing, unknown, misshapen or outside of its range.
+    pub fn import_first(
+        &mut self,
+        required: usize,
+        place: &str,
+        tensors: Tensors,
+    ) -> Result<Vec<String>, Error> {
+        self.import_those(place, tensors, |k, about, taker| k < required || about.is_in(taker))
+    }
+
+    fn import_those(
+        &mut self,
+        place: &str,
+        tensors: Tensors,
+        wanted: impl Fn(usize, &About, &Taker) -> bool,
+    ) -> Result<Vec<String>, Error> {
         let mut taker = Taker::new(place, tensors);
-        let found: Vec<Option<Tensor>> =
-            self.about.iter().map(|a| taker.required(&a.name, &a.dims)).collect();
-        taker.finish()?;
-        for ((about, raw), tensor) in self.about.iter().zip(&mut self.raw).zip(found.iter().flatten()) {
-            *raw = about.to_raw(&tensor.to_f64())?;
+        let (mut found, mut left) = (vec![], vec![]);
+        for (k, about) in self.about.iter().enumerate() {
+            match wanted(k, about, &taker) {
+                true => found.extend(about.take(&mut taker).map(|f| (k, f))),
+                false => left.push(about.name.clone()),
+            }
         }
-        Ok(())
+        taker.finish().map_err(|e| e.help(self.expected()))?;
+        for (k, numbers) in found {
+            self.raw[k] = self.about[k].found_raw(numbers)?;
+        }
+        Ok(left)
+    }
+
+    /// `it holds W [100, 17], eta []`
+    fn expected(&self) -> String {
+        let one = |a: &About| match a.key == a.name {
+            true => format!("{} {}", a.name, brackets(&a.dims)),
+            false => format!("{} or {} {}", a.name, a.key, brackets(&a.dims)),
+        };
+        format!("the tensors of a file: {}", self.about.iter().map(one).collect::<Vec<_>>().join(", "))
+    }
+
+    /// The parameters as the emitted PyTorch module keeps them.
+    pub fn state_dict(&self) -> Tensors {
+        let all = self.about.iter().zip(&self.raw);
+        all.map(|(a, raw)| (a.key.clone(), Tensor::f32(a.dims.clone(), raw.clone()))).collect()
     }
 
     /// The raw numbers, as tensors named `raw.NAME`.
@@ -335,6 +431,50 @@ mod tests {
         let mut wrong = store(1).export();
         wrong.insert("eta".into(), Tensor::f32(vec![], vec![1.0]));
         assert!(other.import("p", wrong).is_err());
+    }
+
+    #[test]
+    fn state_dicts_and_values_are_read_alike() {
+        let first = store(1);
+        let mut other = store(2);
+        let dict = first.state_dict();
+        assert!(dict.contains_key("eta.raw") && dict.contains_key("W") && !dict.contains_key("eta"));
+        other.import("p", dict.clone()).expect("import");
+        assert_eq!(other.raw, first.raw, "raw numbers come back as they are");
+        let mut both = dict.clone();
+        both.insert("eta".into(), Tensor::f32(vec![], vec![0.5]));
+        let error = other.import("p", both).expect_err("two of one");
+        assert!(error.message.contains("unknown tensor `eta.raw`"), "{}", error.message);
+        let mut wrong = dict.clone();
+        wrong.remove("tau.raw");
+        wrong.insert("W".into(), Tensor::f32(vec![2, 2], vec![0.0; 4]));
+        let error = other.import("p", wrong).expect_err("mistakes");
+        let lines: Vec<&str> = error.message.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "tensor `W` in `p` has shape [2, 2], but it must have shape [6, 4]",
+                "`p` has no tensor `tau`; it needs one of shape []"
+            ]
+        );
+        assert!(error.help[0].contains("tau or tau.raw []"), "{}", error.help[0]);
+        let mut infinite = dict;
+        infinite.insert("eta.raw".into(), Tensor::f32(vec![], vec![f32::INFINITY]));
+        assert!(other.import("p", infinite).expect_err("infinite").message.contains("`eta.raw`"));
+    }
+
+    #[test]
+    fn others_may_be_missing() {
+        let mut first = store(1);
+        first.about.push(About::other("decoder".into(), vec![2]));
+        first.raw.push(vec![1.0, 2.0]);
+        let spec_only = store(2).state_dict();
+        assert_eq!(first.import_first(6, "p", spec_only.clone()).expect("import"), ["decoder"]);
+        assert_eq!(first.raw[6], [1.0, 2.0]);
+        let mut all = spec_only;
+        all.insert("decoder".into(), Tensor::f32(vec![2], vec![3.0, 4.0]));
+        assert!(first.import_first(6, "p", all).expect("import").is_empty());
+        assert_eq!(first.raw[6], [3.0, 4.0]);
     }
 
     /// The chain through ranges against finite differences of `values`.

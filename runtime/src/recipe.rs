@@ -193,7 +193,7 @@ impl Schedule {
         };
         Schedule {
             batch,
-            updates: o.integer("updates", updates, count.clone(), "updates of the whole run") as u64,
+            updates: o.integer("updates", updates, 0..=1 << 32, "updates of the whole run") as u64,
             seed,
             log_every: o.integer("log_every", 10, count.clone(), "updates per line of metrics") as u64,
             checkpoint_every: o.integer("checkpoint_every", 1000, count, "updates per checkpoint") as u64,

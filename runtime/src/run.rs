@@ -86,6 +86,26 @@ impl Run {
     /// # Errors
     /// If the folder has something in it or cannot be written.
     pub fn create(folder: &Path, trainer: Trainer, machine: Machine) -> Result<Self, Error> {
+        Self::create_with(folder, trainer, machine, Value::Null)
+    }
+
+    /// Starts a run whose parameters come from a file: `start` is what `run.json` says of that. They are kept in a
+    /// first checkpoint, so that the run can go on without the file.
+    ///
+    /// # Errors
+    /// If the folder has something in it or cannot be written.
+    pub fn create_from(
+        folder: &Path,
+        trainer: Trainer,
+        machine: Machine,
+        start: Value,
+    ) -> Result<Self, Error> {
+        let run = Self::create_with(folder, trainer, machine, start)?;
+        checkpoint::save(&folder.join("checkpoints"), &run.trainer, &run.window)?;
+        Ok(run)
+    }
+
+    fn create_with(folder: &Path, trainer: Trainer, machine: Machine, start: Value) -> Result<Self, Error> {
         let taken = std::fs::read_dir(folder)
             .is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|e| e.file_name() != "run.lock")));
         if taken {
@@ -104,7 +124,10 @@ impl Run {
         if let Some(text) = trainer.recipe.task.text() {
             files::write(&folder.join(VOCABULARY), text.corpus.vocabulary.text().as_bytes())?;
         }
-        let about = about(&trainer, machine);
+        let mut about = about(&trainer, machine);
+        if start != Value::Null {
+            about["start"] = start;
+        }
         files::write(&folder.join("run.json"), pretty(&about).as_bytes())?;
         Self::open(folder, trainer, Window::default(), lock)
     }

@@ -55,13 +55,21 @@ pub fn trainer(
     Ok(Trainer::new(spec, recipe, (engine, form), wiring, params, threads))
 }
 
+/// The sizes of a spec's axes in a recipe.
+///
+/// # Errors
+/// If spec and task do not fit together.
+pub fn sizes(spec: &Spec, recipe: &Recipe) -> Result<Sizes, Error> {
+    let seen = seen(&*recipe.task, &recipe.learner, &recipe.encoder);
+    bind_sizes(&spec.model, &*recipe.task, seen, &recipe.sizes)
+}
+
 /// What a recipe is going to run, as the choice of a device weighs it.
 ///
 /// # Errors
 /// If spec and task do not fit together.
 pub fn work(spec: &Spec, recipe: &Recipe, threads: usize) -> Result<Work, Error> {
-    let seen = seen(&*recipe.task, &recipe.learner, &recipe.encoder);
-    let sizes = bind_sizes(&spec.model, &*recipe.task, seen, &recipe.sizes)?;
+    let sizes = sizes(spec, recipe)?;
     let matrix = |s: &&compiler::model::State| matches!(s.shape, Shape::Matrix { .. });
     let elements = spec.model.states.iter().filter(matrix).map(|s| sizes.count(s.shape)).sum();
     let batch = recipe.schedule.batch;

@@ -450,3 +450,75 @@ fn exact_runs() -> Outcome {
     std::fs::write(p.path("x.safetensors"), b"rubbish")?;
     p.fails(&format!("{base} --out y"), 2, &["x.safetensors", "no valid safetensors"])
 }
+
+/// A run as a state dict, a run from a state dict: the same bits, and mistakes that name tensors.
+#[test]
+fn parameters_go_to_pytorch_and_back() -> Outcome {
+    let p = Place::new()?;
+    p.ok("train r.toml --out run -q")?;
+    assert_eq!(p.ok("export run -o p.safetensors --module tiny.py -q")?.trim(), "p.safetensors");
+    let (dict, _) = runtime::tensors::read(&p.path("p.safetensors"))?;
+    let names: Vec<&str> = dict.keys().map(String::as_str).collect();
+    assert_eq!(names, ["W", "Wo", "Wx", "alpha", "bo", "bv", "bx", "eta.raw", "wv"]);
+    let module = std::fs::read_to_string(p.path("tiny.py"))?;
+    assert!(module.contains("class Tiny(nn.Module):"), "{module}");
+    assert!(module.contains("def __init__(self, I: int = 9, N: int = 6, A: int = 2, *,"), "{module}");
+
+    p.ok("train r.toml --params p.safetensors --updates 0 --out copy -q")?;
+    p.ok("export copy -o again.safetensors -q")?;
+    assert!(std::fs::read(p.path("p.safetensors"))? == std::fs::read(p.path("again.safetensors"))?);
+    assert_eq!(p.ok("eval run --episodes 9")?, p.ok("eval copy --episodes 9")?);
+    assert!(std::fs::read_to_string(p.path("copy/run.json"))?.contains("\"params\": \"p.safetensors\""));
+    // The file is not needed to go on, also not before the first checkpoint of the run itself.
+    std::fs::remove_file(p.path("copy/params.safetensors"))?;
+    std::fs::rename(p.path("p.safetensors"), p.path("q.safetensors"))?;
+    p.ok("train copy --resume --updates 5 -q")?;
+    p.ok("train r.toml --params run/params.safetensors --updates 5 --out values -q")?;
+    let (one, two) = (p.curve("copy")?, p.curve("values")?);
+    assert_eq!(one.len(), two.len(), "values in the units of the spec start a run, too");
+
+    // A model runs on either.
+    let u = runtime::tensors::Tensor::f32(vec![3, 1, 9], (0..27).map(|k| (k as f32).sin()).collect());
+    runtime::tensors::write(&p.path("u.safetensors"), &[("u".to_owned(), u)].into(), None)?;
+    let run = "run tiny.bpm --axis I=9 --axis A=2 --inputs u.safetensors";
+    p.ok(&format!("{run} --params q.safetensors --out raw.safetensors"))?;
+    p.ok(&format!("{run} --params run/params.safetensors --out value.safetensors"))?;
+    let read = |name: &str| runtime::tensors::read(&p.path(name)).map(|(t, _)| t["out.policy"].to_f32());
+    for (a, b) in read("raw.safetensors")?.iter().zip(read("value.safetensors")?) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+
+    p.fails("train copy --resume --params q.safetensors", 2, &["--params", "--resume"])?;
+    p.fails("export . -o x.safetensors", 2, &["no run.json"])?;
+    p.fails("train r.toml --params no.safetensors --out x", 2, &["cannot read `no.safetensors`"])?;
+    let wider = "train r.toml --params q.safetensors --axis N=7 --out x";
+    let words = [
+        "tensor `W` in `q.safetensors` has shape [6, 6], but it must have shape [7, 7]",
+        "tensor `wv`",
+        "eta or eta.raw []",
+    ];
+    p.fails(wider, 1, &words)?;
+    let (mut broken, _) = runtime::tensors::read(&p.path("q.safetensors"))?;
+    broken.remove("bo");
+    broken.insert("extra".into(), runtime::tensors::Tensor::f32(vec![2], vec![0.0; 2]));
+    runtime::tensors::write(&p.path("broken.safetensors"), &broken, None)?;
+    let words =
+        ["`broken.safetensors` has no tensor `bo`; it needs one of shape [2]", "unknown tensor `extra`"];
+    p.fails("train r.toml --params broken.safetensors --out x", 1, &words)
+}
+
+#[test]
+fn pytorch_that_is_missing_is_said_with_a_remedy() -> Outcome {
+    let p = Place::new()?;
+    let bench = "bench tiny.bpm --axis I=3 --axis A=2 --against torch";
+    p.fails(
+        &format!("{bench} --python no-such-python"),
+        3,
+        &["no-such-python", "--python PATH", "pip install"],
+    )?;
+    p.fails("bench tiny.bpm --axis I=3 --axis A=2 --python x", 2, &["--against"])?;
+    let out = p.command(bench).env("BPM_PYTHON", "no-such-either").output()?;
+    assert_eq!(out.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("cannot run `no-such-either`"));
+    p.fails(&format!("{bench} --device cuda"), 2, &["--against", "processor"])
+}

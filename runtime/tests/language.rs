@@ -411,6 +411,33 @@ fn what_does_not_fit_is_refused() -> Outcome {
     p.fails("train r.toml --data . --out new", &["valid.txt", "is empty"])
 }
 
+/// The spec's parameters go to PyTorch; embedding and decoder stay, unless they are asked for.
+#[test]
+fn the_spec_of_a_language_model_goes_to_pytorch() -> Outcome {
+    let p = Place::new()?;
+    p.ok("train r.toml --data . --out run --updates 8")?;
+    let said = |args: &str| -> Result<String, Box<dyn std::error::Error>> {
+        let out = p.bpm(args)?;
+        let text = String::from_utf8(out.stderr)?;
+        assert_eq!(out.status.code(), Some(0), "{args}: {text}");
+        Ok(text)
+    };
+    let text = said("export run -o spec.safetensors")?;
+    assert!(text.contains("left out") && text.contains("embedding"), "{text}");
+    let text = said("export run -o all.safetensors --all")?;
+    assert!(!text.contains("left out"), "{text}");
+    let names = |file: &str| runtime::tensors::read(&p.path(file)).map(|(t, _)| t.contains_key("embedding"));
+    assert!(!names("spec.safetensors")? && names("all.safetensors")?);
+    let start = "train r.toml --data . --updates 0";
+    let text = said(&format!("{start} --params spec.safetensors --out one"))?;
+    assert!(text.contains("has no embedding") && text.contains("drawn anew"), "{text}");
+    let text = said(&format!("{start} --params all.safetensors --out two"))?;
+    assert!(!text.contains("drawn anew"), "{text}");
+    assert_eq!(p.ok("eval run --split test")?, p.ok("eval two --split test")?);
+    assert_ne!(p.ok("eval run --split test")?, p.ok("eval one --split test")?);
+    Ok(())
+}
+
 /// Enough to predict who has what better than by the grammar alone.
 #[test]
 fn the_generated_text_is_learned() -> Outcome {

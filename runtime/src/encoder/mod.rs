@@ -30,7 +30,6 @@ mod tanh;
 use crate::options::Options;
 use crate::params::{About, ParamStore};
 use crate::rng::{Purpose, Stream};
-use compiler::model::Range;
 pub use layer::{Activation, Layer, Map};
 
 /// Layers with their sizes.
@@ -90,7 +89,7 @@ impl Encoder {
                 let mut stream = Stream::named(seed, Purpose::Parameters, &name);
                 let draw = |_| (bound * (2.0 * stream.uniform() - 1.0)) as f32;
                 params.raw.push((0..dims.iter().product::<usize>()).map(draw).collect());
-                params.about.push(About { name, dims, learned: true, range: Range::Free, gradscale: 1.0 });
+                params.about.push(About::other(name, dims));
             }
         }
     }

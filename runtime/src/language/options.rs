@@ -6,7 +6,6 @@ use crate::options::Options;
 use crate::params::{About, ParamStore};
 use crate::rng::{Address, Purpose, Stream};
 use crate::task::{Episode, Goal, Task};
-use compiler::model::Range;
 use std::path::PathBuf;
 
 /// The task: a text, and how it is read.
@@ -137,8 +136,7 @@ impl NextWord {
             let mut stream = Stream::named(seed, Purpose::Parameters, name);
             let draw = |_| (start * (2.0 * stream.uniform() - 1.0)) as f32;
             params.raw.push((0..dims.iter().product::<usize>()).map(draw).collect());
-            let (name, range) = (name.to_string(), Range::Free);
-            params.about.push(About { name, dims, learned: true, range, gradscale: 1.0 });
+            params.about.push(About::other(name.to_string(), dims));
         };
         add("embedding", vec![words, self.embedding], self.start);
         if !self.tied {
