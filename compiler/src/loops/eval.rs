@@ -321,25 +321,22 @@ fn finish_rows(nest: &Nest, rows: &[Vec<Register>], memory: &mut Memory<'_>) {
 /// A matrix nest of a routine that is cut: every stretch of a column and every slab of a row for itself. Matrices
 /// lie in one tile each, and nests over logs run over all events that there can be.
 fn cut_matrix(nest: &Nest, post: usize, pre: usize, cut: Cut, memory: &mut Memory<'_>) {
-    let (count, registers) = (nest.effects.len(), post.div_ceil(LANES));
-    let mut columns = vec![vec![vec![[0.0; LANES]; registers]; cut.used(pre)]; count];
+    let count = nest.effects.len();
+    // By stretch, register and effect.
+    let mut columns = vec![vec![vec![[0.0; LANES]; count]; post.div_ceil(LANES)]; cut.used(pre)];
     for i in 0..pre {
         let mut terms = vec![vec![0.0; cut.slabs(post) * cut.columns]; count];
-        for register in 0..registers {
+        for (register, sums) in columns[i / cut.rows(pre)].iter_mut().enumerate() {
             let j = register * LANES;
             let at = Position { matrix: i * padded(post) + j, post: j, pre: i };
             let found = values(&nest.body, at, memory);
-            for (k, effect) in nest.effects.iter().enumerate() {
-                match effect {
-                    Effect::SumPost(_, v, w) => {
-                        let term =
-                            |lane: usize| found[v.index()][lane] * w.map_or(1.0, |w| found[w.index()][lane]);
-                        (j..post.min(j + LANES)).for_each(|c| terms[k][c] = term(c - j));
-                    }
-                    _ => {
-                        let sum = &mut columns[k][i / cut.rows(pre)][register];
-                        point(effect, &found, at, LANES, sum, memory);
-                    }
+            for ((effect, terms), sum) in nest.effects.iter().zip(&mut terms).zip(sums) {
+                if let Effect::SumPost(_, v, w) = effect {
+                    let factor = |lane: usize| w.map_or(1.0, |w| found[w.index()][lane]);
+                    let lanes = (post - j).min(LANES);
+                    (0..lanes).for_each(|lane| terms[j + lane] = found[v.index()][lane] * factor(lane));
+                } else {
+                    point(effect, &found, at, LANES, sum, memory);
                 }
             }
         }
@@ -351,13 +348,18 @@ fn cut_matrix(nest: &Nest, post: usize, pre: usize, cut: Cut, memory: &mut Memor
             }
         }
     }
-    for (effect, stretches) in nest.effects.iter().zip(&columns) {
-        if let Effect::SumPre(place, ..) = effect {
-            for register in 0..registers {
-                let parts = stretches.iter().map(|s| s[register]);
-                let sum = parts.reduce(|sum, x| std::array::from_fn(|lane| sum[lane] + x[lane]));
-                memory.put(*place, register * LANES, sum.unwrap_or_default());
-            }
+    finish_stretches(nest, &columns, memory);
+}
+
+/// The stretches of every column, in ascending order.
+fn finish_stretches(nest: &Nest, columns: &[Vec<Vec<Register>>], memory: &mut Memory<'_>) {
+    let Some((first, others)) = columns.split_first() else { return };
+    for (k, effect) in nest.effects.iter().enumerate() {
+        let Effect::SumPre(place, ..) = effect else { continue };
+        for (register, sums) in first.iter().enumerate() {
+            let add = |sum: Register, x: Register| std::array::from_fn(|lane| sum[lane] + x[lane]);
+            let sum = others.iter().map(|stretch| stretch[register][k]).fold(sums[k], add);
+            memory.put(*place, register * LANES, sum);
         }
     }
 }

@@ -192,7 +192,7 @@ pub(crate) fn compare(
     }
     let at = At { frame: 2, adjoint: 1, snapshot: 1 };
     // No block sees what others do, or all see what was done before, in some order.
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         device.isolate(&mut found);
     }
     let done = device.launch(kernels, [ROWS, steps], seed, (layout.tape(&mut found), at));

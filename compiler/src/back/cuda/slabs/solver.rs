@@ -307,7 +307,7 @@ impl Model {
         let possible = TOGETHER.into_iter().filter(|r| *r <= self.grid.batch);
         let possible = possible.filter(|r| nests.iter().all(|n| self.fits(n, *r)));
         let cost = |rows: &usize| -> f64 {
-            let rest = self.grid.batch % rows != 0;
+            let rest = !self.grid.batch.is_multiple_of(*rows);
             let sum: f64 = nests.iter().map(|n| self.nest(n, *rows)).sum();
             sum + if rest { WAIT } else { 0.0 }
         };
