@@ -183,6 +183,7 @@ class Specs(Base):
         self.refused("M", lambda: bpm.load(CELL, axes={"N": 2, "M": 3}))
         self.refused("there is no back end `cuda`", lambda: bpm.load(CELL, axes=AXES, backend="cuda"))
         self.refused("threads is 0", lambda: bpm.load(CELL, axes=AXES, threads=0))
+        self.refused("make its axes smaller", lambda: bpm.load(CELL, axes={"N": 1 << 20}))
         self.refused("text, not bytes", bpm.load, b"x.bpm")
 
 
