@@ -134,6 +134,8 @@ if __name__ == "__main__":
     inputs, target = episodes(np.random.default_rng(1), batch=1000)
     outputs, state = model(params, inputs)
     right = share_right(outputs["recalled"], target)
-    print(f"1000 new episodes: right {right:.3f}; |H| {np.abs(state['H']).mean():.3f}, rate {float(params['rate']):.3f}")
+    print(
+        f"1000 new episodes: right {right:.3f}; |H| {np.abs(state['H']).mean():.3f}, rate {float(params['rate']):.3f}"
+    )
     if right < 0.85:
         sys.exit(f"the network has not learned to recall: {right:.3f} right, where 0.5 is chance")
