@@ -4,8 +4,8 @@ An episode shows a few pairs of a key and a value, then one of the keys, and the
 are new in every episode, so they cannot be learned: connections must take them up while the episode runs. What is
 trained, over episodes, is how they do so.
 
-The cells (`# %%`) run one after the other, in a notebook or as a script. With PyTorch the network is a `torch.nn.Module`
-like any other; without it the same training is done in NumPy.
+The cells (`# %%`) run one after the other, in a notebook or as a script. With PyTorch the network is a
+`torch.nn.Module` like any other; without it the same training is done in NumPy.
 
     python examples/python/associative_recall.py [--quick] [--numpy]
 """
