@@ -4,8 +4,8 @@ An episode shows a few pairs of a key and a value, then one of the keys, and the
 are new in every episode, so they cannot be learned: connections must take them up while the episode runs. What is
 trained, over episodes, is how they do so.
 
-The cells (`# %%`) run one after the other, in a notebook or as a script. With PyTorch the network is a `torch.nn.Module`
-like any other; without it the same training is done in NumPy.
+The cells (`# %%`) run one after the other, in a notebook or as a script. With PyTorch the network is a
+`torch.nn.Module` like any other; without it the same training is done in NumPy.
 
     python examples/python/associative_recall.py [--quick] [--numpy]
 """
@@ -134,6 +134,8 @@ if __name__ == "__main__":
     inputs, target = episodes(np.random.default_rng(1), batch=1000)
     outputs, state = model(params, inputs)
     right = share_right(outputs["recalled"], target)
-    print(f"1000 new episodes: right {right:.3f}; |H| {np.abs(state['H']).mean():.3f}, rate {float(params['rate']):.3f}")
+    print(
+        f"1000 new episodes: right {right:.3f}; |H| {np.abs(state['H']).mean():.3f}, rate {float(params['rate']):.3f}"
+    )
     if right < 0.85:
         sys.exit(f"the network has not learned to recall: {right:.3f} right, where 0.5 is chance")

@@ -248,7 +248,9 @@ class Module(torch.nn.Module):
         if isinstance(inputs, torch.Tensor):
             if len(self.model.inputs) != 1:
                 names = ", ".join(f"`{name}`" for name in self.model.inputs)
-                raise ValueError(f"spec `{self.model.name}` has the inputs {names}: pass a mapping from names to tensors")
+                raise ValueError(
+                    f"spec `{self.model.name}` has the inputs {names}: pass a mapping from names to tensors"
+                )
             inputs = {next(iter(self.model.inputs)): inputs}
         return run(self.model, self.values(), inputs, state, reset)
 

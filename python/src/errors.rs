@@ -29,8 +29,9 @@ pub(crate) fn of_runtime(py: Python<'_>, error: &runtime::Error) -> PyErr {
     }
     let text = with_help(error);
     match error.kind {
-        Kind::Input | Kind::Usage => PyValueError::new_err(text),
-        Kind::Device | Kind::Diverged | Kind::Interrupted => PyRuntimeError::new_err(text),
+        // Without devices these are sizes, and back ends that this processor lacks.
+        Kind::Input | Kind::Usage | Kind::Device => PyValueError::new_err(text),
+        Kind::Diverged | Kind::Interrupted => PyRuntimeError::new_err(text),
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) enum Machines {
 }
 
 /// A list with something in every place.
-fn all<'a, N>(arrays: Vec<Option<&'a [N]>>) -> PyResult<Vec<&'a [N]>> {
+fn all<N>(arrays: Vec<Option<&[N]>>) -> PyResult<Vec<&[N]>> {
     let complete: Option<Vec<&[N]>> = arrays.into_iter().collect();
     complete.ok_or_else(|| PyValueError::new_err("an array is missing"))
 }

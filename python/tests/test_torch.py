@@ -7,7 +7,7 @@ import unittest
 
 import numpy as np
 import support
-from support import B, CELL, N, RESET, ROOT, T, drawn, parameters
+from support import B, CELL, N, RESET, ROOT, T, drawn
 
 import bpm
 
@@ -145,7 +145,12 @@ class ByHand(unittest.TestCase):
             loss = lambda p, v, H: (weights * p).sum() + v.square().sum() + 0.1 * H.sum()
             loss(outputs["policy"], outputs["value"], state["H"]).backward()
             loss(policy, value, H).backward()
-            pairs = [("policy", outputs["policy"], policy), ("y", state["y"], y), ("H", state["H"], H), ("u", u.grad, other.grad)]
+            pairs = [
+                ("policy", outputs["policy"], policy),
+                ("y", state["y"], y),
+                ("H", state["H"], H),
+                ("u", u.grad, other.grad),
+            ]
             pairs += [(k, p.grad, hand[k].grad) for k, p in module.named_parameters()]
             for name, found, expected in pairs:
                 error = support.relative_error(found.detach().numpy(), expected.detach().numpy())
@@ -189,7 +194,9 @@ class Modules(unittest.TestCase):
             torch.testing.assert_close(other.state_dict()[name], x, rtol=0, atol=0)
         # Of a run: in the units of the spec; of a checkpoint: raw.
         units = {k: x.detach() for k, x in module.values().items()}
-        raw = {f"raw.{k}": torch.from_numpy(x) for k, x in model.to_raw({k: x.numpy() for k, x in units.items()}).items()}
+        raw = {
+            f"raw.{k}": torch.from_numpy(x) for k, x in model.to_raw({k: x.numpy() for k, x in units.items()}).items()
+        }
         for given in (units, raw):
             outer = torch.nn.Sequential(torch.nn.Identity(), bpm.torch.Module(model, seed=3))
             outer.load_state_dict({f"1.{k}": x for k, x in given.items()})

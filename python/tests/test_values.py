@@ -11,7 +11,7 @@ from pathlib import Path
 
 import bpm
 import numpy as np
-from support import B, CELL, N, RESET, ROOT, T, drawn, numbers, parameters, relative_error
+from support import B, CELL, N, RESET, ROOT, T, drawn, parameters, relative_error
 
 AXES = {"N": N}
 

@@ -224,6 +224,9 @@ enum Keeping {
     Tapes,
 }
 
+/// Pieces with their tapes.
+type Pieces<M> = Vec<(Piece, <M as Machine>::Tape)>;
+
 /// A piece that has run.
 struct Ran<M: Machine> {
     piece: Piece,
@@ -239,7 +242,7 @@ fn run<M: Machine>(
     given: &Given<'_, M::Number>,
     keeping: Keeping,
     threads: usize,
-) -> (Results<M::Number>, Vec<(Piece, M::Tape)>) {
+) -> (Results<M::Number>, Pieces<M>) {
     let (model, sizes, extent) = (machine.model(), machine.sizes(), (given.steps, given.rows));
     let mut outputs = zeros(sizes, given.steps * given.rows, model.outputs.iter().map(|o| o.shape));
     let mut states: Vec<Vec<M::Number>> = zeros(sizes, given.rows, model.states.iter().map(|s| s.shape));
@@ -288,7 +291,7 @@ fn run_piece<M: Machine>(machine: &M, given: &Given<'_, M::Number>, piece: &Piec
 pub struct Kept<M: Machine> {
     machine: Arc<M>,
     extent: (usize, usize),
-    pieces: Vec<(Piece, M::Tape)>,
+    pieces: Pieces<M>,
 }
 
 /// A chunk of pieces with the cells of their cotangents of inputs.

@@ -88,7 +88,7 @@ struct Question {
 
 fn go<M: Machine>(
     machine: M,
-    (inputs, states, outputs): (&[Vec<M::Number>], &[Vec<M::Number>], &[Vec<M::Number>]),
+    [inputs, states, outputs]: [&[Vec<M::Number>]; 3],
     question: &Question,
     threads: usize,
 ) -> (Results<M::Number>, Gradients<M::Number>)
@@ -129,14 +129,14 @@ where
 
 fn double(case: &Case, question: &Question) -> Found {
     let machine = Double::new(Arc::clone(&case.engine), &lend(&case.params)).expect("bound");
-    go(machine, (&case.inputs, &case.states, &case.outputs), question, 2)
+    go(machine, [&case.inputs, &case.states, &case.outputs], question, 2)
 }
 
 fn single(case: &Case, question: &Question, threads: usize) -> Found {
     let params = narrow(&case.params);
     let machine = Single::new(Arc::clone(&case.engine), &lend(&params)).expect("bound");
     let (inputs, states, outputs) = (narrow(&case.inputs), narrow(&case.states), narrow(&case.outputs));
-    let (results, gradients) = go(machine, (&inputs, &states, &outputs), question, threads);
+    let (results, gradients) = go(machine, [&inputs, &states, &outputs], question, threads);
     let Results { outputs, states, penalty } = results;
     let results = Results { outputs: widen_all(outputs), states: widen_all(states), penalty };
     let Gradients { params, inputs, states } = gradients;
