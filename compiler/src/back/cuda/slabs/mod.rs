@@ -21,7 +21,7 @@
 //! reads several pre neurons before it computes, and shall take 64 registers. A warp reads 32 neighbouring columns, one
 //! line of 128 bytes, so that wider loads would save instructions and no bytes: of the 150 instructions per
 //! element that fit into the time of 16 bytes, the rules of the library take 20 to 60 (3 loads, 2 stores, their
-//! addresses, 6 to 14 of arithmetic, 5 shuffles and sums for each sum over post).
+//! addresses, 6 to 14 of arithmetic, 4 to 6 for each sum over post: shuffles, choices, additions).
 //!
 //! Parameters that all rows read come from the second cache. At 24 bytes per element through it (two matrices
 //! read and written, two of parameters) it would be as busy as the memory behind it; a block with `r` rows reads
@@ -29,13 +29,18 @@
 //!
 //! Expected on an H100 (132 multiprocessors, 3.0 TB/s), calculated, nothing of it measured:
 //!
-//! * `retroactive`, N = 256, batch 64 (4.2 million elements): forward two matrices read and written, 16 bytes each
-//!   element, 67 MB, 22 µs; replay the same; backward 6 matrices of the row read (two states, two carried, the
-//!   gradient of alpha, …) and 3 written, 32 bytes, 134 MB, 45 µs. 89 µs with launches about 98 µs. All states are
-//!   34 MB, and fit into the second cache of 50 MB in part, which is not counted.
-//! * a plastic LSTM, N = 1149, batch 6 (7.9 million elements; the weights of the gates are 4 million more, 16 MB,
-//!   read once for 6 rows): forward 8 bytes and 5 + 16 MB of weights, 84 MB, 28 µs; replay 63 MB, 21 µs; backward 12
-//!   bytes and 21 MB, 116 MB, 39 µs. 88 µs; with 8 launches about 100 µs.
+//! * `retroactive`, N = 256, batch 64 (4.2 million elements): forward two matrices of the row read and written, 16
+//!   bytes for each element, 67 MB, 22 µs; replay the same; backward five read (a state, its trace, two carried
+//!   cotangents, the gradient of alpha) and three written, 32 bytes, 134 MB, 45 µs: 89 µs. With five launches and what
+//!   they wait, [`solver`] says 112 µs. All states are 34 MB, and fit into the second cache of 50 MB in part, which is
+//!   not counted.
+//! * `plastic_lstm`, N = 1149, batch 6 (7.9 million elements; the weights of the gates are 4 million more, 16 MB, read
+//!   for several rows at a time): forward 8 bytes and 5 + 16 MB of weights, 84 MB, 28 µs; replay 63 MB, 21 µs;
+//!   backward 12 bytes and 21 MB, 116 MB, 39 µs: 88 µs. With seven launches, and weights read from the second cache
+//!   three times, [`solver`] says 136 µs, against 9 ms with a block for each row.
+//!
+//! What would save bytes is not done here: states that are kept of every step need no replay (8 bytes of 28, at
+//! `T` times the memory), and states that stay on the chip need none of these ([`super::sequence`]).
 //!
 //! # Sums
 //!
