@@ -44,11 +44,6 @@ TOYS = [
     ("N=9 B=3", RETROACTIVE, "retroactive", {"N": 9, "I": 5, "A": 2}, 3, 6, 2 * 9**2),
     ("plastic LSTM N=8 B=2", LSTM, "modulated", {"N": 8, "I": 5, "O": 3}, 2, 4, 8**2),
 ]
-# Recipes whose episodes live on the device, and their toy sizes.
-RECIPES = {
-    "maze": ("examples/maze/simple.toml", ["--set", "task.size=5", "--set", "sizes.N=6"]),
-    "cue-reward": ("examples/cue-reward/small.toml", ["--set", "sizes.N=6"]),
-}
 # A kernel for each step, and one for a whole sequence.
 TIERS = ("1", "2")
 # What a kernel for each step moves. Forward: a matrix state is read and written; replayed: the same; backward: it is
@@ -60,6 +55,12 @@ VARIANTS = {
     "torch.compile, CUDA graph": ("torch_peer.py", ["--variant", "graph", "--device", "cuda"]),
     "JAX scan": ("jax_peer.py", ["--variant", "scan"]),
     "JAX, remat of segments": ("jax_peer.py", ["--variant", "segments"]),
+}
+
+# Recipes whose episodes live on the device, and their toy sizes.
+RECIPES = {
+    "maze": ("examples/maze/simple.toml", ["--set", "task.size=5", "--set", "sizes.N=6"]),
+    "cue-reward": ("examples/cue-reward/small.toml", ["--set", "sizes.N=6"]),
 }
 
 

@@ -103,10 +103,6 @@ pub struct Train {
     /// Where to train: auto, cpu, cuda or cuda:N. `auto` takes a GPU where it is estimated to win.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: Device,
-    /// On a GPU: whole episodes there where the task has code for it (auto), or answers from the processor at every step
-    /// (host).
-    #[arg(long, value_enum, default_value_t, value_name = "PLACE")]
-    pub episodes: Episodes,
     /// On a GPU: a kernel for each step (1), for a whole sequence (2), or for a sequence where that fits (auto).
     #[arg(long, value_enum, default_value = "auto", value_name = "TIER")]
     pub tier: Tier,
@@ -116,6 +112,10 @@ pub struct Train {
     /// What runs the model.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
+    /// On a GPU: whole episodes there where the task has code for it (auto), or answers from the processor at every step
+    /// (host).
+    #[arg(long, value_enum, default_value_t, value_name = "PLACE")]
+    pub episodes: Episodes,
 }
 
 /// `bpm eval`

@@ -106,7 +106,8 @@ pub fn work(spec: &Spec, recipe: &Recipe, threads: usize) -> Result<Work, Error>
 pub fn mapped(spec: &Spec, recipe: &Recipe) -> Result<Mapped, Error> {
     let seen = seen(&*recipe.task, &recipe.learner, &recipe.encoder);
     let sizes = bind_sizes(&spec.model, &*recipe.task, seen, &recipe.sizes)?;
-    let (model, _, _) = in_form(&spec.model, &sizes, recipe)?;
+    // What asks for a device has the kernels of one.
+    let (model, _, _) = in_form(&spec.model, &sizes, recipe, Backend::CRANELIFT)?;
     let (bound, batch) = (bound(&spec.model, &sizes), recipe.schedule.batch);
     let (file, source) = (spec.path.clone(), spec.source.clone());
     Ok(Box::new(move |arch| {

@@ -87,8 +87,6 @@ pub struct EngineOptions {
     pub teams: usize,
     /// Whether what only feeds forward runs link after link. Outputs keep their bits.
     pub chaining: Chaining,
-    /// Rows of the batches that are expected on a device, for which it shares out its work: 0 if that is not known.
-    pub batch: usize,
     /// On a device: which kernels run. Those of whole sequences have bits of their own, which depend on how they are
     /// mapped to the device, and so on [`EngineOptions::batch`].
     pub tier: Tier,
@@ -106,7 +104,6 @@ impl Default for EngineOptions {
             checkpoint_every: None,
             teams: 0,
             chaining: Chaining::Never,
-            batch: 0,
             tier: Tier::Steps,
             batch: 0,
             mapping: Wanted::Fastest,
@@ -533,7 +530,7 @@ impl Engine {
     pub fn training(&self, plan: &device::Plan<'_>) -> Result<Option<device::Training>, EngineError> {
         match &self.kind {
             Kind::Device(code) => Ok(Some(device::Training::new(self, code, plan)?)),
-            Kind::Interp | Kind::Jit(_) | Kind::Chain(_) => Ok(None),
+            Kind::Interp | Kind::Jit(_) | Kind::Chain(_) | Kind::Torch(_) => Ok(None),
         }
     }
 
