@@ -43,11 +43,6 @@ TOYS = [
     ("N=9 B=3", RETROACTIVE, "retroactive", {"N": 9, "I": 5, "A": 2}, 3, 6, 2 * 9**2),
     ("plastic LSTM N=8 B=2", LSTM, "modulated", {"N": 8, "I": 5, "O": 3}, 2, 4, 8**2),
 ]
-# Recipes whose episodes live on the device, and their toy sizes.
-RECIPES = {
-    "maze": ("examples/maze/simple.toml", ["--set", "task.size=5", "--set", "sizes.N=6"]),
-    "cue-reward": ("examples/cue-reward/small.toml", ["--set", "sizes.N=6"]),
-}
 # Forward: a matrix state is read and written; replayed: the same; backward: it is read, its cotangent read and
 # written. Four bytes each.
 BYTES = {"forward_ms": 8, "forward_backward_ms": 28}
@@ -57,6 +52,12 @@ VARIANTS = {
     "torch.compile, CUDA graph": ("torch_peer.py", ["--variant", "graph", "--device", "cuda"]),
     "JAX scan": ("jax_peer.py", ["--variant", "scan"]),
     "JAX, remat of segments": ("jax_peer.py", ["--variant", "segments"]),
+}
+
+# Recipes whose episodes live on the device, and their toy sizes.
+RECIPES = {
+    "maze": ("examples/maze/simple.toml", ["--set", "task.size=5", "--set", "sizes.N=6"]),
+    "cue-reward": ("examples/cue-reward/small.toml", ["--set", "sizes.N=6"]),
 }
 
 

@@ -94,16 +94,16 @@ pub struct Train {
     /// Where to train: auto, cpu, cuda or cuda:N. `auto` takes a GPU where it is estimated to win.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: Device,
-    /// On a GPU: whole episodes there where the task has code for it (auto), or answers from the processor at every step
-    /// (host).
-    #[arg(long, value_enum, default_value_t, value_name = "PLACE")]
-    pub episodes: Episodes,
     /// How plastic matrices are kept; short for --set run.prefer=FORM.
     #[arg(long, value_enum, value_name = "FORM")]
     pub prefer: Option<PreferName>,
     /// What runs the model.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
+    /// On a GPU: whole episodes there where the task has code for it (auto), or answers from the processor at every step
+    /// (host).
+    #[arg(long, value_enum, default_value_t, value_name = "PLACE")]
+    pub episodes: Episodes,
 }
 
 /// `bpm eval`

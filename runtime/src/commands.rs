@@ -1,6 +1,7 @@
 //! The commands of `bpm`: from arguments to work.
 
-use crate::cli::{BackendName, Bench, Compare, Device, Episodes, Eval, Plot, Run as RunArgs, Sample, Train};
+use crate::cli::Episodes;
+use crate::cli::{BackendName, Bench, Compare, Device, Eval, Plot, Run as RunArgs, Sample, Train};
 use crate::engine::device::{self, DeviceId, Work};
 use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};

@@ -150,7 +150,6 @@ impl Trainer {
             timings.begin();
         }
         self.board()?;
-        timings::lap(&mut self.timings, Phase::Parameters);
         if self.resident.as_ref().is_some_and(resident::Resident::descends) {
             return self.step_on_device();
         }

@@ -96,6 +96,7 @@ impl Trainer {
         };
         let training = self.training((&task, learner), part, Wanted::Kernels)?;
         self.resident = training.map(|t| Resident { part, training: Some(t), is_ahead: false });
+        timings::lap(&mut self.timings, Phase::Parameters);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! The memory of a batch on a device, and what runs on it when.
 
-use super::code::{Buffer, Code, packed, packed_of};
+use super::code::{Buffer, Code, Params, packed, packed_of};
 use super::regions::{Lengths, Regions, Room, Work, grow};
 use super::{Address, Fault, Graph, Move};
 use crate::engine::{Bound, Engine, Mode, RowState, Start, TeamInputs};
@@ -128,7 +128,7 @@ impl Tape {
         work: impl FnOnce(Work<'_>) -> Result<T, Fault>,
     ) -> Option<T> {
         let regions = self.memory.as_ref()?;
-        let params = bound.on_device.as_ref().map_or(0, |p| p.at());
+        let params = bound.on_device.as_ref().map_or(0, |p| Params::at(p));
         let stretch = if self.mode == Mode::Infer { 0 } else { self.stretches.len().saturating_sub(1) };
         let (code, program) = (&*self.code, &bound.engine.program);
         let given = Work { code, regions, program, params, rows: self.rows, base: self.base, stretch };
@@ -514,7 +514,7 @@ impl Tape {
         grads: Vec<Address>,
         penalty_bar: f32,
     ) -> Shape {
-        let params = bound.on_device.as_ref().map_or(0, |p| p.at());
+        let params = bound.on_device.as_ref().map_or(0, |p| Params::at(p));
         Shape { is_forward, steps, params, grads, penalty_bar: penalty_bar.to_bits(), lesson: 0 }
     }
 
