@@ -376,8 +376,9 @@ fn evaluation_and_samples() -> Outcome {
 #[test]
 fn the_best_epoch_is_kept() -> Outcome {
     let p = Place::new()?;
-    // A rate that spoils everything after the first epoch.
-    p.ok("train r.toml --data . --out run --set optimiser.rate=2 --set optimiser.clip=50 --set task.epochs=5 --set learner.start=2")?;
+    // What is learned of one text spoils what is expected of another: a single word again and again.
+    std::fs::write(p.path("valid.txt"), "w9 w9 w9 w9\n".repeat(12))?;
+    p.ok("train r.toml --data . --out run --set task.epochs=5")?;
     let text = std::fs::read_to_string(p.path("run/metrics.jsonl"))?;
     let lines = text.lines().map(serde_json::from_str::<serde_json::Value>).collect::<Result<Vec<_>, _>>()?;
     let valid: Vec<f64> = lines.iter().filter_map(|l| l["valid_ppl"].as_f64()).collect();

@@ -271,6 +271,27 @@ mod tests {
     }
 
     #[test]
+    fn groups_of_tokens_are_added() {
+        let (words, width, half) = (37, 5, TOKENS - 200);
+        let c = case(words, width, 2 * half);
+        let head = Head { weight: &c.weight, bias: &c.bias };
+        let run = |tokens: std::ops::Range<usize>| {
+            let y = &c.features[tokens.start * width..tokens.end * width];
+            let (mut bar, mut w, mut b) = (vec![9.0; y.len()], vec![9.0; words * width], vec![9.0; words]);
+            let into = Gradients { features: &mut bar, weight: &mut w, bias: &mut b };
+            let given = (y, &c.targets[tokens]);
+            let losses = head.gradients(1, given, 0.1, &mut Scratch::default(), into);
+            (losses, bar, [w, b].concat())
+        };
+        let (all, one, two) = (run(0..2 * half), run(0..half), run(half..2 * half));
+        assert_eq!(all.0, [one.0, two.0].concat());
+        assert_eq!(all.1, [one.1, two.1].concat());
+        for (sum, (a, b)) in all.2.iter().zip(one.2.iter().zip(&two.2)) {
+            assert!((sum - (a + b)).abs() < 1e-5, "{sum} is not {a} + {b}");
+        }
+    }
+
+    #[test]
     fn threads_change_nothing() {
         let c = case(2100, 8, 330);
         let head = Head { weight: &c.weight, bias: &c.bias };

@@ -1,5 +1,5 @@
 //! Loop IR → machine code for x86-64 with AVX2 and FMA, with 256-bit vectors; with 512-bit vectors where there is
-//! AVX-512 ([`wide`]).
+//! AVX-512 (`wide`).
 //!
 //! The same nests as [`super::cranelift`], in the same order of operations, hence with the same
 //! bits; a register of the loop IR is one machine register here, or half of one. A nest is a few counted loops
