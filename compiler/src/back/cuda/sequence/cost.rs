@@ -3,13 +3,14 @@
 //! A step goes through phases, one after the other: the states that are rebuilt, the nests of the step. A phase
 //! takes as long as the slowest of what it needs: instructions (a warp's over four schedulers, at [`IPC`]), bytes of
 //! shared memory (128 per cycle), bytes of matrices that all rows share ([`CACHED`] per cycle), bytes of states that
-//! come from the device's memory ([`STREAMED`]). Barriers and sums come on top. An element takes the operations
+//! come from the device's memory ([`STREAMED`]). Barriers and sums come on top. Where there are more rows than
+//! multiprocessors, small blocks lie side by side on one; what is left takes further waves. An element takes the operations
 //! that vary with its row. None of the constants has been measured.
 
 use super::super::super::level::{Level, levels};
 use super::homes::{Home, Homes, Shape};
 use super::rebuild::{self, Group, Rebuild};
-use super::solver::{Mapping, Subject};
+use super::solver::{Mapping, REGISTERS, Subject};
 use super::waits::{Wait, Waits};
 use crate::loops::body::Id;
 use crate::loops::{Access, Base, Effect, Nest};
@@ -22,6 +23,11 @@ const CACHED: f64 = 24.0;
 const STREAMED: f64 = 13.0;
 /// Cycles that a barrier of a block, of a cluster, and a step in itself take.
 const BARRIERS: [f64; 3] = [40.0, 500.0, 300.0];
+
+/// Bytes of shared memory that a block takes besides its own.
+const RESERVED: usize = 1024;
+/// Threads of a multiprocessor; 1536 on some.
+const MOST_THREADS: usize = 1536;
 
 /// What a phase of a step needs, per block.
 #[derive(Clone, Copy, Debug, Default)]
@@ -98,11 +104,23 @@ pub(super) fn estimate(subject: &Subject<'_>, mapping: &mut Mapping) {
         }
     }
     let before = rebuilding(subject, homes);
-    let cycles = step.cycles(homes.threads) + before.cycles(homes.threads) + waiting;
     let at_once = subject.arch.resident(homes.cluster).max(1);
-    mapping.waves = subject.device.batch.div_ceil(at_once).max(1);
-    mapping.cycles = cycles * mapping.waves as f64;
+    let rows = subject.device.batch.div_ceil(at_once).max(1);
+    let side_by_side = rows.min(fitting(subject, mapping));
+    mapping.waves = rows.div_ceil(side_by_side);
+    // Blocks of a multiprocessor wait at the same time, and share the rest.
+    let threads = homes.threads * side_by_side;
+    let shared_out = (step.cycles(threads) + before.cycles(threads)) * side_by_side as f64;
+    mapping.cycles = (shared_out + waiting) * mapping.waves as f64;
     mapping.spilled = (step.cached + step.streamed + before.streamed) as usize;
+}
+
+/// Blocks for which a multiprocessor has shared memory, registers and threads.
+fn fitting(subject: &Subject<'_>, mapping: &Mapping) -> usize {
+    let threads = mapping.homes.threads;
+    let memory = subject.arch.shared / (mapping.shared_bytes() + RESERVED);
+    let registers = REGISTERS / (threads * mapping.registers.next_multiple_of(8)).max(1);
+    memory.min(registers).min(MOST_THREADS / threads).max(1)
 }
 
 /// Sums over post take shuffles for each row.

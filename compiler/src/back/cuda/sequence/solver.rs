@@ -16,7 +16,7 @@ use crate::loops::{Access, Base, Effect, Extent, Nest, PARTIALS, Place, Program,
 use std::fmt::Write;
 
 /// Registers of a multiprocessor.
-const REGISTERS: usize = 65_536;
+pub(super) const REGISTERS: usize = 65_536;
 /// Registers that the code of a sweep takes beside what it holds. This and what follows are chosen so that
 /// NVRTC 12.9 spills nothing in the kernels that were compiled; it may use fewer, or all that there are.
 const WORKING: usize = 64;
@@ -26,6 +26,8 @@ const PER_ROW_SUM: usize = 12;
 const PER_STREAM: usize = 6;
 /// More where some threads have no elements.
 const PER_IDLE: usize = 8;
+/// More for each further shape of matrices: elements are shared out in another way.
+const PER_SHAPE: usize = 14;
 /// Of what is held: hundredths that it takes, with copies.
 const PER_HELD: usize = 112;
 /// Rows of a thread whose loops are unrolled, at most.
@@ -465,7 +467,10 @@ impl Subject<'_> {
             rebuild::ROWS * group.offsets.len() + (ops / 4).min(40)
         };
         let replays = self.groups.iter().map(of_group).max().unwrap_or(0);
-        WORKING + sweeps.map(of_nest).max().unwrap_or(0).max(replays) + held * PER_HELD / 100
+        let extents = self.nests().filter_map(|n| homes.shape(n.extent)).map(|s| (s.post, s.pre));
+        let shapes = extents.collect::<std::collections::BTreeSet<(usize, usize)>>().len();
+        let fixed = WORKING + shapes.saturating_sub(1) * PER_SHAPE;
+        fixed + sweeps.map(of_nest).max().unwrap_or(0).max(replays) + held * PER_HELD / 100
     }
 }
 
