@@ -1,7 +1,8 @@
 //! The commands of `bpm`: from arguments to work.
 
 use crate::cli::{
-    BackendName, Bench, Compare, Device, Episodes, Eval, Export, Gradcheck, Plot, Run as RunArgs, Sample, Train,
+    BackendName, Bench, Compare, Device, Episodes, Eval, Export, Gradcheck, Plot, Run as RunArgs, Sample,
+    Train,
 };
 use crate::engine::device::{self, DeviceId, Mapped, Route, Tier, Work};
 use crate::engine::{Backend, Mode};
