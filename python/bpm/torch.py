@@ -161,8 +161,9 @@ class Module(torch.nn.Module):
     """A model with its parameters, as a layer of a PyTorch network.
 
     A parameter `NAME` of the spec is the parameter `NAME` of the module. One with a range (`in (0, 1)`, `> 0`) is kept
-    as the raw number that `bpm train` moves, under `raw.NAME`, so that no optimiser can leave the range; the gradient
-    that an optimiser sees is that of the raw number, and `gradscale` is applied. `fixed` parameters are buffers.
+    as the raw number that `bpm train` moves, under `NAME.raw`, so that no optimiser can leave the range; the gradient
+    that an optimiser sees is that of the raw number, and `gradscale` is applied. `fixed` parameters are buffers. These
+    are the keys of the module that `bpmc compile --target torch` prints, and of `bpm export`.
 
     `load_state_dict` also takes what bpm writes: `params.safetensors`, where all parameters are in the units of the
     spec, and the `raw.NAME` of checkpoints. `values` gives parameters in these units.
@@ -182,7 +183,7 @@ class Module(torch.nn.Module):
     def _put(self, name, value):
         about = self.model.parameters[name]
         held = value if about.is_free else _raw(name, value, about.range)
-        path = name if about.is_free else f"raw.{name}"
+        path = name if about.is_free else f"{name}.raw"
         *groups, leaf = path.split(".")
         owner = self
         for group in groups:
@@ -258,11 +259,13 @@ class Module(torch.nn.Module):
         return repr(self.model)
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
-        """Takes both ways in which bpm names parameters; nothing else differs from torch.nn.Module."""
+        """Takes all ways in which bpm names parameters; nothing else differs from torch.nn.Module."""
         for name, path in self._places.items():
             about = self.model.parameters[name]
-            own, other = prefix + path, prefix + (f"raw.{name}" if about.is_free else name)
-            if own in state_dict or other not in state_dict:
+            own = prefix + path
+            others = [prefix + f"raw.{name}"] + ([] if about.is_free else [prefix + name])
+            other = next((key for key in others if key in state_dict), None)
+            if own in state_dict or other is None:
                 continue
             given = state_dict.pop(other)
             if tuple(given.shape) != about.shape:
@@ -270,5 +273,6 @@ class Module(torch.nn.Module):
                     f"parameter `{name}` has shape {brackets(given.shape)} in the state_dict, but it must have "
                     f"shape {brackets(about.shape)}"
                 )
-            state_dict[own] = given if about.is_free else _raw(name, given, about.range)
+            in_units = other == prefix + name
+            state_dict[own] = _raw(name, given, about.range) if in_units else given
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -46,8 +46,8 @@ class Derivatives(unittest.TestCase):
                 return (*outputs.values(), *state.values())
 
             # `gradscale` is a factor of the gradient, and no derivative.
-            scaled = [n for n in names if module.model.parameters[n.replace("raw.", "")].gradscale != 1.0]
-            self.assertEqual(scaled, ["raw.tau"])
+            scaled = [n for n in names if module.model.parameters[n.removesuffix(".raw")].gradscale != 1.0]
+            self.assertEqual(scaled, ["tau.raw"])
             fixed = [p.detach() if n in scaled else p for n, p in zip(names, params)]
             self.assertTrue(torch.autograd.gradcheck(call, (u, *given.values(), *fixed)))
 
@@ -56,7 +56,7 @@ class Derivatives(unittest.TestCase):
         for text in (CELL, CELL.replace(" gradscale 0.5", "")):
             module = bpm.torch.Module(bpm.load(text, axes=AXES, backend="interp"), seed=1)
             module(tensors(drawn(module.model)[0]))[0]["a"].sum().backward()
-            found.append(module.raw.tau.grad)
+            found.append(module.tau.raw.grad)
         torch.testing.assert_close(2 * found[0], found[1])
 
     def test_cut_and_joined_sequences(self):
@@ -183,7 +183,7 @@ class Modules(unittest.TestCase):
     def test_names_and_state_dicts(self):
         model = bpm.load(CELL, axes=AXES)
         module, other = bpm.torch.Module(model, seed=1), bpm.torch.Module(model, seed=2)
-        names = {"Wx", "Wo", "wm", "W", "alpha", "raw.eta", "raw.tau", "y.init"}
+        names = {"Wx", "Wo", "wm", "W", "alpha", "eta.raw", "tau.raw", "y.init"}
         self.assertEqual({name for name, _ in module.named_parameters()}, names)
         self.assertEqual(set(module.state_dict()), names | {"g"})
         stored = io.BytesIO()
