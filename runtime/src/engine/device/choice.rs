@@ -191,7 +191,7 @@ mod tests {
     /// for.
     #[test]
     fn whole_sequences_count() {
-        let small = work(100, 8, false, 4);
+        let small = work(100, 4, false, 4);
         assert!(!small.estimate(132, None).favours_device());
         assert!(small.estimate(132, Some([3e3, 6e3])).favours_device());
         let answered = Work { answers: true, ..small };
