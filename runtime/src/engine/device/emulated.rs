@@ -8,10 +8,11 @@ use super::{
 };
 use super::{At, Span, fault::FaultKind::Image};
 use compiler::back::cuda::{Arch, EMULATOR};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 /// What the C++ compiler is told.
 const FLAGS: [&str; 6] = ["-O1", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-xc++"];
@@ -56,7 +57,8 @@ struct Inner {
     /// Bytes by address.
     memory: BTreeMap<Address, usize>,
     limit: u64,
-    recording: Option<Vec<Work>>,
+    /// What each thread is recording: models that share the device do not disturb each other.
+    recordings: HashMap<ThreadId, Vec<Work>>,
     graphs: BTreeMap<u64, Vec<Work>>,
     /// Launches so far, the seeds of the order of threads.
     launches: u64,
@@ -156,7 +158,7 @@ impl Emulated {
 
     fn work(&self, work: Work) -> Result<(), Fault> {
         let mut inner = self.inner();
-        match &mut inner.recording {
+        match inner.recordings.get_mut(&thread::current().id()) {
             Some(recording) => {
                 recording.push(work);
                 Ok(())
@@ -173,6 +175,11 @@ impl Emulated {
 }
 
 impl Inner {
+    /// Whether the calling thread is recording.
+    fn is_recording(&self) -> bool {
+        self.recordings.contains_key(&thread::current().id())
+    }
+
     fn run(&mut self, work: Work) -> Result<(), Fault> {
         match work {
             // SAFETY: the caller of `copy` vouches for both places; they may overlap nowhere.
@@ -304,14 +311,14 @@ impl Device for Emulated {
     }
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<(), Fault> {
-        assert!(self.inner().recording.is_none(), "transfers are not recorded");
+        assert!(!self.inner().is_recording(), "transfers are not recorded");
         // SAFETY: the caller vouches for the place.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Fault> {
-        assert!(self.inner().recording.is_none(), "transfers are not recorded");
+        assert!(!self.inner().is_recording(), "transfers are not recorded");
         // SAFETY: the caller vouches for the place.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
@@ -336,14 +343,14 @@ impl Device for Emulated {
 
     fn record(&self) -> Result<(), Fault> {
         let mut inner = self.inner();
-        assert!(inner.recording.is_none(), "one recording at a time");
-        inner.recording = Some(vec![]);
+        assert!(!inner.is_recording(), "one recording at a time");
+        inner.recordings.insert(thread::current().id(), vec![]);
         Ok(())
     }
 
     fn recorded(&self) -> Result<Graph, Fault> {
         let mut inner = self.inner();
-        let work = inner.recording.take().unwrap_or_default();
+        let work = inner.recordings.remove(&thread::current().id()).unwrap_or_default();
         inner.recorded += 1;
         let number = inner.recorded;
         inner.graphs.insert(number, work);

@@ -80,11 +80,11 @@ fn agree(spec: &str, recipe: &str, updates: usize, words: &str) {
     assert_eq!(ours.carried, answered.carried, "{recipe}");
     let meant = steps(&mut compiled, updates);
     let (first, other) = (&outcomes[0], &meant[0]);
-    assert_eq!(
-        (&first.scores, first.value_loss, first.entropy, first.spread),
-        (&other.scores, other.value_loss, other.entropy, other.spread),
-        "{recipe}: the first episode"
-    );
+    assert_eq!((&first.scores, first.spread), (&other.scores, other.spread), "{recipe}: the first episode");
+    // Values and probabilities come from sums that blocks of a row take in an order of their own.
+    for (a, b) in [(first.value_loss, other.value_loss), (first.entropy, other.entropy)] {
+        assert!((a - b).abs() <= 1e-5 * b.abs().max(1e-3), "{recipe}: the first episode: {a} {b}");
+    }
     // Later parameters differ in their last places, for sums over rows are taken otherwise.
     for (a, b) in outcomes.iter().zip(&meant) {
         assert_eq!(a.scores, b.scores, "{recipe}");
