@@ -3,7 +3,7 @@
 //! `torch/second_opinion.py` emits each spec as a PyTorch module, runs it in double precision and writes what it
 //! finds into `torch/fixtures/`. The interpreter must agree to 1e-9, machine code to what single precision gives.
 //! Parameters, inputs, initial states and cotangents are drawn there and here from one generator, by name. Sizes
-//! are functions of the names of axes.
+//! are functions of the names of axes. `--nocapture` prints the largest error of every spec.
 
 mod support;
 
@@ -346,6 +346,7 @@ fn the_interpreter_agrees_with_pytorch() {
         let theirs = expected.keys().filter(|k| !k.starts_with("init."));
         assert_eq!(found.keys().collect::<Vec<_>>(), theirs.collect::<Vec<_>>(), "{name}");
         let (error, tensor) = worst(&found, &expected, 0.1);
+        println!("{name}, {} tensors, interp: {error:.1e}", found.len());
         assert!(error < 1e-9, "{name}: {tensor} is off by {error:.1e}");
         let vanishing = found.values().all(|x| x.iter().all(|v| v.abs() < 1e-6));
         assert!(!vanishing, "{name}: nothing is compared");
@@ -361,6 +362,7 @@ fn machine_code_agrees_with_pytorch() {
     for (name, subject, expected) in subjects() {
         for backend in [Backend::CRANELIFT].into_iter().chain(x64.then_some(Backend::X64)) {
             let (error, tensor) = worst(&subject.compiled(backend), &expected, 0.1);
+            println!("{name}, {}: {error:.1e}", backend.name());
             assert!(error < 1e-4, "{name}, {}: {tensor} is off by {error:.1e}", backend.name());
         }
     }
