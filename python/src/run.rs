@@ -101,7 +101,7 @@ impl Binding {
         let threads = self.threads;
         let usage = Use { batch: rows, steps, threads, tapes, checkpoint_every: None, memory: None };
         let flags = Flags { batch: "batch ", steps: "steps ", threads: "threads=" };
-        let need = Need { engine: &self.engine, usage, mode, data: 0, beside: 0, flags };
+        let need = Need { engine: &self.engine, usage, mode, data: 0, beside: None, flags };
         need.check(available()).map_err(|e| of_memory(&e))
     }
 }
