@@ -36,8 +36,9 @@ fi
 
 run() {
   local python=$1
-  "$python" -m unittest discover --start-directory python/tests
-  "$python" examples/python/associative_recall.py --quick
+  # -P: the folder torch/ of this project is no PyTorch.
+  "$python" -P -m unittest discover --start-directory python/tests
+  "$python" -P examples/python/associative_recall.py --quick
 }
 echo "Python with NumPy"
 run "$environment/bin/python"
