@@ -18,9 +18,9 @@
 //!
 //! It reads the model before any pass has rewritten it, and knows nothing of loops, storage or differentiation.
 
-mod helpers;
 mod names;
 mod patterns;
+mod preamble;
 mod py;
 mod start;
 mod step;
@@ -76,7 +76,7 @@ pub fn emit(model: &Model, bound: &BTreeMap<String, usize>, file: &str) -> Strin
         model,
         words: words.clone(),
         like: like.clone(),
-        helpers: BTreeSet::new(),
+        preamble: BTreeSet::new(),
         needs_batch: false,
     };
     let written = Step::new(model, speller).write();
@@ -142,7 +142,7 @@ struct Module<'m> {
 impl Module<'_> {
     fn text(&self, file: &str) -> String {
         let mut parts = vec![self.head(file)];
-        parts.extend(self.helpers().iter().map(|name| helpers::source(name).to_owned()));
+        parts.extend(self.preamble().iter().map(|name| preamble::source(name).to_owned()));
         parts.push(self.states());
         parts.push(self.outputs());
         parts.push(self.class());
@@ -161,8 +161,8 @@ impl Module<'_> {
         )
     }
 
-    fn helpers(&self) -> Vec<&'static str> {
-        let mut needed = self.written.helpers.clone();
+    fn preamble(&self) -> Vec<&'static str> {
+        let mut needed = self.written.preamble.clone();
         for param in &self.model.params {
             match param.constraint {
                 Constraint::Free => {}
@@ -171,7 +171,7 @@ impl Module<'_> {
                 Constraint::Below(_) => needed.extend(["Below", "softplus"]),
             }
         }
-        helpers::NAMES.into_iter().filter(|n| needed.contains(n)).collect()
+        preamble::NAMES.into_iter().filter(|n| needed.contains(n)).collect()
     }
 
     /// `[batch, N, N]`

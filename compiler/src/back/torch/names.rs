@@ -126,8 +126,8 @@ pub(super) struct Names {
 impl Names {
     /// Names beside those that the emitted code uses.
     pub(super) fn beside_code() -> Names {
-        let helpers = super::helpers::NAMES.iter();
-        Names { taken: USED.iter().chain(helpers).map(|n| (*n).to_owned()).collect() }
+        let preamble = super::preamble::NAMES.iter();
+        Names { taken: USED.iter().chain(preamble).map(|n| (*n).to_owned()).collect() }
     }
 
     /// Names of fields, which are in nobody's way.

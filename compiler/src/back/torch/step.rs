@@ -30,7 +30,7 @@ pub(super) struct Written {
     /// The statements, without indentation.
     pub(super) lines: Vec<String>,
     /// Helpers that they use.
-    pub(super) helpers: BTreeSet<&'static str>,
+    pub(super) preamble: BTreeSet<&'static str>,
     /// Whether they use the size of the batch.
     pub(super) needs_batch: bool,
     /// Whether each state's old value is read.
@@ -146,7 +146,7 @@ impl<'m> Step<'m> {
         Written {
             states_read: (0..self.model.states.len()).map(read).collect(),
             lines: self.lines,
-            helpers: self.speller.helpers,
+            preamble: self.speller.preamble,
             needs_batch: self.speller.needs_batch,
         }
     }
@@ -275,7 +275,7 @@ impl<'m> Step<'m> {
             py = py.of("()");
         }
         if !is_one(&param.gradscale) {
-            self.speller.helpers.insert("scale_gradient");
+            self.speller.preamble.insert("scale_gradient");
             let factor = self.speller.words.number(&self.model.axes, &param.gradscale, "self.");
             py = Py::call("scale_gradient", vec![py, factor]);
         }

@@ -79,7 +79,7 @@ pub(super) struct Speller<'m> {
     /// A tensor whose type and device are those of all others.
     pub(super) like: String,
     /// Helpers that are used.
-    pub(super) helpers: BTreeSet<&'static str>,
+    pub(super) preamble: BTreeSet<&'static str>,
     /// Whether the size of the batch is used.
     pub(super) needs_batch: bool,
 }
@@ -90,7 +90,7 @@ impl Speller<'_> {
     }
 
     fn helper(&mut self, name: &'static str, arguments: Vec<Py>) -> Py {
-        self.helpers.insert(name);
+        self.preamble.insert(name);
         Py::call(name, arguments)
     }
 
