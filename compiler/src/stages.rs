@@ -223,18 +223,27 @@ pub fn emit(stage: Stage, subject: &Subject<'_>) -> Result<String, StageError> {
     })
 }
 
+/// A model as the back end for CUDA takes it.
+fn on_cuda<T>(
+    subject: &Subject<'_>,
+    options: LowerOptions,
+    work: impl FnOnce(&Program, &back::cuda::Spec<'_>) -> T,
+) -> Result<T, StageError> {
+    let Subject { file, source, model, bound, .. } = *subject;
+    let sizes = bind(model, bound)?;
+    let model = passes::optimise(model);
+    let program = lowered(&model, &sizes, options)?;
+    let adjoint = &autodiff::step(&model);
+    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
+    Ok(work(&program, &spec))
+}
+
 /// A model as CUDA C.
 ///
 /// # Errors
 /// [`StageError`] if sizes are missing or too large.
 pub fn cuda(subject: &Subject<'_>) -> Result<back::cuda::Source, StageError> {
-    let Subject { file, source, model, bound, .. } = *subject;
-    let sizes = bind(model, bound)?;
-    let model = passes::optimise(model);
-    let program = lowered(&model, &sizes, LowerOptions { input_bars: true })?;
-    let adjoint = &autodiff::step(&model);
-    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
-    Ok(back::cuda::emit(&program, &spec))
+    on_cuda(subject, LowerOptions { input_bars: true }, back::cuda::emit)
 }
 
 /// A model as CUDA C for the steps of a batch on a device, with the mapping that suits both.
@@ -242,13 +251,9 @@ pub fn cuda(subject: &Subject<'_>) -> Result<back::cuda::Source, StageError> {
 /// # Errors
 /// [`StageError`] if sizes are missing or too large.
 pub fn cuda_for(subject: &Subject<'_>, grid: back::cuda::Grid) -> Result<back::cuda::Source, StageError> {
-    let Subject { file, source, model, bound, .. } = *subject;
-    let sizes = bind(model, bound)?;
-    let model = passes::optimise(model);
-    let program = lowered(&model, &sizes, LowerOptions { input_bars: true })?;
-    let adjoint = &autodiff::step(&model);
-    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
-    Ok(back::cuda::emit_for(&program, &spec, grid))
+    on_cuda(subject, LowerOptions { input_bars: true }, |program, spec| {
+        back::cuda::emit_for(program, spec, grid)
+    })
 }
 
 /// How the steps of a model are mapped to a device.
@@ -256,13 +261,9 @@ pub fn cuda_for(subject: &Subject<'_>, grid: back::cuda::Grid) -> Result<back::c
 /// # Errors
 /// [`StageError`] if sizes are missing or too large.
 pub fn cuda_steps(subject: &Subject<'_>, grid: back::cuda::Grid) -> Result<back::cuda::Choice, StageError> {
-    let Subject { file, source, model, bound, .. } = *subject;
-    let sizes = bind(model, bound)?;
-    let model = passes::optimise(model);
-    let program = lowered(&model, &sizes, LowerOptions { input_bars: true })?;
-    let adjoint = &autodiff::step(&model);
-    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
-    Ok(back::cuda::map_steps(&program, &spec, grid))
+    on_cuda(subject, LowerOptions { input_bars: true }, |program, spec| {
+        back::cuda::map_steps(program, spec, grid)
+    })
 }
 
 /// A model as CUDA C that takes whole sequences, with its mapping forward and backward; or why it cannot.
@@ -273,14 +274,10 @@ pub fn cuda_sequences(
     subject: &Subject<'_>,
     device: &back::cuda::Device,
 ) -> Result<Result<(back::cuda::Source, [back::cuda::Mapping; 2]), back::cuda::Refusal>, StageError> {
-    let Subject { file, source, model, bound, .. } = *subject;
-    let sizes = bind(model, bound)?;
-    let model = passes::optimise(model);
-    let program = lowered(&model, &sizes, LowerOptions { input_bars: true })?;
-    let adjoint = &autodiff::step(&model);
-    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
-    let mapping = back::cuda::map_sequences(&program, &spec, device);
-    Ok(mapping.map(|m| (back::cuda::emit_sequences(&program, &spec, &m), m)))
+    on_cuda(subject, LowerOptions { input_bars: true }, |program, spec| {
+        let mapping = back::cuda::map_sequences(program, spec, device);
+        mapping.map(|m| (back::cuda::emit_sequences(program, spec, &m), m))
+    })
 }
 
 /// How whole sequences of a model are mapped to a device when it is trained, forward and backward; or why they cannot
@@ -292,13 +289,9 @@ pub fn map_sequences(
     subject: &Subject<'_>,
     device: &back::cuda::Device,
 ) -> Result<Result<[back::cuda::Mapping; 2], back::cuda::Refusal>, StageError> {
-    let Subject { file, source, model, bound, .. } = *subject;
-    let sizes = bind(model, bound)?;
-    let model = passes::optimise(model);
-    let program = lowered(&model, &sizes, LowerOptions { input_bars: false })?;
-    let adjoint = &autodiff::step(&model);
-    let spec = back::cuda::Spec { file, source, name: &model.name, step: &model.step, adjoint };
-    Ok(back::cuda::map_sequences(&program, &spec, device))
+    on_cuda(subject, LowerOptions { input_bars: false }, |program, spec| {
+        back::cuda::map_sequences(program, spec, device)
+    })
 }
 
 /// The cost of training a model with its matrices.
