@@ -450,6 +450,32 @@ impl Tape {
         Ok(true)
     }
 
+    /// Steps whose inputs lie in their frames, from the `first` on, with what stands apart from the loop over time.
+    /// `save` is the number of the next checkpoint.
+    pub(super) fn advance_known(
+        &self,
+        w: Work<'_>,
+        (first, steps): (usize, usize),
+        pending: bool,
+        save: Option<usize>,
+    ) -> Result<(), Fault> {
+        let frame = self.frame_of(first);
+        w.forward_apart(BEFORE, frame, steps)?;
+        if !self.advance_whole(w, (first, steps), save)? {
+            let mut number = save;
+            for t in first..first + steps {
+                self.advance(w, t, pending || t > first, number)?;
+                if self.due_at(t) {
+                    number = number.map(|n| n + 1);
+                }
+            }
+            if w.program.merged.0 {
+                w.forward(FLUSH, frame + steps)?;
+            }
+        }
+        w.forward_apart(AFTER, frame, steps)
+    }
+
     /// Several steps of all rows whose inputs are known.
     pub(in crate::engine) fn forward(
         &mut self,
@@ -501,20 +527,7 @@ impl Tape {
         let launches = |w: Work<'_>| {
             let frames = (w.frame(frame), w.program.frame_len);
             w.scatter(&w.code.inputs, frames, w.regions.staging.at(), steps * rows)?;
-            w.forward_apart(BEFORE, frame, steps)?;
-            if !self.advance_whole(w, (first, steps), save)? {
-                let mut number = save;
-                for t in first..first + steps {
-                    self.advance(w, t, pending || t > first, number)?;
-                    if self.due_at(t) {
-                        number = number.map(|n| n + 1);
-                    }
-                }
-                if w.program.merged.0 {
-                    w.forward(FLUSH, frame + steps)?;
-                }
-            }
-            w.forward_apart(AFTER, frame, steps)?;
+            self.advance_known(w, (first, steps), pending, save)?;
             w.gather(&w.code.outputs, frames, steps * rows)
         };
         let recorded = self.recorded(bound, shape, launches);
