@@ -1,9 +1,10 @@
-//! Episodes that live on a device: what a recipe is to the engine, and updates without a transfer per step.
+//! Updates that live on a device: what a recipe is to the engine, and updates without a transfer per step.
 //!
-//! A task brings its world as code for a device ([`Task::device`](crate::task::Task::device)); the engine runs it between the
-//! steps of the network ([`crate::engine::device::Training`]). Where the model allows it, parameters and the
-//! optimiser's memory live on the device, too, and the trainer's own are behind until [`Trainer::settle`].
-//! Whatever has no such code keeps to the path on which the processor answers every step.
+//! A task brings its world as code for a device ([`Task::device`](crate::task::Task::device)), and the learner says what is
+//! asked of the network ([`Aim`]); the engine runs the world between the steps of the network, or before and after them
+//! where all inputs are known ([`crate::engine::device::Training`]). Parameters and the optimiser's memory live on the
+//! device, too, and the trainer's own are behind until [`Trainer::settle`]. Whatever has no such code, and whatever an
+//! encoder of the processor shows, keeps to the path on which the processor answers steps and makes losses.
 
 use super::pass::Pass;
 use super::{Outcome, RowError, RowOutcome, Trainer, Worker};

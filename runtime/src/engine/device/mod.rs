@@ -53,7 +53,7 @@ mod regions;
 mod sequences;
 mod tape;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod training;
 
 pub use choice::{Choice, Mapped, Work, choose};
