@@ -201,15 +201,18 @@ fn divergence_is_told_as_elsewhere() {
         .replace("clip((1 - eta) * H + ", "H * 1e25 + (")
         .replace("y[i], -1, 1)", "y[i])");
     let spec = spec.replace("plastic H[N,N] = 0 ", "plastic H[N,N] = 0 unbounded");
-    let fails = |backend| {
-        let mut t = trainer(&spec, MAZE, backend);
+    let known = COMPLETE.replace("(1 - eta) * H", "H * 1e25").replace("= H0\n", "= H0 unbounded\n");
+    let fails = |(spec, recipe): (&str, &str), backend| {
+        let mut t = trainer(spec, recipe, backend);
         t.reside().unwrap_or_else(|e| panic!("{e}"));
         let start = t.params.raw.clone();
         let error = t.step().expect_err("diverges");
         assert_eq!((error.exit_code(), t.params.raw == start), (4, true));
         (error.message, error.help)
     };
-    assert_eq!(fails(Backend::Device(DeviceId::Emulated)), fails(Backend::CRANELIFT));
+    for of in [(spec.as_str(), MAZE), (known.as_str(), PATTERNS)] {
+        assert_eq!(fails(of, Backend::Device(DeviceId::Emulated)), fails(of, Backend::CRANELIFT));
+    }
 }
 
 const COMPLETE: &str = "spec complete {
@@ -245,6 +248,10 @@ fn patterns_are_the_same_everywhere() {
         let apart = apart(&ours, &compiled);
         assert!(apart < 1e-7, "{variant}: {apart}");
     }
+    // Noise, and a matrix that starts at its learned numbers in every second episode.
+    let noisy =
+        COMPLETE.replace("in u[N]", "in u[N]\n  noise n[N] ~ normal(0, 0.1)").replace("+ u)", "+ u + n)");
+    agree(&noisy.replace("= H0\n", "= H0 every 2 episodes\n"), &format!("{PATTERNS}scale = 1.0\n"), 4);
 }
 
 const NAME: &str = "spec name {
