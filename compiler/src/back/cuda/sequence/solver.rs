@@ -73,6 +73,11 @@ impl Mapping {
         4 * self.parts.iter().map(|(_, n)| n).sum::<usize>()
     }
 
+    /// Microseconds of a step of the batch, estimated: all its waves.
+    pub fn microseconds(&self) -> f64 {
+        self.cycles / cost::CLOCK
+    }
+
     /// Steps between checkpoints, unless others are wanted.
     pub fn interval(&self, steps: usize) -> usize {
         self.rebuild.as_ref().map_or_else(|| usual_interval(steps), |rebuild| rebuild.interval(steps))
@@ -136,8 +141,9 @@ impl Mapping {
             writeln!(text, "    shared memory: {bytes} of {most} bytes; registers: about {}", self.registers);
         let _ = writeln!(
             text,
-            "    a step: about {:.0} cycles in all waves (estimated, never measured)",
-            self.cycles
+            "    a step: about {:.0} cycles in all waves, {:.1} µs (estimated, never measured)",
+            self.cycles,
+            self.microseconds()
         );
         text
     }
@@ -148,7 +154,8 @@ impl Mapping {
 #[error("{0}")]
 pub struct Refusal(pub String);
 
-/// The mappings of a program, forward and backward.
+/// The mappings of a program, forward and backward. Each stands alone: a direction can have one where the other has
+/// none.
 ///
 /// # Errors
 /// What is not supported, or what does not fit and by how much.
@@ -156,17 +163,13 @@ pub fn solve(
     program: &Program,
     word: &dyn Fn(Place, bool) -> String,
     device: &Device,
-) -> Result<[Mapping; 2], Refusal> {
-    if !program.logs.is_empty() {
-        return Err(Refusal("logs of events: the host writes their rows between the steps".to_owned()));
-    }
+) -> [Result<Mapping, Refusal>; 2] {
     let direction = |backward: bool, rebuild: Option<Rebuild>, groups: &[Group]| {
         let subject = Subject { program, word, device, arch: &device.arch, backward, rebuild, groups };
         subject.supported()?;
         subject.best()
     };
-    let forward = direction(false, None, &[])?;
-    Ok([forward, backward(program, device.replay, direction)?])
+    [direction(false, None, &[]), backward(program, device.replay, direction)]
 }
 
 /// The best of all ways to bring states back.
@@ -223,6 +226,9 @@ impl Subject<'_> {
 
     fn supported(&self) -> Result<(), Refusal> {
         let refuse = |why: &str| Err(Refusal(why.to_owned()));
+        if !self.program.logs.is_empty() {
+            return refuse("logs of events: the host writes their rows between the steps");
+        }
         for nest in self.nests() {
             if matches!(nest.extent, Extent::Log { .. }) {
                 return refuse("logs of events: the host writes their rows between the steps");
