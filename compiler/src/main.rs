@@ -236,7 +236,7 @@ fn cuda(subject: &stages::Subject<'_>, args: &Compile, tier: Tier) -> Result<Str
         (Tier::Steps, _) => Ok(stages::cuda_for(subject, grid)?.text),
         (_, wish) => match stages::cuda_chosen(subject, (grid, &device), wish)? {
             Ok((source, route)) => {
-                say(&format!("tier {route}"));
+                say(&route.to_string());
                 Ok(source.text)
             }
             Err(why) => Err(Failure::machine(format!("no kernels of whole sequences: {why}"))

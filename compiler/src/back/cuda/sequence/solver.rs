@@ -6,6 +6,25 @@
 //! the chip. Going backward they are tried with each way to bring states back ([`super::rebuild`]). Of
 //! the candidates that fit, the one whose estimated time of a step (`cost`), times the waves that the
 //! batch needs, is least is taken.
+//!
+//! # Why clusters have no 16 blocks
+//!
+//! A device of architecture 9.0 allows them if asked (`CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED`). An H100 groups its
+//! multiprocessors by 16 or 18, so that at most 8 such clusters run at a time: for batches of a few large rows. The one that
+//! asks for it is `plastic_lstm`, N = 1149, batch 6, whose matrix has 5.3 MB per row, 330 KB for each of 16 blocks, where registers
+//! and shared memory have 227 + 116 KB, calculated:
+//!
+//! * The 24,872 floats of its frames lie in every block, four at a time: 398 KB, more than there is, however many
+//!   blocks share the matrix. Each would have to keep its own columns' part of most vectors.
+//! * 1149 columns are 72 for a block, laid out as 96 (whole warps): 441 KB, a third of it for nothing, and
+//!   230 rows of a thread, where registers hold up to [`MOST_ROWS`] and a matrix has one home. Half of its rows would
+//!   have to lie in registers, half in shared memory, with columns by eights.
+//! * Each row's cluster reads all weights in each step, 21 MB: six of them 127 MB of the second cache, 23 µs at
+//!   5.5 TB/s. With three barriers of a cluster, 0.9 µs, and a checkpoint every eighth step, 1.3 µs, a step forward takes 26 µs, where
+//!   slabs take 40 by their estimate: they read weights for two rows at a time. Going backward carried cotangents
+//!   come to the states: 10.6 MB, more than 16 multiprocessors have.
+//!
+//! So 14 µs of 142 for a step forward and backward stand against three new kinds of homes: it is not done.
 
 use super::arch::{Arch, CLUSTERS, Device, Replay};
 use super::homes::{Held, Home, Homes, Shape};
