@@ -354,7 +354,8 @@ fn plan(args: &Plan, voice: Voice) -> Done {
         Target::Cuda => {
             let (grid, device) = places(args.arch, args.load.batch);
             let candidates = stages::cuda_candidates(&loaded.subject(&usage), grid, &device)?;
-            let route = candidates.choose(Wish::default()).map_err(|why| Failure::machine(why.to_string()))?;
+            let route =
+                candidates.choose(Wish::default()).map_err(|why| Failure::machine(why.to_string()))?;
             Some((candidates, route))
         }
         Target::Cpu | Target::Torch => None,

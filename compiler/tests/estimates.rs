@@ -26,7 +26,8 @@ const NETWORKS: [(&str, &str, &[(&str, usize)], usize); 12] = [
 fn line((file, spec, sizes, batch): (&str, &str, &[(&str, usize)], usize)) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../specs");
     let source = std::fs::read_to_string(root.join(format!("{file}.bpm"))).expect("a spec");
-    let model = compiler::check::check(&source).models.into_iter().find(|m| m.name == spec).expect("it is there");
+    let model =
+        compiler::check::check(&source).models.into_iter().find(|m| m.name == spec).expect("it is there");
     let bound = sizes.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
     let (steps, threads, tapes) = (200, 1, Tapes::PerThread);
     let usage = Use { batch, steps, threads, tapes, checkpoint_every: None, memory: None };
@@ -54,5 +55,8 @@ fn the_document_has_the_estimates_of_today() {
     });
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/gpu.md");
     let document = std::fs::read_to_string(path).expect("the document");
-    assert!(document.contains(&table), "docs/gpu.md has another table of estimates; this is today's:\n\n{table}");
+    assert!(
+        document.contains(&table),
+        "docs/gpu.md has another table of estimates; this is today's:\n\n{table}"
+    );
 }

@@ -467,9 +467,10 @@ fn place(machine: Machine, engine: &Engine) -> Value {
         "flags": std::env::args().skip(1).collect::<Vec<_>>(),
     });
     if let Some(route) = engine.route() {
-        let estimates = route.directions.each_ref().map(|d| {
-            json!({ "steps": d.steps, "sequences": d.sequences.as_ref().ok() })
-        });
+        let estimates = route
+            .directions
+            .each_ref()
+            .map(|d| json!({ "steps": d.steps, "sequences": d.sequences.as_ref().ok() }));
         append(
             &mut place,
             json!({ "tiers": route.tiers(), "tier_why": route.why(), "tier_microseconds": estimates }),

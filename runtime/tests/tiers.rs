@@ -329,9 +329,7 @@ fn what_cannot_be_mapped_is_told() -> Outcome {
     }
     let small =
         "bench retroactive.bpm --axis I=3 --axis A=2 --axis N=9 --batch 2 --steps 3 --repeat 1 --device cuda";
-    for (tier, tiers) in
-        [("1", [1, 1]), ("2", [2, 2]), ("auto", [2, 2]), ("1,2", [1, 2]), ("2,1", [2, 1])]
-    {
+    for (tier, tiers) in [("1", [1, 1]), ("2", [2, 2]), ("auto", [2, 2]), ("1,2", [1, 2]), ("2,1", [2, 1])] {
         let (text, _) = p.ok(&format!("{small} --tier {tier} --json"))?;
         assert_eq!(serde_json::from_str::<Value>(&text)?["tiers"], serde_json::json!(tiers));
     }

@@ -116,7 +116,8 @@ fn the_smaller_estimate_decides() {
             let found = candidates(Arch { shared, ..sm_90 }, n, batch);
             let route = found.choose(Wish::default()).expect("anything will do");
             for (direction, mapped) in route.directions.iter().zip(&found.sequences) {
-                let least = mapped.as_ref().map_or(direction.steps, |m| m.microseconds().min(direction.steps));
+                let least =
+                    mapped.as_ref().map_or(direction.steps, |m| m.microseconds().min(direction.steps));
                 assert_eq!(direction.microseconds(), least, "{route}");
                 taken[usize::from(direction.tier == Sequences)] += 1;
             }

@@ -61,10 +61,10 @@ mod values;
 use crate::ir::Function;
 use crate::loops::{Access, Base, Extent, NAMES, Nest, Place, Program, Rank1, Routine, by_columns, routines};
 use barriers::Barriers;
+pub use choice::{Candidates, Route, Tier, Wish};
 use names::{Names, pointer, value_name};
 use nest::{Bundle, Kernel};
 use origins::Origins;
-pub use choice::{Candidates, Route, Tier, Wish};
 pub use sequence::{Arch, CLUSTERS, Device, Launch, Mapping, Refusal, Replay, Sequences};
 pub use slabs::{Choice, Grid, StepKernel, Wanted};
 use std::collections::BTreeSet;
@@ -170,21 +170,12 @@ pub fn emit_sequences(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]
 ///
 /// # Panics
 /// If the program is for several rows, or the mapping for another program.
-pub fn emit_mixed(
-    program: &Program,
-    spec: &Spec<'_>,
-    mapping: [Option<&Mapping>; 2],
-    grid: Grid,
-) -> Source {
+pub fn emit_mixed(program: &Program, spec: &Spec<'_>, mapping: [Option<&Mapping>; 2], grid: Grid) -> Source {
     spell(program, spec, mapping, Some(grid))
 }
 
 /// How whole sequences of a program are mapped to a device, forward and backward; or why a direction cannot be.
-pub fn map_sequences(
-    program: &Program,
-    spec: &Spec<'_>,
-    device: &Device,
-) -> [Result<Mapping, Refusal>; 2] {
+pub fn map_sequences(program: &Program, spec: &Spec<'_>, device: &Device) -> [Result<Mapping, Refusal>; 2] {
     let program = by_columns(program);
     let names = Names::new(&program, spec);
     let word = |place: Place, backward: bool| {

@@ -111,7 +111,9 @@ pub fn choose(work: &Work, mapped: &Mapped) -> Choice {
         Err(fault) => return processor(Some(format!("{name} is not used: {fault}"))),
     };
     let Some(kernels) = mapped(&arch) else {
-        return processor(Some(format!("{name} is not used: its time is not known; --device cuda forces it")));
+        return processor(Some(format!(
+            "{name} is not used: its time is not known; --device cuda forces it"
+        )));
     };
     let estimate = work.estimate(kernels);
     let fits = device.memory().is_ok_and(|m| work.bytes() < 0.9 * m.free as f64);

@@ -8,10 +8,8 @@
 
 use super::code::MOVES;
 use super::{Blocks, Call, Device, Fault, FaultKind, Kernel, Module, Span, TapeArgs, cache};
-use compiler::back::cuda::{
-    self, Arch, CLUSTERS, Candidates, Choice, Launch, Mapping, Refusal, Spec, Wish,
-};
 pub use compiler::back::cuda::Route;
+use compiler::back::cuda::{self, Arch, CLUSTERS, Candidates, Choice, Launch, Mapping, Refusal, Spec, Wish};
 use compiler::loops::Program;
 use std::sync::Arc;
 
@@ -177,7 +175,8 @@ fn wide(
 /// What the solver must know of a device.
 pub(super) fn arch(device: &Arc<dyn Device>) -> Result<Arch, Fault> {
     let about = device.about();
-    let mut resident = [about.multiprocessors, 0, 0, 0];
+    let mut resident = [0; CLUSTERS.len()];
+    resident[0] = about.multiprocessors;
     if about.clusters {
         let (module, _) = cache::load(&**device, cache::folder(), MOVES, "moves")?;
         let asked = device.kernel(module, "occupied").and_then(|kernel| {

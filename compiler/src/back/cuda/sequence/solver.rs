@@ -1,30 +1,33 @@
 //! Which mapping a sequence gets: blocks of a cluster, threads, and what lies where.
 //!
-//! All candidates (clusters of 1, 2, 4, 8 blocks; 64 to 1024 threads) are tried. For each, what a step
+//! All candidates (clusters of 1, 2, 4, 8, 16 blocks; 64 to 1024 threads) are tried. For each, what a step
 //! touches most often is placed first: states and carried cotangents into registers, then into shared memory;
 //! sums of gradients likewise, or else they stay in memory; parameters into what is left. States must fit on
 //! the chip. Going backward they are tried with each way to bring states back ([`super::rebuild`]). Of
 //! the candidates that fit, the one whose estimated time of a step (`cost`), times the waves that the
 //! batch needs, is least is taken.
 //!
-//! # Why clusters have no 16 blocks
+//! # Clusters of 16
 //!
-//! A device of architecture 9.0 allows them if asked (`CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED`). An H100 groups its
-//! multiprocessors by 16 or 18, so that at most 8 such clusters run at a time: for batches of a few large rows. The one that
-//! asks for it is `plastic_lstm`, N = 1149, batch 6, whose matrix has 5.3 MB per row, 330 KB for each of 16 blocks, where registers
-//! and shared memory have 227 + 116 KB, calculated:
+//! A device of architecture 9.0 can have clusters of 16 blocks if a kernel asks for them. An H100 groups its multiprocessors by 16
+//! or 18, so that at most 8 such clusters run at a time. They are worth it where a row needs more than the 2.7 MB of
+//! registers and shared memory of 8 blocks: the retroactive network at N = 512 goes forward in 7 µs for a batch of 16, where
+//! single steps take 34, and `simple` at N = 300 goes backward on the chip.
 //!
-//! * The 24,872 floats of its frames lie in every block, four at a time: 398 KB, more than there is, however many
+//! `plastic_lstm`, N = 1149, batch 6, stays beyond them, though 5.3 MB of its matrix for each row are 330 KB for each of 16
+//! blocks, where registers and shared memory have 116 + 227 KB. Calculated:
+//!
+//! * The 24,872 floats of a frame lie in every block, four frames at a time: 398 KB, more than there is, however many
 //!   blocks share the matrix. Each would have to keep its own columns' part of most vectors.
 //! * 1149 columns are 72 for a block, laid out as 96 (whole warps): 441 KB, a third of it for nothing, and
-//!   230 rows of a thread, where registers hold up to [`MOST_ROWS`] and a matrix has one home. Half of its rows would
-//!   have to lie in registers, half in shared memory, with columns by eights.
-//! * Each row's cluster reads all weights in each step, 21 MB: six of them 127 MB of the second cache, 23 µs at
-//!   5.5 TB/s. With three barriers of a cluster, 0.9 µs, and a checkpoint every eighth step, 1.3 µs, a step forward takes 26 µs, where
-//!   slabs take 40 by their estimate: they read weights for two rows at a time. Going backward carried cotangents
-//!   come to the states: 10.6 MB, more than 16 multiprocessors have.
+//!   230 rows of a thread, where registers hold up to [`MOST_ROWS`] and a matrix has one home. Some of its rows would
+//!   have to lie in registers, others in shared memory, with columns by eights.
+//! * The cluster of each row reads all weights in each step, 21 MB: for six rows 127 MB of the second cache, 23 µs at
+//!   5.5 TB/s. With three barriers of a cluster, 0.9 µs, and a checkpoint every eighth step, 1.3 µs, a step forward
+//!   takes 26 µs, where slabs, which read weights for two rows at a time, take 40 by their estimate. Going backward
+//!   carried cotangents come to the states: 10.6 MB for a row, twice what 16 multiprocessors have.
 //!
-//! So 14 µs of 142 for a step forward and backward stand against three new kinds of homes: it is not done.
+//! So 14 µs of 140 for a step forward and backward stand against two new kinds of homes: that is not done.
 
 use super::arch::{Arch, CLUSTERS, Device, Replay};
 use super::homes::{Held, Home, Homes, Shape};

@@ -57,19 +57,27 @@ fn sm_90() -> Arch {
     Arch::named("sm_90a").expect("it is known")
 }
 
-/// Sizes that need a cluster where blocks have little memory, and rows that are a multiple of nothing.
+/// Sizes that need a cluster where blocks have little memory, and rows that are a multiple of nothing; the largest
+/// clusters where there are no others.
 #[test]
 fn clusters_agree() {
-    let Some(device) = like(Arch { shared: 34_000, ..sm_90() }) else { return };
-    let device = device as Arc<dyn Device>;
-    let mut case = Case::spec("backpropamine/retroactive.bpm");
-    let bound = BTreeMap::from([("I", 5), ("N", 71), ("A", 3)].map(|(name, n)| (name.to_owned(), n)));
-    case.sizes = Sizes::bind(&case.model.axes, &bound).expect("sizes");
-    let engine = case.on(Arc::clone(&device), &whole(Some(2)));
-    let route = engine.route().expect("a device").clone();
-    assert!(route.tiers() == [2, 2] && route.why().contains(" blocks of "), "{route}");
-    for how in [How { steps: 5, ..KNOWN }, How { steps: 5, whole: false, reset: Some(2), own: true }] {
-        assert_eq!(agree_as(&case, &device, how, &whole(Some(2))), [2, 2]);
+    let large = [132, 0, 0, 0, 8];
+    let kinds = [
+        (Arch { shared: 34_000, ..sm_90() }, " blocks of "),
+        (Arch { resident: large, ..sm_90() }, "16 blocks of "),
+    ];
+    for (kind, words) in kinds {
+        let Some(device) = like(kind) else { return };
+        let device = device as Arc<dyn Device>;
+        let mut case = Case::spec("backpropamine/retroactive.bpm");
+        let bound = BTreeMap::from([("I", 5), ("N", 71), ("A", 3)].map(|(name, n)| (name.to_owned(), n)));
+        case.sizes = Sizes::bind(&case.model.axes, &bound).expect("sizes");
+        let engine = case.on(Arc::clone(&device), &whole(Some(2)));
+        let route = engine.route().expect("a device").clone();
+        assert!(route.tiers() == [2, 2] && route.why().contains(words), "{route}");
+        for how in [How { steps: 5, ..KNOWN }, How { steps: 5, whole: false, reset: Some(2), own: true }] {
+            assert_eq!(agree_as(&case, &device, how, &whole(Some(2))), [2, 2]);
+        }
     }
 }
 
@@ -252,7 +260,7 @@ fn the_plan_of_the_compiler_is_what_runs() {
     let cases = [
         ("backpropamine/retroactive.bpm", 9, 3, [2, 2]),
         ("backpropamine/retroactive.bpm", 100, 30, [2, 2]),
-        ("backpropamine/simple.bpm", 300, 64, [2, 1]),
+        ("backpropamine/retroactive.bpm", 512, 16, [2, 1]),
     ];
     for (name, n, batch, tiers) in cases {
         let case = Case::spec(name);
@@ -307,7 +315,10 @@ fn mixed_routes_agree() {
                 match Engine::on(Arc::clone(&device), model, sizes, backend, &options, text) {
                     Err(why) => {
                         let why = crate::Error::from(why).message;
-                        assert!(why.contains("largest value of a whole matrix") || why.contains("logs"), "{why}");
+                        assert!(
+                            why.contains("largest value of a whole matrix") || why.contains("logs"),
+                            "{why}"
+                        );
                         refused += 1;
                     }
                     Ok(_) => {
