@@ -64,7 +64,7 @@ fn clusters_agree() {
     let large = [132, 0, 0, 0, 8];
     let kinds = [
         (Arch { shared: 34_000, ..sm_90() }, " blocks of "),
-        (Arch { resident: large, ..sm_90() }, "16 blocks of "),
+        (Arch { shared: 34_000, resident: large, ..sm_90() }, "16 blocks of "),
     ];
     for (kind, words) in kinds {
         let Some(device) = like(kind) else { return };
@@ -286,7 +286,13 @@ fn the_plan_of_the_compiler_is_what_runs() {
         let plan = compiler::stages::cuda_candidates(&subject, grid, &wanted).expect("sizes");
         let route = plan.choose(compiler::back::cuda::Wish::default()).expect("anything will do");
         assert_eq!(route.tiers(), tiers, "{name} {n}: {route}");
-        assert_eq!(engine.route(), Some(&route));
+        let ours = engine.route().expect("a device");
+        assert_eq!(ours.tiers(), tiers, "{name} {n}: {ours}");
+        for (ours, planned) in ours.directions.iter().zip(&route.directions) {
+            assert_eq!((ours.reason, ours.steps), (planned.reason, planned.steps));
+            // What is refused names the device.
+            assert_eq!(ours.sequences.as_ref().ok(), planned.sequences.as_ref().ok());
+        }
         let ours = code.whole.as_ref().expect("it is mapped").text(&sm_90());
         assert_eq!(ours, plan.taken(&route).map(|m| m.map(|m| m.text(&sm_90()))));
     }
