@@ -74,10 +74,11 @@ pub struct Report {
     /// The name of the device, if it is none of the processor's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// Which kernels ran on the device: 1 for those of single steps, 2 for those of whole sequences.
+    /// Which kernels ran on the device, forward and backward: 1 for those of single steps, 2 for those of whole
+    /// sequences.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tier: Option<u8>,
-    /// Why, in words.
+    pub tiers: Option<[u8; 2]>,
+    /// Why, in words, with estimates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier_why: Option<String>,
     /// Compiling all kernels, in milliseconds.
@@ -157,8 +158,8 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
         form,
         backend: engine.backend().name(),
         device: place(&engine),
-        tier: engine.route().map(|r| r.tier),
-        tier_why: engine.route().map(|r| r.why.clone()),
+        tiers: engine.route().map(|r| r.tiers()),
+        tier_why: engine.route().map(|r| r.why()),
         compile_ms,
         code_bytes: engine.code_bytes(),
         forward_ms: Times::of(forward),
@@ -202,8 +203,12 @@ impl Times {
 impl Report {
     /// Which kernels ran on a device, and why.
     fn tier_line(&self) -> String {
-        let both = self.tier.zip(self.tier_why.as_ref());
-        both.map_or(String::new(), |(tier, why)| format!("  tier {tier}: {why}\n"))
+        let both = self.tiers.zip(self.tier_why.as_ref());
+        let words = |(tiers, why): ([u8; 2], &String)| match tiers {
+            [f, b] if f == b => format!("  tier {f}: {why}\n"),
+            [f, b] => format!("  tier {f},{b}: {why}\n"),
+        };
+        both.map_or(String::new(), words)
     }
 
     /// For people.

@@ -1,4 +1,4 @@
-//! `bpm --device cuda --tier 1|2|auto` on the emulated device: whole trainings, evaluations and exact runs with kernels
+//! `bpm --device cuda --tier 1|2|1,2|2,1|auto` on the emulated device: whole trainings, evaluations and exact runs with kernels
 //! of whole sequences against those of single steps and against the processor, and what is said of the choice.
 //!
 //! What is measured in training agrees to 1e-4, as for any device: the first updates of a run do not
@@ -95,16 +95,29 @@ impl Place {
     }
 
     /// Trains on the processor and with both tiers, and compares all that is measured.
-    fn all_agree(&self, args: &str) -> Outcome {
+    /// Where steps come one by one, they go forward by kernels of single steps whatever is asked for.
+    fn all_agree(&self, args: &str, one_by_one: bool) -> Outcome {
         self.ok(&format!("{args} --device cpu --out cpu"))?;
-        for tier in ["1", "2", "auto"] {
+        for (tier, [known_forward, known_backward]) in
+            [("1", [1, 1]), ("2", [2, 2]), ("auto", [2, 2]), ("1,2", [1, 2]), ("2,1", [2, 1])]
+        {
             let run = format!("tier-{tier}");
             let said = self.said(&format!("{args} --device cuda --tier {tier} --out {run}"))?;
-            let known = if tier == "1" { 1 } else { 2 };
-            assert!(said.lines().any(|l| l.contains(&format!("(tier {known}: a "))), "{said}");
+            let known = [if one_by_one { 1 } else { known_forward }, known_backward];
+            let number = match known {
+                [f, b] if f == b => f.to_string(),
+                [f, b] => format!("{f},{b}"),
+            };
+            assert!(said.lines().any(|l| l.contains(&format!("(tier {number}: a "))), "{said}");
             let about = self.json(&format!("{run}/run.json"))?;
-            assert_eq!(about["tier"], known, "{about}");
+            assert_eq!(about["tiers"], serde_json::json!(known), "{about}");
             assert!(about["tier_why"].as_str().is_some_and(|why| why.len() > 20), "{about}");
+            for direction in [0, 1] {
+                let estimates = &about["tier_microseconds"][direction];
+                assert!(estimates["steps"].as_f64().is_some_and(|us| 0.0 < us), "{about}");
+                let has_both = estimates["sequences"].as_f64().is_some_and(|us| 0.0 < us);
+                assert_eq!(has_both, tier != "1", "{about}");
+            }
             self.agree(&run, "cpu")?;
         }
         Ok(())
@@ -118,7 +131,7 @@ fn environments_agree_and_runs_go_on_with_their_bits() -> Outcome {
         return Ok(());
     }
     let p = Place::new()?;
-    p.all_agree("train r.toml")?;
+    p.all_agree("train r.toml", true)?;
     // A run that was interrupted ends with the bits of one that was not.
     p.ok("train r.toml --device cuda --updates 2 --out parts")?;
     p.ok("train parts --resume --device cuda --updates 3")?;
@@ -135,11 +148,11 @@ fn known_sequences_and_texts_agree() -> Outcome {
         return Ok(());
     }
     let p = Place::new()?;
-    p.all_agree("train c.toml")?;
+    p.all_agree("train c.toml", false)?;
     let p = Place::new()?;
     // The last window is shorter, and states go from window to window.
     p.write_words(99)?;
-    p.all_agree("train w.toml --data words")
+    p.all_agree("train w.toml --data words", false)
 }
 
 fn wave(shape: &[usize], tag: f64, scale: f64) -> Tensor {
@@ -236,9 +249,9 @@ fn what_cannot_be_mapped_is_told() -> Outcome {
     }
     let small =
         "bench retroactive.bpm --axis I=3 --axis A=2 --axis N=9 --batch 2 --steps 3 --repeat 1 --device cuda";
-    for (tier, number) in [("1", 1), ("2", 2), ("auto", 2)] {
+    for (tier, tiers) in [("1", [1, 1]), ("2", [2, 2]), ("auto", [2, 2]), ("1,2", [1, 2]), ("2,1", [2, 1])] {
         let text = p.ok(&format!("{small} --tier {tier} --json"))?;
-        assert_eq!(serde_json::from_str::<Value>(&text)?["tier"], number);
+        assert_eq!(serde_json::from_str::<Value>(&text)?["tiers"], serde_json::json!(tiers));
     }
     assert!(p.ok(small)?.contains("  tier 2: a sequence is one launch, "));
     let out = p.bpm(&format!("{small} --tier 3"))?;

@@ -54,11 +54,11 @@ pub(super) struct Lengths {
 impl Lengths {
     pub(super) fn new(p: &Program, code: &Code, room: Room) -> Lengths {
         let Room { rows, steps, mode, interval } = room;
-        // Kernels of whole sequences have a best interval of their own, and may need no snapshots.
+        // Who goes backward says how often: kernels of whole sequences have a best interval, and may need no snapshots.
         let whole = code.whole.as_ref();
-        let interval = interval.or(whole.map(|w| w.interval(steps)));
+        let interval = interval.or(whole.and_then(|w| w.interval(steps)));
         let one = TapeSizes::new(p, steps, interval);
-        let snapshots = whole.map_or(one.interval + 2, |w| w.snapshots(one.interval));
+        let snapshots = whole.and_then(|w| w.snapshots(one.interval)).unwrap_or(one.interval + 2);
         let frame_count = if mode == Mode::Infer { WINDOW } else { steps + 3 };
         let train = |n: usize| if mode == Mode::Train { n.saturating_mul(rows) } else { 0 };
         let each = |n: usize| n.saturating_mul(rows);

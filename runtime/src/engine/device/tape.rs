@@ -434,7 +434,7 @@ impl Tape {
         (first, steps): (usize, usize),
         save: Option<usize>,
     ) -> Result<bool, Fault> {
-        let Some(whole) = &w.code.whole else { return Ok(false) };
+        let Some(whole) = w.code.sequence(false) else { return Ok(false) };
         let done = first - self.stretches.last().map_or(0, |s| s.first);
         // The checkpoints of this stretch begin before those that are to come.
         let saved = save.map(|n| n - done.div_ceil(self.interval));
@@ -446,8 +446,7 @@ impl Tape {
             done: number(done as isize),
             checkpoints: saved.map_or(0, |n| w.checkpoint(n)),
         };
-        whole.launch(false, w.rows, w.tape(false, 0.0), span)?;
-        Ok(true)
+        whole.launch(false, w.rows, w.tape(false, 0.0), span)
     }
 
     /// Steps whose inputs lie in their frames, from the `first` on, with what stands apart from the loop over time.
@@ -515,7 +514,7 @@ impl Tape {
             self.make_room(&bound.engine.program);
             self.steps -= last;
         }
-        if self.code.whole.is_some() {
+        if self.code.sequence(false).is_some() {
             // Kernels of whole sequences begin with complete states.
             self.flush(bound);
         }
