@@ -56,6 +56,7 @@ mod fuse;
 mod hoist;
 mod lower;
 mod math;
+mod onward;
 mod parse;
 mod parts;
 pub mod plan;
@@ -68,6 +69,7 @@ mod verify;
 pub use columns::{WHOLE, by_columns};
 pub use hoist::{TOGETHER, together};
 pub use lower::{LowerOptions, lower};
+pub use onward::{leaves_all, onward};
 pub use parse::parse;
 pub use print::{NAMES, print, routines};
 pub use rows::{SIDE_BY_SIDE, TEAM, gains, side_by_side};
@@ -120,11 +122,14 @@ pub enum Base {
     Log,
     /// Adjoint only: the cotangents of the logs.
     LogBar,
+    /// Going forward, where `onward` has said so: the matrix states that a routine leaves, perhaps in the same memory
+    /// as [`Base::Carry`].
+    Next,
 }
 
 impl Base {
     /// All bases, in the order in which a routine receives their pointers.
-    pub const ALL: [Base; 18] = [
+    pub const ALL: [Base; 19] = [
         Base::Frame(-2),
         Base::Frame(-1),
         Base::Frame(0),
@@ -143,6 +148,7 @@ impl Base {
         Base::Frame(2),
         Base::Log,
         Base::LogBar,
+        Base::Next,
     ];
 
     /// Its place in [`Base::ALL`].
@@ -158,6 +164,16 @@ pub struct Place {
     pub base: Base,
     /// Elements from its start.
     pub offset: usize,
+}
+
+impl Place {
+    /// The place, by one name where two regions may be the same memory.
+    pub(crate) fn in_memory(self) -> Place {
+        match self.base {
+            Base::Next => Place { base: Base::Carry, ..self },
+            _ => self,
+        }
+    }
 }
 
 /// How an operand varies over a nest.
@@ -275,7 +291,10 @@ impl Nest {
     /// Whether it goes over matrices that exist once per batch row.
     pub fn is_sweep(&self) -> bool {
         let state = |p: &Place| {
-            matches!(p.base, Base::Carry | Base::Ends | Base::Snapshot(_) | Base::Log | Base::LogBar)
+            matches!(
+                p.base,
+                Base::Carry | Base::Next | Base::Ends | Base::Snapshot(_) | Base::Log | Base::LogBar
+            )
         };
         let loads = self.body.loads().any(|a| matches!(a, Access::Matrix(p) if state(&p)));
         let stores = self.effects.iter().any(|e| match e {

@@ -58,7 +58,9 @@ mod text;
 mod values;
 
 use crate::ir::Function;
-use crate::loops::{Access, Base, Extent, NAMES, Nest, Place, Program, Rank1, Routine, by_columns, routines};
+use crate::loops::{
+    Access, Base, Extent, NAMES, Nest, Place, Program, Rank1, Routine, by_columns, onward, routines,
+};
 use barriers::Barriers;
 use names::{Names, pointer, value_name};
 use nest::{Bundle, Kernel};
@@ -107,7 +109,7 @@ pub struct Spec<'a> {
 pub struct Source {
     /// The text.
     pub text: String,
-    /// The program that it spells: matrices in one tile, sums over matrices by columns.
+    /// The program that it spells: matrices in one tile, sums over matrices by columns, matrix states written onward.
     pub program: Program,
     /// The launches of every routine, in order, by [`NAMES`]; none where a routine does nothing.
     pub kernels: [Vec<StepKernel>; NAMES.len()],
@@ -143,7 +145,7 @@ pub fn emit_for(program: &Program, spec: &Spec<'_>, grid: Grid) -> Source {
 /// # Panics
 /// If the program is for several rows.
 pub fn map_steps(program: &Program, spec: &Spec<'_>, grid: Grid) -> Choice {
-    let program = by_columns(program);
+    let program = onward(&by_columns(program));
     let (names, origins) = (Names::new(&program, spec), Origins::new(&program, *spec));
     slabs::solver::choose(
         &program,
@@ -204,6 +206,9 @@ pub fn emit_whole(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]) ->
 fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>, grid: Option<Grid>) -> Source {
     assert!(program.rows == 1, "the grid takes the rows of the batch");
     let mut program = by_columns(program);
+    if mapping.is_none() {
+        program = onward(&program);
+    }
     let choice = grid.map(|grid| {
         let (names, origins) = (Names::new(&program, spec), Origins::new(&program, *spec));
         let subject = slabs::Subject { names: &names, origins: &origins, backward: false };

@@ -120,8 +120,10 @@ pub struct TapeArgs {
     pub adjoints: Address,
     /// `[number][row][MATRICES]`
     pub snapshots: Address,
-    /// `[row][MATRICES]`, or `[row][CARRY]` going backward.
+    /// `[row][MATRICES]`: what a step finds; `[row][CARRY]` going backward.
     pub carry: Address,
+    /// `[row][MATRICES]`: what a step going forward leaves, perhaps the same memory.
+    pub next: Address,
     /// `[row][MATRICES]`
     pub ends: Address,
     /// `[row][GRADS]`

@@ -2,14 +2,14 @@
 
 use super::code::{Buffer, Code, Params, packed, packed_of};
 use super::regions::{Lengths, Regions, Room, Work, grow, number};
-use super::{Address, Fault, Graph, Move, Span};
+use super::{Address, Fault, Graph, Move, Span, TapeArgs};
 use crate::engine::{Bound, Engine, Mode, RowState, Start, TeamInputs};
 use compiler::ir::{InputId, OutputId};
 use compiler::loops::Program;
 use std::sync::Arc;
 
 pub(super) const BEFORE: usize = 0;
-const FIRST: usize = 1;
+pub(super) const FIRST: usize = 1;
 const STEP: usize = 2;
 pub(super) const FLUSH: usize = 3;
 pub(super) const AFTER: usize = 4;
@@ -58,6 +58,8 @@ pub(in crate::engine) struct Tape {
     /// The row that the host speaks of.
     row: usize,
     pub(super) interval: usize,
+    /// Whether the matrix states of every step are kept, those after a frame by its number.
+    pub(super) keeps: bool,
     memory: Option<Regions>,
     recordings: Vec<(Shape, Graph)>,
     pub(super) stretches: Vec<Stretch>,
@@ -97,6 +99,7 @@ impl Tape {
             rows: room.rows,
             row: 0,
             interval: lengths.interval,
+            keeps: lengths.keeps,
             memory: code.attempt(|| Regions::new(code, &lengths)),
             recordings: vec![],
             stretches: vec![],
@@ -131,7 +134,8 @@ impl Tape {
         let params = bound.on_device.as_ref().map_or(0, |p| Params::at(p));
         let stretch = if self.mode == Mode::Infer { 0 } else { self.stretches.len().saturating_sub(1) };
         let (code, program) = (&*self.code, &bound.engine.program);
-        let given = Work { code, regions, program, params, rows: self.rows, base: self.base, stretch };
+        let (rows, base, keeps) = (self.rows, self.base, self.keeps);
+        let given = Work { code, regions, program, params, rows, base, stretch, keeps };
         self.code.attempt(|| work(given))
     }
 
@@ -183,11 +187,17 @@ impl Tape {
         }
     }
 
-    /// Makes room for the checkpoints of the coming steps: resets make more of them than the steps say.
+    /// Makes room for the checkpoints of the coming steps, or for their matrix states: resets make more of them than
+    /// the steps say.
     pub(super) fn reserve_checkpoints(&mut self, bound: &Bound<'_>, steps: usize) {
-        let Some(saved) = self.due() else { return };
-        let due = (self.steps..self.steps + steps).filter(|t| self.due_at(*t)).count();
-        let floats = (saved + due) * bound.engine.program.matrices_len * self.rows;
+        let count = match (self.keeps, self.due()) {
+            (true, _) => self.next_frame() + steps,
+            (false, Some(saved)) => {
+                saved + (self.steps..self.steps + steps).filter(|t| self.due_at(*t)).count()
+            }
+            (false, None) => return,
+        };
+        let floats = count * bound.engine.program.matrices_len * self.rows;
         if self.memory.as_ref().is_none_or(|m| 4 * floats <= m.checkpoints.bytes()) {
             return;
         }
@@ -234,6 +244,9 @@ impl Tape {
         self.stretches.push(Stretch { boundary, first: self.steps, own });
         self.host.states = None;
         self.reserve(bound, boundary + 1);
+        if self.keeps {
+            self.reserve_checkpoints(bound, 0);
+        }
         let p = &bound.engine.program;
         let logs = if self.mode == Mode::Infer { 1 } else { self.stretches.len() };
         while self.memory.as_ref().is_some_and(|m| m.logs.len() < logs) {
@@ -263,11 +276,12 @@ impl Tape {
             let r = w.regions;
             let stride = |n: usize| if count == 1 { 0 } else { n };
             if count == w.rows {
-                r.carry.put(0, &matrices)?;
+                let (region, first) = w.states_in(boundary);
+                region.put(first, &matrices)?;
             } else {
                 r.staging.put(0, &matrices)?;
                 let from = (r.staging.at(), stride(p.matrices_len));
-                w.whole((r.carry.at(), p.matrices_len), from, p.matrices_len)?;
+                w.whole((w.states(boundary), p.matrices_len), from, p.matrices_len)?;
             }
             r.staging.put(0, &vectors)?;
             w.code.moves(Move {
@@ -302,7 +316,8 @@ impl Tape {
         let mut logs = vec![0.0; self.rows * p.log_len];
         let frame = self.next_frame() - 1;
         self.work(bound, |w| {
-            w.regions.carry.get(0, &mut matrices)?;
+            let (region, first) = w.states_in(frame);
+            region.get(first, &mut matrices)?;
             w.gather(&w.code.states, (w.frame(frame), p.frame_len), w.rows)?;
             w.regions.staging.get(0, &mut vectors)?;
             w.regions.logs[w.stretch].get(0, &mut logs)
@@ -380,7 +395,7 @@ impl Tape {
 
     /// The number of the next checkpoint, if checkpoints are made.
     fn due(&self) -> Option<usize> {
-        (self.mode == Mode::Train).then_some(self.saved.len())
+        (self.mode == Mode::Train && !self.keeps).then_some(self.saved.len())
     }
 
     /// Logs have room for so many steps.
@@ -402,7 +417,7 @@ impl Tape {
         let joined = w.program.merged.0;
         let frame = self.frame_of(t);
         let all = w.program.matrices_len * w.rows;
-        let checkpoint = || match save.filter(|_| self.due_at(t)) {
+        let checkpoint = || match save.filter(|_| !self.keeps && self.due_at(t)) {
             Some(number) => w.regions.checkpoints.take(number * all, &w.regions.carry, 0, all),
             None => Ok(()),
         };
@@ -436,17 +451,28 @@ impl Tape {
     ) -> Result<bool, Fault> {
         let Some(whole) = &w.code.whole else { return Ok(false) };
         let done = first - self.stretches.last().map_or(0, |s| s.first);
-        // The checkpoints of this stretch begin before those that are to come.
-        let saved = save.map(|n| n - done.div_ceil(self.interval));
+        let frame = self.frame_of(first);
+        let (interval, checkpoints, left) = if self.keeps {
+            // A checkpoint before every step is what is to be kept, but for the states after the last.
+            let all = w.program.matrices_len * w.rows;
+            let (region, to) = w.states_in(frame + steps - 1);
+            region.take(to, region, w.states_in(frame - 1).1, all)?;
+            (1, w.states(frame - 1 - done), frame + steps - 1)
+        } else {
+            // The checkpoints of this stretch begin before those that are to come.
+            let saved = save.map(|n| n - done.div_ceil(self.interval));
+            (self.interval, saved.map_or(0, |n| w.checkpoint(n)), frame)
+        };
         let span = Span {
-            frame: number((self.frame_of(first) - w.base) as isize),
+            frame: number((frame - w.base) as isize),
             adjoint: 0,
             steps: number(steps as isize),
-            interval: number(self.interval as isize),
+            interval: number(interval as isize),
             done: number(done as isize),
-            checkpoints: saved.map_or(0, |n| w.checkpoint(n)),
+            checkpoints,
         };
-        whole.launch(false, w.rows, w.tape(false, 0.0), span)?;
+        let tape = TapeArgs { carry: w.states(left), ..w.tape(false, 0.0) };
+        whole.launch(false, w.rows, tape, span)?;
         Ok(true)
     }
 

@@ -42,7 +42,8 @@ pub(super) struct Touch {
 
 impl Touch {
     fn new(place: Place, len: usize, owner: Owner, writes: bool) -> Touch {
-        Touch { place, cells: place.offset..place.offset + len, owner, writes, is_late: false }
+        let cells = place.offset..place.offset + len;
+        Touch { place: place.in_memory(), cells, owner, writes, is_late: false }
     }
 
     /// Whether both touch an element that one of them writes.
