@@ -215,7 +215,8 @@ fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>, gri
         slabs::solver::choose(&program, &subject, grid)
     });
     if let Some(choice) = &choice {
-        program = crate::loops::cut(&program, &choice.cuts);
+        let postponed = choice.postpones().then(|| crate::loops::postpone(&program)).flatten();
+        program = crate::loops::cut(&postponed.unwrap_or(program), &choice.cuts);
     }
     let names = Names::new(&program, spec);
     let origins = Origins::new(&program, *spec);

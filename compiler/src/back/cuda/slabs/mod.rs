@@ -50,6 +50,7 @@
 //! sizes of slabs and stretches, hence on what [`solver`] has chosen for the sizes, the batch and the number of
 //! multiprocessors. No addition is atomic.
 
+mod join;
 pub(super) mod phases;
 pub mod solver;
 mod sweep;
@@ -61,7 +62,7 @@ use super::names::{Names, length, pointer};
 use super::nest::{self, Bundle, Kernel};
 use super::origins::Origins;
 use super::text::Text;
-use crate::loops::{Access, Base, Cut, Nest, Routine};
+use crate::loops::{Access, Base, Cut, Extent, Nest, Routine};
 use phases::{Phase, Track};
 pub use solver::{Choice, Grid, Wanted};
 use std::collections::BTreeSet;
@@ -119,12 +120,13 @@ impl Subject<'_> {
     fn shared(&self, routine: &Routine, launch: &Planned, cut: Cut) -> usize {
         let kernel = self.kernel(threads(cut));
         let quiet = || Text::new("", "");
-        let row = launch.phase.row.iter().map(|k| nest::write(&kernel, &routine.nests[*k], &mut quiet()));
+        let row = launch.phase.of_row(routine);
+        let row = row.iter().map(|nest| nest::write(&kernel, nest, &mut quiet()));
         let tracks = launch.phase.tracks.iter().zip(&launch.together).flat_map(|(track, rows)| {
             let hold = Hold { cut, rows: *rows };
-            track.nests.iter().map(move |k| (k, hold))
+            track.joined(routine, cut).into_iter().map(move |nest| (nest, hold))
         });
-        let tracks = tracks.map(|(k, hold)| sweep::write(&kernel, &routine.nests[*k], hold, &mut quiet()));
+        let tracks = tracks.map(|(nest, hold)| sweep::write(&kernel, &nest, hold, &mut quiet()));
         row.chain(tracks).max().unwrap_or(0)
     }
 }
@@ -192,17 +194,59 @@ impl Writer<'_> {
             self.text.line(&format!("constexpr int COLUMNS = {};", self.cut.columns));
             self.text.line("const int column = threadIdx.x % COLUMNS, stretch = threadIdx.x / COLUMNS;");
         }
-        for (track, rows) in launch.phase.tracks.iter().zip(&launch.together) {
-            self.track(track, *rows);
-        }
+        // What is small begins first: it would otherwise begin when the sweeps end.
         if !launch.phase.row.is_empty() {
+            self.row_blocks(&launch.phase);
+        }
+        let (sweeps, others) = self.tracks(launch);
+        for (track, rows) in others {
+            self.track(track, rows, false);
+        }
+        if sweeps.len() > 1 {
             self.text.line("");
-            self.text.line("// A block for each row of the batch.");
-            self.text.line("const int row = block;");
-            self.rows(&launch.phase.row);
+            self.text.line("// Blocks of these tracks take turns.");
+            let all: Vec<String> = sweeps.iter().map(|(t, r)| self.count(t, *r)).collect();
+            self.text.line(&format!("int left = {};", all.join(" + ")));
+        }
+        for (k, (track, rows)) in sweeps.iter().enumerate() {
+            self.track(track, *rows, k + 1 < sweeps.len());
         }
         self.text.close();
         self.text.line("");
+    }
+
+    /// The tracks of a launch, with the rows that a block takes together: those that sweep over matrices, and the others.
+    fn tracks<'l>(&self, launch: &'l Planned) -> (Vec<(&'l Track, usize)>, Vec<(&'l Track, usize)>) {
+        let is_matrix =
+            |k: &usize| matches!(self.routine.nests[*k].extent, Extent::Matrix { .. } | Extent::Log { .. });
+        let all = launch.phase.tracks.iter().zip(launch.together.iter().copied());
+        all.partition(|(track, _)| track.nests.iter().any(is_matrix))
+    }
+
+    /// The blocks of a track, as text.
+    fn count(&self, track: &Track, rows: usize) -> String {
+        let slabs = self.cut.slabs(track.columns);
+        match rows {
+            1 => format!("{slabs} * batch"),
+            n => format!("{slabs} * (batch / {n} + batch % {n})"),
+        }
+    }
+
+    /// A block for each row of the batch; the last blocks of the launch if there are no others.
+    fn row_blocks(&mut self, phase: &Phase) {
+        let are_last = phase.tracks.is_empty();
+        self.text.line("");
+        self.text.line("// A block for each row of the batch.");
+        if !are_last {
+            self.text.open("if (block < batch) {");
+        }
+        self.text.line("const int row = block;");
+        self.rows(phase);
+        if !are_last {
+            self.text.line("return;");
+            self.text.close();
+            self.text.line("block -= batch;");
+        }
     }
 
     /// Threads that a multiprocessor shall have at a time. The compiler keeps to the registers that are left for each, or
@@ -210,6 +254,7 @@ impl Writer<'_> {
     fn resident(&self, launch: &Planned) -> usize {
         let tracks = launch.phase.tracks.iter().zip(&launch.together);
         let nests = tracks.flat_map(|(track, rows)| track.nests.iter().map(move |k| (k, *rows)));
+        // Nests over vectors that are joined have few threads, and may take what they need of the others' registers.
         match nests.map(|(k, rows)| sweep::registers(&self.routine.nests[*k], rows)).max() {
             None => 1,
             Some(n) if n <= REGISTERS => RESIDENT,
@@ -217,13 +262,37 @@ impl Writer<'_> {
         }
     }
 
-    /// The blocks of a track: those that take several rows, then those for the rows that are left.
-    fn track(&mut self, track: &Track, rows: usize) {
+    /// The blocks of a track: those that take several rows, then those for the rows that are left. They take turns with
+    /// those of the tracks behind it, or come first: of the `left` blocks evenly spread ones are this track's.
+    fn track(&mut self, track: &Track, rows: usize, takes_turns: bool) {
         let slabs = self.cut.slabs(track.columns);
         let columns = track.columns;
         self.text.line("");
         let by = if rows > 1 { format!(", {rows} rows of the batch at a time") } else { String::new() };
         self.text.line(&format!("// {columns} columns: {slabs} slabs for each row{by}."));
+        if takes_turns {
+            let count = self.count(track, rows);
+            self.text.line(&format!("const int of_{columns} = {count};"));
+            self.text.line(&format!(
+                "const int before_{columns} = (int)((long long)block * of_{columns} / left);"
+            ));
+            self.text.line(&format!(
+                "const int behind_{columns} = (int)((long long)(block + 1) * of_{columns} / left);"
+            ));
+            self.text.open(&format!("if (before_{columns} < behind_{columns}) {{"));
+            self.text.line(&format!("block = before_{columns};"));
+        }
+        self.groups(track, rows);
+        if takes_turns {
+            self.text.line("return;");
+            self.text.close();
+            self.text.line(&format!("block -= behind_{columns};"));
+            self.text.line(&format!("left -= of_{columns};"));
+        }
+    }
+
+    fn groups(&mut self, track: &Track, rows: usize) {
+        let slabs = self.cut.slabs(track.columns);
         let (count, first) = match rows {
             1 => ("batch".to_owned(), "block % batch".to_owned()),
             n => (format!("batch / {n}"), format!("block % (batch / {n}) * {n}")),
@@ -252,30 +321,28 @@ impl Writer<'_> {
         let kernel = self.subject.kernel(threads(self.cut));
         self.pointers(&track.nests);
         let mut waits = Waits::default();
-        for k in &track.nests {
-            let nest = &self.routine.nests[*k];
+        for nest in track.joined(self.routine, self.cut) {
             self.text.line("");
-            if waits.before(nest, self.cut) {
+            if waits.before(&nest, self.cut) {
                 self.text.line("__syncthreads();");
             }
-            sweep::write(&kernel, nest, Hold { cut: self.cut, rows }, self.text);
+            sweep::write(&kernel, &nest, Hold { cut: self.cut, rows }, self.text);
         }
     }
 
     /// Nests in the block of a row.
-    fn rows(&mut self, nests: &[usize]) {
+    fn rows(&mut self, phase: &Phase) {
         let threads = threads(self.cut);
         let kernel = self.subject.kernel(threads);
         self.text.line(&format!("constexpr int THREADS = {threads};"));
-        self.pointers(nests);
+        self.pointers(&phase.row);
         let mut barriers = Barriers::default();
-        for k in nests {
-            let nest = &self.routine.nests[*k];
+        for nest in phase.of_row(self.routine) {
             self.text.line("");
-            if barriers.before(nest, threads) {
+            if barriers.before(&nest, threads) {
                 self.text.line("__syncthreads();");
             }
-            nest::write(&kernel, nest, self.text);
+            nest::write(&kernel, &nest, self.text);
         }
     }
 
