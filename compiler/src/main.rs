@@ -376,6 +376,7 @@ fn plan(args: &Plan, voice: Voice) -> Done {
             print(&plan.text())?;
             if let Some((mapped, steps)) = &mapped {
                 print(&cuda_text(mapped, steps, args))?;
+                print(&states_text(&plan))?;
             }
         }
     }
@@ -407,6 +408,19 @@ fn cuda_text(mapped: &Result<[Mapping; 2], Refusal>, choice: &Choice, args: &Pla
         Err(why) => format!("CUDA, {}: no kernels of whole sequences: {why}\n", arch.name),
     };
     format!("{sequences}CUDA, {}: single steps\n{}", arch.name, choice.text())
+}
+
+/// What the matrix states of every step take on a device.
+fn states_text(plan: &compiler::loops::plan::Plan) -> String {
+    if plan.dense_bytes == 0 {
+        return String::new();
+    }
+    let (gib, share) = (plan.dense_bytes as f64 / f64::from(1 << 30), compiler::back::cuda::slabs::KEPT);
+    format!(
+        "  the states of every step: {gib:.1} GiB for {} steps; kept if they take at most 1/{share} of the memory \
+         that is free\n",
+        plan.steps
+    )
 }
 
 /// The same for programs.

@@ -80,6 +80,9 @@ pub struct Report {
     /// Why, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier_why: Option<String>,
+    /// Where the way back has the matrix states from, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub states: Option<String>,
     /// Compiling all kernels, in milliseconds.
     pub compile_ms: f64,
     /// Bytes of machine code, on a device of source.
@@ -159,6 +162,7 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
         device: place(&engine),
         tier: engine.route().map(|r| r.tier),
         tier_why: engine.route().map(|r| r.why.clone()),
+        states: engine.states(job.batch, job.steps),
         compile_ms,
         code_bytes: engine.code_bytes(),
         forward_ms: Times::of(forward),
@@ -203,7 +207,8 @@ impl Report {
     /// Which kernels ran on a device, and why.
     fn tier_line(&self) -> String {
         let both = self.tier.zip(self.tier_why.as_ref());
-        both.map_or(String::new(), |(tier, why)| format!("  tier {tier}: {why}\n"))
+        let states = self.states.as_ref().map_or(String::new(), |words| format!("; {words}"));
+        both.map_or(String::new(), |(tier, why)| format!("  tier {tier}: {why}{states}\n"))
     }
 
     /// For people.

@@ -128,26 +128,30 @@ impl SlabSum {
     }
 }
 
+fn place_of_load(op: &BodyOp) -> Option<Place> {
+    match op {
+        BodyOp::Load(access) => Some(access.place()),
+        _ => None,
+    }
+}
+
 /// The sums of slabs that a nest takes, if that is all that it does.
 pub(crate) fn slab_sums(nest: &Nest, cut: Cut) -> Option<Vec<SlabSum>> {
     let Extent::Vector(pre) = nest.extent else { return None };
-    let count = nest.effects.len();
-    let loads: Vec<Place> = nest.body.loads().map(Access::place).collect();
-    if count == 0 || !loads.len().is_multiple_of(count) || loads.len() < 2 * count {
-        return None;
+    let mut sums = vec![];
+    let mut first = 0;
+    for effect in &nest.effects {
+        // The operations of a sum follow each other up to the one that is stored.
+        let Effect::Store(Access::Post(total), v) = effect else { return None };
+        let ops = nest.body.ops.get(first..=v.index()).unwrap_or(&[]);
+        let from: Vec<Place> = ops.iter().filter_map(place_of_load).collect();
+        let parts = *from.first().filter(|p| p.base == Base::Scratch && from.len() > 1)?;
+        sums.push(SlabSum { parts, slabs: from.len(), pre, total: *total });
+        first = v.index() + 1;
     }
-    let slabs = loads.len() / count;
-    let sum = |(effect, from): (&Effect, &[Place])| match effect {
-        Effect::Store(Access::Post(total), _) if from[0].base == Base::Scratch => {
-            Some(SlabSum { parts: from[0], slabs, pre, total: *total })
-        }
-        _ => None,
-    };
-    let sums: Option<Vec<SlabSum>> = nest.effects.iter().zip(loads.chunks(slabs)).map(sum).collect();
-    let sums = sums?;
     let mut same = Nest { body: Body::default(), effects: vec![], ..nest.clone() };
     sums.iter().for_each(|s| s.write(cut.stretches, &mut same));
-    (same == *nest).then_some(sums)
+    (same == *nest && !sums.is_empty()).then_some(sums)
 }
 
 /// Room for parts of sums.

@@ -50,6 +50,7 @@ mod fault;
 mod nvrtc;
 mod open;
 mod regions;
+mod reserve;
 mod sequences;
 mod tape;
 #[cfg(test)]
@@ -61,7 +62,7 @@ pub(super) use code::{Code, Grads, Params};
 pub use emulated::Emulated;
 pub use fault::{Fault, FaultKind};
 pub use open::{DeviceId, open};
-pub(super) use regions::{Room, bytes};
+pub(super) use regions::{Room, bytes, states};
 pub use sequences::{Route, Tier};
 pub(super) use tape::Tape;
 pub use training::{Motion, Parameter, Plan, Results, RowResult, Training, Update, Weights, Wires, World};

@@ -4,6 +4,7 @@ use super::code::{Buffer, Code, Map, apart};
 use super::tape::FIRST;
 use super::{Address, At, Fault, Move, TapeArgs};
 use crate::engine::{Engine, Mode};
+use compiler::back::cuda::slabs::KEPT;
 use compiler::loops::Program;
 use compiler::loops::plan::TapeSizes;
 use std::ffi::c_int;
@@ -32,10 +33,7 @@ pub(super) struct Regions {
     pub(super) frame_count: usize,
 }
 
-/// Of the memory that a device has free, the part that the matrix states of every step may take: a tape that keeps them
-/// needs no replay, and one that does not takes a few of them.
-const KEPT: u64 = 8;
-/// And the part that a tape which keeps them may take.
+/// Of the memory that a device has free, the part that a tape may take which keeps the matrix states of every step.
 const WHOLE: u64 = 2;
 
 /// Bytes of all regions of a tape.
@@ -43,10 +41,18 @@ pub(in crate::engine) fn bytes(engine: &Engine, code: &Code, room: Room) -> u64 
     Lengths::new(&engine.program, code, room).bytes()
 }
 
-/// Bytes of the matrix states of all steps and rows, if a tape keeps them.
-pub(in crate::engine) fn kept(engine: &Engine, code: &Code, room: Room) -> Option<u64> {
+/// Where the way back has the matrix states from, in words, if it goes step by step.
+pub(in crate::engine) fn states(engine: &Engine, code: &Code, room: Room) -> Option<String> {
+    if engine.program.matrices_len == 0 || code.whole.is_some() {
+        return None;
+    }
     let lengths = Lengths::new(&engine.program, code, room);
-    lengths.keeps.then(|| 4 * lengths.all[CHECKPOINTS] as u64)
+    let mib = (4 * lengths.all[CHECKPOINTS] as u64).div_ceil(1 << 20);
+    Some(match (lengths.keeps, lengths.interval) {
+        (true, _) => format!("matrix states kept of every step, {mib} MiB"),
+        (false, 1) => format!("matrix states copied before every step, {mib} MiB"),
+        (false, k) => format!("matrix states replayed, from one in {k} steps, {mib} MiB"),
+    })
 }
 
 /// What a tape has room for.

@@ -1,7 +1,7 @@
 //! The memory of a batch on a device, and what runs on it when.
 
 use super::code::{Buffer, Code, Params, packed, packed_of};
-use super::regions::{Lengths, Regions, Room, Work, grow, number};
+use super::regions::{Lengths, Regions, Room, Work, number};
 use super::{Address, Fault, Graph, Move, Span, TapeArgs};
 use crate::engine::{Bound, Engine, Mode, RowState, Start, TeamInputs};
 use compiler::ir::{InputId, OutputId};
@@ -13,9 +13,6 @@ pub(super) const FIRST: usize = 1;
 const STEP: usize = 2;
 pub(super) const FLUSH: usize = 3;
 pub(super) const AFTER: usize = 4;
-
-/// Frames that a step reads besides its own.
-const PAST: usize = 3;
 
 /// Recordings that a tape keeps: a forward and a backward pass, and those of a shorter last window.
 const RECORDINGS: usize = 4;
@@ -53,18 +50,18 @@ impl Shape {
 /// The memory of a batch.
 pub(in crate::engine) struct Tape {
     pub(super) code: Arc<Code>,
-    mode: Mode,
+    pub(super) mode: Mode,
     pub(super) rows: usize,
     /// The row that the host speaks of.
     row: usize,
     pub(super) interval: usize,
     /// Whether the matrix states of every step are kept, those after a frame by its number.
     pub(super) keeps: bool,
-    memory: Option<Regions>,
+    pub(super) memory: Option<Regions>,
     recordings: Vec<(Shape, Graph)>,
     pub(super) stretches: Vec<Stretch>,
     /// The frame that lies first in memory.
-    base: usize,
+    pub(super) base: usize,
     pub(super) steps: usize,
     /// Whether the last step has left work for the next.
     pending: bool,
@@ -149,63 +146,6 @@ impl Tape {
 
     pub(super) fn next_frame(&self) -> usize {
         self.frame_of(self.steps)
-    }
-
-    /// Makes room for a frame and the one behind it.
-    pub(super) fn reserve(&mut self, bound: &Bound<'_>, frame: usize) {
-        let count = self.memory.as_ref().map_or(0, |m| m.frame_count);
-        if count == 0 || frame + 2 <= self.base + count {
-            return;
-        }
-        let (each, adjoint) = (self.rows * bound.engine.program.frame_len, bound.engine.program.adjoint_len);
-        if self.mode == Mode::Infer {
-            let first = frame - PAST - self.base;
-            self.work(bound, |w| w.regions.frames.take(0, &w.regions.frames, first * each, PAST * each));
-            self.base = frame - PAST;
-            return;
-        }
-        let longer = (frame + 2).max(2 * count);
-        let train = self.mode == Mode::Train;
-        let grown = self.work(bound, |w| {
-            let r = w.regions;
-            let frames = grow(w, &r.frames, longer * each)?;
-            let adjoints =
-                if train { Some(grow(w, &r.adjoints, (longer + 3) * adjoint * w.rows)?) } else { None };
-            let widest = [&w.code.inputs, &w.code.outputs, &w.code.output_bars, &w.code.input_bars];
-            let widest = widest.iter().map(|m| m.width).max().unwrap_or(0) * longer * w.rows;
-            let staging = grow(w, &r.staging, widest.max(r.staging.bytes() / 4))?;
-            Ok((frames, adjoints, staging))
-        });
-        self.forget();
-        if let (Some((frames, adjoints, staging)), Some(m)) = (grown, &mut self.memory) {
-            m.frames = frames;
-            m.staging = staging;
-            m.frame_count = longer;
-            if let Some(adjoints) = adjoints {
-                m.adjoints = adjoints;
-            }
-        }
-    }
-
-    /// Makes room for the checkpoints of the coming steps, or for their matrix states: resets make more of them than
-    /// the steps say.
-    pub(super) fn reserve_checkpoints(&mut self, bound: &Bound<'_>, steps: usize) {
-        let count = match (self.keeps, self.due()) {
-            (true, _) => self.next_frame() + steps,
-            (false, Some(saved)) => {
-                saved + (self.steps..self.steps + steps).filter(|t| self.due_at(*t)).count()
-            }
-            (false, None) => return,
-        };
-        let floats = count * bound.engine.program.matrices_len * self.rows;
-        if self.memory.as_ref().is_none_or(|m| 4 * floats <= m.checkpoints.bytes()) {
-            return;
-        }
-        let grown = self.work(bound, |w| grow(w, &w.regions.checkpoints, 2 * floats));
-        self.forget();
-        if let (Some(grown), Some(m)) = (grown, &mut self.memory) {
-            m.checkpoints = grown;
-        }
     }
 
     // ------------------------------------------------------------------ states
@@ -394,7 +334,7 @@ impl Tape {
     }
 
     /// The number of the next checkpoint, if checkpoints are made.
-    fn due(&self) -> Option<usize> {
+    pub(super) fn due(&self) -> Option<usize> {
         (self.mode == Mode::Train && !self.keeps).then_some(self.saved.len())
     }
 
@@ -615,7 +555,7 @@ impl Tape {
     }
 
     /// Gives all recordings back.
-    fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.recordings.drain(..).for_each(|(_, graph)| self.code.device.forget(graph));
     }
 

@@ -1,6 +1,8 @@
 //! The host's side on the emulated device: every spec of the library against machine code, bit for bit, and
-//! against the interpreter; and what a device does when it fails. Kernels of whole sequences: `whole`.
+//! against the interpreter; and what a device does when it fails. Kernels of whole sequences: `whole`; states that are
+//! kept of every step: `kept`.
 
+mod kept;
 mod whole;
 
 use super::cache::{self, Origin};

@@ -4,29 +4,46 @@
 //! there is a value that the thread has: joined, the second need not wait for memory, and what both load is loaded
 //! once, all of it before anything is computed. Every operation stays, and so do all bits and all that is stored.
 //!
-//! In a track sums of slabs stay apart: all threads of a block take part in them ([`super::sweep`]). In a row's block a
+//! In a track sums of slabs are joined with each other alone: all threads of a block take part in them ([`super::sweep`]). In a row's block a
 //! sum over a vector can end a nest, whose results are there when it has ended.
 
+use super::touches::touches;
 use crate::loops::body::{Body, BodyOp, Id};
-use crate::loops::{Access, Cut, Effect, Extent, Nest, slab_sums};
+use crate::loops::{Access, Cut, Effect, Extent, LANES, Nest, slab_sums};
 
 /// The nests of a track that is cut so, or of a row's block, those over vectors joined.
 pub(super) fn joined<'n>(nests: impl Iterator<Item = &'n Nest>, cut: Option<Cut>) -> Vec<Nest> {
     let mut found: Vec<Nest> = vec![];
     for nest in nests {
-        match found.last_mut() {
-            Some(last) if can_join(last, nest, cut) => append(last, nest),
+        let place = found.iter().rposition(|earlier| can_join(earlier, nest, cut));
+        let apart = |nest: &Nest, others: &[Nest]| others.iter().all(|other| !meet(nest, other, cut));
+        match place {
+            // The later one comes up to the earlier one, or the earlier one down to it.
+            Some(k) if apart(nest, &found[k + 1..]) => append(&mut found[k], nest),
+            Some(k) if apart(&found[k], &found[k + 1..]) => {
+                let mut earlier = found.remove(k);
+                append(&mut earlier, nest);
+                found.push(earlier);
+            }
             _ => found.push(nest.clone()),
         }
     }
     found
 }
 
+/// Whether both touch an element that one of them writes.
+fn meet(a: &Nest, b: &Nest, cut: Option<Cut>) -> bool {
+    // In a row's block there are no sums over post.
+    let cut = cut.unwrap_or(Cut { columns: LANES, stretches: 1 });
+    let (a, b) = (touches(a, cut), touches(b, cut));
+    a.iter().any(|x| b.iter().any(|y| x.meets(y)))
+}
+
 /// Whether the second nest can follow the first in the same loop over columns. What the first adds to memory, the second
 /// would have to read again.
 fn can_join(first: &Nest, second: &Nest, cut: Option<Cut>) -> bool {
     let is_of_slabs = |n: &Nest| cut.is_some_and(|cut| slab_sums(n, cut).is_some());
-    let is_vector = |n: &Nest| matches!(n.extent, Extent::Vector(_)) && !is_of_slabs(n);
+    let is_vector = |n: &Nest| matches!(n.extent, Extent::Vector(_));
     let ends = |e: &Effect| matches!(e, Effect::SumAll(..) | Effect::MaxAll(..));
     let added = |a: &Access| {
         first.effects.iter().any(|e| matches!(e, Effect::Add(to, ..) if to.place() == a.place()))
@@ -34,6 +51,7 @@ fn can_join(first: &Nest, second: &Nest, cut: Option<Cut>) -> bool {
     first.extent == second.extent
         && is_vector(first)
         && is_vector(second)
+        && is_of_slabs(first) == is_of_slabs(second)
         && !first.effects.iter().any(ends)
         && !second.body.loads().any(|a| added(&a))
 }

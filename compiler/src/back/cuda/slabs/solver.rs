@@ -129,9 +129,14 @@ impl Choice {
             Wanted::Fastest => "the least of all candidates",
             Wanted::Rows | Wanted::Slabs(..) => "as wanted",
         };
+        let [forward, replay, backward] = self.times;
+        let kept = match replay > 0.0 {
+            true => format!("; {:.0} µs where the states of every step are kept", forward + backward),
+            false => String::new(),
+        };
         let _ = writeln!(
             text,
-            "  {:.0} µs per step, forward, replay and backward, estimated, {reason}; \
+            "  {:.0} µs per step, forward, replay and backward, estimated, {reason}{kept}; \
              {:.0} µs with a block for each row ({batch} rows, {processors} multiprocessors)",
             sum(&self.times),
             sum(&self.by_rows)
@@ -307,12 +312,6 @@ impl Costs for Model {
             (longest, waits) = (longest.max(swept + waited), waits.max(waited));
         }
         let row: f64 = phase.of_row(routine).iter().map(|nest| self.in_row(nest)).sum();
-        if std::env::var_os("KEPT_DEBUG").is_some() && routine.nests.len() > 1 {
-            eprintln!(
-                "  phase {phase:?} cut {:?} longest {longest:.1} all {all:.1?} waits {waits:.1} row {row:.1}",
-                self.cut
-            );
-        }
         LAUNCH + longest.max(all.longest() + waits).max(row)
     }
 }
@@ -351,7 +350,7 @@ impl Model {
         let loads = nest.body.loads().count() as f64;
         match slab_sums(nest, self.cut).filter(|_| self.cut.stretches > 1) {
             Some(sums) => {
-                let each = sums[0].slabs.div_ceil(self.cut.stretches) * sums.len();
+                let each: usize = sums.iter().map(|s| s.slabs.div_ceil(self.cut.stretches)).sum();
                 MEETING + WAIT * each as f64 / LOADS
             }
             None => WAIT * loads / LOADS,
