@@ -372,6 +372,10 @@ fn known_sequences_are_learned_on_a_device() -> Outcome {
         return Ok(());
     }
     let p = Place::new()?;
+    p.agree("train c.toml --tier 1")?;
+    let run: Value = serde_json::from_str(&std::fs::read_to_string(p.path("cuda/run.json"))?)?;
+    assert_eq!(run["states"], "matrix states kept of every step, 1 MiB");
+    p.clear()?;
     p.agree("train c.toml")?;
     let eval = |device: &str| p.ok(&format!("eval cuda --episodes 5 --json --device {device}"));
     let (one, two): (Value, Value) =

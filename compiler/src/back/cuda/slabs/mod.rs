@@ -221,7 +221,7 @@ impl Writer<'_> {
         if !launch.phase.row.is_empty() {
             self.row_blocks(&launch.phase);
         }
-        let (sweeps, others) = self.tracks(launch);
+        let [sweeps, others] = self.tracks(launch);
         for (track, rows) in others {
             self.track(track, rows, false);
         }
@@ -239,11 +239,12 @@ impl Writer<'_> {
     }
 
     /// The tracks of a launch, with the rows that a block takes together: those that sweep over matrices, and the others.
-    fn tracks<'l>(&self, launch: &'l Planned) -> (Vec<(&'l Track, usize)>, Vec<(&'l Track, usize)>) {
+    fn tracks<'l>(&self, launch: &'l Planned) -> [Vec<(&'l Track, usize)>; 2] {
         let is_matrix =
             |k: &usize| matches!(self.routine.nests[*k].extent, Extent::Matrix { .. } | Extent::Log { .. });
         let all = launch.phase.tracks.iter().zip(launch.together.iter().copied());
-        all.partition(|(track, _)| track.nests.iter().any(is_matrix))
+        let (sweeps, others) = all.partition(|(track, _)| track.nests.iter().any(is_matrix));
+        [sweeps, others]
     }
 
     /// The blocks of a track, as text.
