@@ -26,6 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Specs at sizes for which a device needs several blocks for a row: file, spec, sizes, rows of the batch.
 LARGE = [
     ("backpropamine/retroactive.bpm", "retroactive", {"N": 256, "I": 17, "A": 4}, 64),
+    ("backpropamine/retroactive.bpm", "retroactive", {"N": 512, "I": 17, "A": 4}, 16),
     ("plastic_lstm/plastic.bpm", "plastic_lstm", {"N": 1149, "I": 400, "O": 50}, 6),
     ("language_model/large_plastic.bpm", "large_plastic", {"N": 1149, "I": 400}, 6),
     ("language_model/large_modulated.bpm", "large_modulated", {"N": 1149, "I": 400}, 6),

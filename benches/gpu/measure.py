@@ -46,6 +46,8 @@ TOYS = [
 ]
 # A kernel for each step, and one for a whole sequence.
 TIERS = ("1", "2")
+# One way forward, the other backward.
+MIXED = ("1,2", "2,1")
 # What a kernel for each step moves. Forward: a matrix state is read and written; replayed: the same; backward: it is
 # read, its cotangent read and written. Four bytes each.
 BYTES = {"forward_ms": 8, "forward_backward_ms": 28}
@@ -179,13 +181,12 @@ class Measure:
         return [dict(zip(names, target)) for target in self.targets]
 
     def run_targets(self):
-        """Forward, and forward with backward, of every target, on the device by both tiers, and on the processor."""
+        """Forward, and forward with backward, of every target, on the device by every tier, and on the processor."""
         rate = self.results["steps"].get("bandwidth", {}).get("copy_bytes_per_second")
         found = {}
         for t in self.targets_of():
-            tiers = {tier: self.tier(t, tier, rate) for tier in TIERS}
-            # What --tier auto runs.
-            one = tiers["2"] if "forward_ms" in tiers["2"] else tiers["1"]
+            tiers = {tier: self.tier(t, tier, rate) for tier in (*TIERS, *MIXED, "auto")}
+            one = tiers["auto"]
             threads = os.cpu_count() or 1
             self_repeat, self.repeat = self.repeat, min(self.repeat, 3)
             cpu = self.bench(t["spec"], t["axes"], t["batch"], t["steps"], "--threads", threads, device="cpu")
@@ -194,11 +195,11 @@ class Measure:
         return found
 
     def tier(self, t, tier, rate):
-        """A target by a kernel for each step (1), or by one for a whole sequence (2), or why there is none."""
+        """A target with the kernels that `--tier` asks for, or why there are none: what it estimates, what it takes."""
         try:
             one = self.bench(t["spec"], t["axes"], t["batch"], t["steps"], "--tier", tier)
         except RuntimeError as refused:
-            if tier == "1" or "no kernels of whole sequences" not in str(refused):
+            if tier in ("1", "auto") or "no kernels of whole sequences" not in str(refused):
                 raise
             return {"not_run": next(line for line in str(refused).splitlines() if "no kernels of" in line)}
         for key, per_element in BYTES.items():

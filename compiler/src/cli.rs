@@ -1,7 +1,7 @@
 //! The arguments of `bpmc`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use compiler::back::cuda::Arch;
+use compiler::back::cuda::{Arch, Wish};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -112,7 +112,8 @@ pub(crate) struct Compile {
     /// Leave `#line` out of CUDA source, for reading.
     #[arg(long)]
     pub(crate) no_lines: bool,
-    /// The kernels of CUDA source: one per step (1), one for a whole sequence (2), or 2 where it fits (auto).
+    /// The kernels of CUDA source: some for each step (1), one for a whole sequence (2), one way forward and the other
+    /// backward (1,2 or 2,1), or what is estimated to take less time, direction by direction (auto).
     #[arg(long, value_enum, default_value_t, value_name = "TIER")]
     pub(crate) tier: Tier,
     /// The CUDA device that sequences are mapped to: sm_80, sm_86 or sm_90a.
@@ -224,8 +225,29 @@ pub(crate) enum Tier {
     /// One for a whole sequence.
     #[value(name = "2")]
     Sequences,
-    /// One for a whole sequence where that fits, else one for each step.
+    /// Forward by steps, backward by sequences.
+    #[value(name = "1,2")]
+    ForwardSteps,
+    /// Forward by sequences, backward by steps.
+    #[value(name = "2,1")]
+    BackwardSteps,
+    /// By direction what is estimated to take less time.
     Auto,
+}
+
+impl Tier {
+    /// What it asks for.
+    pub(crate) fn wish(self) -> Wish {
+        use compiler::back::cuda::Tier::{Sequences, Steps};
+        let tiers = match self {
+            Tier::Steps => Some([Steps, Steps]),
+            Tier::Sequences => Some([Sequences, Sequences]),
+            Tier::ForwardSteps => Some([Steps, Sequences]),
+            Tier::BackwardSteps => Some([Sequences, Steps]),
+            Tier::Auto => None,
+        };
+        Wish { tiers, one_by_one: false }
+    }
 }
 
 /// What gives the gradients under test.

@@ -8,7 +8,7 @@ use cli::{
     Backend, Check, Cli, Color, Command, Compile, Doc, DocFormat, Emit, Explain, Fmt, Format, Gradcheck,
     Load, Plan, Target, Tier,
 };
-use compiler::back::cuda::{Choice, Device, Grid, Mapping, Refusal, Wanted};
+use compiler::back::cuda::{Arch, Candidates, Device, Grid, Mapping, Refusal, Route, Wanted, Wish};
 use compiler::check::{Checked, check};
 use compiler::doc;
 use compiler::form::{self, Prefer};
@@ -211,8 +211,7 @@ fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, as_written: &Model, arg
     for stage in wanted {
         let mut text = match (stage, args.tier) {
             (Stage::Torch, _) => stages::emit(*stage, &stages::Subject { model: as_written, ..*subject })?,
-            (Stage::Cuda, Tier::Sequences | Tier::Auto) => sequences(subject, args)?,
-            (Stage::Cuda, _) => steps(subject, args)?,
+            (Stage::Cuda, tier) => cuda(subject, args, tier)?,
             _ => stages::emit(*stage, subject)?,
         };
         if args.no_lines {
@@ -230,25 +229,26 @@ fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, as_written: &Model, arg
     Ok(())
 }
 
-/// CUDA source that takes whole sequences; where that cannot be, the one for single steps, or an error.
-fn sequences(subject: &stages::Subject<'_>, args: &Compile) -> Result<String, Failure> {
-    let device = Device::new(args.arch, args.load.batch);
-    match (stages::cuda_sequences(subject, &device)?, args.tier) {
-        (Ok((source, _)), _) => Ok(source.text),
-        (Err(why), Tier::Auto) => {
-            say(&format!("kernels of single steps: {why}"));
-            steps(subject, args)
-        }
-        (Err(why), _) => Err(Failure::machine(format!("no kernels of whole sequences: {why}"))
-            .help("use --tier 1, which runs every model, or --tier auto")),
+/// CUDA source, mapped to the device and the batch, with the kernels that are asked for.
+fn cuda(subject: &stages::Subject<'_>, args: &Compile, tier: Tier) -> Result<String, Failure> {
+    let (grid, device) = places(args.arch, args.load.batch);
+    match (tier, tier.wish()) {
+        (Tier::Steps, _) => Ok(stages::cuda_for(subject, grid)?.text),
+        (_, wish) => match stages::cuda_chosen(subject, (grid, &device), wish)? {
+            Ok((source, route)) => {
+                say(&route.to_string());
+                Ok(source.text)
+            }
+            Err(why) => Err(Failure::machine(format!("no kernels of whole sequences: {why}"))
+                .help("use --tier 1, which runs every model, or --tier auto")),
+        },
     }
 }
 
-/// CUDA source that takes single steps, mapped to the device and the batch.
-fn steps(subject: &stages::Subject<'_>, args: &Compile) -> Result<String, Failure> {
-    let wanted = Wanted::default();
-    let grid = Grid { processors: args.arch.processors, batch: args.load.batch, wanted };
-    Ok(stages::cuda_for(subject, grid)?.text)
+/// A kind of device as steps and sequences are mapped to it.
+fn places(arch: Arch, batch: usize) -> (Grid, Device) {
+    let grid = Grid { processors: arch.processors, batch, wanted: Wanted::default() };
+    (grid, Device::new(arch, batch))
 }
 
 /// `NAME.step.txt`, `NAME.cu`
@@ -350,13 +350,13 @@ fn plan(args: &Plan, voice: Voice) -> Done {
     let loaded = load(&args.subject, voice)?;
     let usage = usage(&args.load, args.memory);
     let plan = stages::planned_as(&loaded.subject(&usage), prefer(&args.load, Prefer::Auto))?;
-    let device = Device::new(args.arch, args.load.batch);
-    let mapped = match args.target {
+    let chosen = match args.target {
         Target::Cuda => {
-            let grid =
-                Grid { processors: args.arch.processors, batch: args.load.batch, wanted: Wanted::default() };
-            let steps = stages::cuda_steps(&loaded.subject(&usage), grid)?;
-            Some((stages::map_sequences(&loaded.subject(&usage), &device)?, steps))
+            let (grid, device) = places(args.arch, args.load.batch);
+            let candidates = stages::cuda_candidates(&loaded.subject(&usage), grid, &device)?;
+            let route =
+                candidates.choose(Wish::default()).map_err(|why| Failure::machine(why.to_string()))?;
+            Some((candidates, route))
         }
         Target::Cpu | Target::Torch => None,
     };
@@ -366,16 +366,16 @@ fn plan(args: &Plan, voice: Voice) -> Done {
             if let Some(fields) = value.as_object_mut() {
                 fields.insert("schema".to_owned(), 1.into());
                 fields.insert("reason".to_owned(), "plan".into());
-                if let Some((mapped, steps)) = &mapped {
-                    fields.insert("cuda".to_owned(), cuda_json(mapped, steps, args));
+                if let Some((candidates, route)) = &chosen {
+                    fields.insert("cuda".to_owned(), cuda_json(candidates, route, args));
                 }
             }
             print(&format!("{value}\n"))?;
         }
         Format::Human | Format::Short => {
             print(&plan.text())?;
-            if let Some((mapped, steps)) = &mapped {
-                print(&cuda_text(mapped, steps, args))?;
+            if let Some((candidates, route)) = &chosen {
+                print(&cuda_text(candidates, route, args))?;
                 print(&states_text(&plan))?;
             }
         }
@@ -391,23 +391,22 @@ fn plan(args: &Plan, voice: Voice) -> Done {
     Ok(())
 }
 
-/// How sequences and steps are mapped to a CUDA device, in words.
-fn cuda_text(mapped: &Result<[Mapping; 2], Refusal>, choice: &Choice, args: &Plan) -> String {
+/// What runs on a CUDA device, and how sequences and steps are mapped to it, in words.
+fn cuda_text(candidates: &Candidates, route: &Route, args: &Plan) -> String {
     let arch = &args.arch;
-    let sequences = match mapped {
-        Ok([forward, backward]) => {
-            let memory = backward.memory(args.load.batch, args.load.steps);
-            let memory = memory.map_or(String::new(), |m| format!("  the device's memory: {m}\n"));
-            format!(
-                "CUDA, {}: whole sequences, the plastic state on the chip\n  forward\n{}  backward\n{}{memory}",
-                arch.name,
-                forward.text(arch),
-                backward.text(arch)
-            )
-        }
-        Err(why) => format!("CUDA, {}: no kernels of whole sequences: {why}\n", arch.name),
-    };
-    format!("{sequences}CUDA, {}: single steps\n{}", arch.name, choice.text())
+    let mut text = format!("CUDA, {}: what `--tier auto` takes, by estimates\n{}", arch.name, route.text());
+    text += &format!("CUDA, {}: whole sequences, the plastic state on the chip\n", arch.name);
+    for (word, mapped) in ["forward", "backward"].iter().zip(&candidates.sequences) {
+        text += &match mapped {
+            Ok(mapping) => format!("  {word}\n{}", mapping.text(arch)),
+            Err(why) => format!("  {word}: no kernels of whole sequences: {why}\n"),
+        };
+    }
+    let memory = candidates.sequences[1].as_ref().ok();
+    if let Some(memory) = memory.and_then(|m| m.memory(args.load.batch, args.load.steps)) {
+        text += &format!("  the device's memory: {memory}\n");
+    }
+    format!("{text}CUDA, {}: single steps\n{}", arch.name, candidates.steps.text())
 }
 
 /// What the matrix states of every step take on a device.
@@ -424,27 +423,43 @@ fn states_text(plan: &compiler::loops::plan::Plan) -> String {
 }
 
 /// The same for programs.
-fn cuda_json(mapped: &Result<[Mapping; 2], Refusal>, choice: &Choice, args: &Plan) -> serde_json::Value {
-    let (arch, steps) = (&args.arch, args.load.steps);
-    let one = |m: &Mapping| {
+fn cuda_json(candidates: &Candidates, route: &Route, args: &Plan) -> serde_json::Value {
+    let (choice, steps) = (&candidates.steps, args.load.steps);
+    let one = |which: usize| {
+        let direction = &route.directions[which];
+        let sequence = match &candidates.sequences[which] {
+            Ok(m) => mapping_json(m, steps, which == 1),
+            Err(Refusal(why)) => serde_json::json!({ "why_not": why }),
+        };
         serde_json::json!({
-            "cluster": m.cluster(), "threads": m.threads(), "shared_bytes": m.shared_bytes(),
-            "registers": m.registers, "waves": m.waves, "cycles_per_step": m.cycles.round(),
+            "tier": direction.tier.number(),
+            "microseconds_by_steps": direction.steps,
+            "microseconds_by_sequences": direction.sequences.as_ref().ok(),
+            "sequence": sequence,
         })
     };
     let single = serde_json::json!({
         "launches": choice.launches(), "microseconds": choice.times, "microseconds_by_rows": choice.by_rows,
         "words": choice.text(),
     });
-    match mapped {
-        Ok([f, b]) => serde_json::json!({
-            "arch": arch.name, "tier": 2, "forward": one(f), "backward": one(b), "steps": single,
-            "states": b.states(), "checkpoint_every": b.interval(steps), "snapshots": b.snapshots(b.interval(steps)),
-        }),
-        Err(why) => {
-            serde_json::json!({ "arch": arch.name, "tier": 1, "why": why.to_string(), "steps": single })
-        }
+    serde_json::json!({
+        "arch": args.arch.name, "tiers": route.tiers(), "why": route.why(),
+        "forward": one(0), "backward": one(1), "steps": single,
+    })
+}
+
+/// How a direction is mapped as a whole sequence.
+fn mapping_json(m: &Mapping, steps: usize, is_backward: bool) -> serde_json::Value {
+    let mut value = serde_json::json!({
+        "cluster": m.cluster(), "threads": m.threads(), "shared_bytes": m.shared_bytes(),
+        "registers": m.registers, "waves": m.waves, "cycles_per_step": m.cycles.round(),
+    });
+    if let (true, Some(fields)) = (is_backward, value.as_object_mut()) {
+        fields.insert("states".to_owned(), m.states().into());
+        fields.insert("checkpoint_every".to_owned(), m.interval(steps).into());
+        fields.insert("snapshots".to_owned(), m.snapshots(m.interval(steps)).into());
     }
+    value
 }
 
 fn gradcheck(args: &Gradcheck, voice: Voice) -> Done {

@@ -256,16 +256,6 @@ pub fn cuda_for(subject: &Subject<'_>, grid: back::cuda::Grid) -> Result<back::c
     })
 }
 
-/// How the steps of a model are mapped to a device.
-///
-/// # Errors
-/// [`StageError`] if sizes are missing or too large.
-pub fn cuda_steps(subject: &Subject<'_>, grid: back::cuda::Grid) -> Result<back::cuda::Choice, StageError> {
-    on_cuda(subject, LowerOptions { input_bars: true }, |program, spec| {
-        back::cuda::map_steps(program, spec, grid)
-    })
-}
-
 /// A model as CUDA C that takes whole sequences, with its mapping forward and backward; or why it cannot.
 ///
 /// # Errors
@@ -275,22 +265,42 @@ pub fn cuda_sequences(
     device: &back::cuda::Device,
 ) -> Result<Result<(back::cuda::Source, [back::cuda::Mapping; 2]), back::cuda::Refusal>, StageError> {
     on_cuda(subject, LowerOptions { input_bars: true }, |program, spec| {
-        let mapping = back::cuda::map_sequences(program, spec, device);
-        mapping.map(|m| (back::cuda::emit_sequences(program, spec, &m), m))
+        let [forward, backward] = back::cuda::map_sequences(program, spec, device);
+        let mapping = [forward?, backward?];
+        Ok((back::cuda::emit_sequences(program, spec, &mapping), mapping))
     })
 }
 
-/// How whole sequences of a model are mapped to a device when it is trained, forward and backward; or why they cannot
-/// be. Training needs no cotangents of inputs.
+/// A model as CUDA C for a batch on a device, direction by direction with the kernels that are wished for, and the
+/// choice; or why they cannot be had.
 ///
 /// # Errors
 /// [`StageError`] if sizes are missing or too large.
-pub fn map_sequences(
+pub fn cuda_chosen(
     subject: &Subject<'_>,
+    (grid, device): (back::cuda::Grid, &back::cuda::Device),
+    wish: back::cuda::Wish,
+) -> Result<Result<(back::cuda::Source, back::cuda::Route), back::cuda::Refusal>, StageError> {
+    on_cuda(subject, LowerOptions { input_bars: true }, |program, spec| {
+        let candidates = back::cuda::candidates(program, spec, grid, device);
+        let route = candidates.choose(wish)?;
+        let mapping = candidates.taken(&route);
+        Ok((back::cuda::emit_mixed(program, spec, mapping, grid), route))
+    })
+}
+
+/// What a device can do with a batch of a model that is trained: how steps are mapped to it, and whole sequences forward
+/// and backward, or why not. Training needs no cotangents of inputs.
+///
+/// # Errors
+/// [`StageError`] if sizes are missing or too large.
+pub fn cuda_candidates(
+    subject: &Subject<'_>,
+    grid: back::cuda::Grid,
     device: &back::cuda::Device,
-) -> Result<Result<[back::cuda::Mapping; 2], back::cuda::Refusal>, StageError> {
+) -> Result<back::cuda::Candidates, StageError> {
     on_cuda(subject, LowerOptions { input_bars: false }, |program, spec| {
-        back::cuda::map_sequences(program, spec, device)
+        back::cuda::candidates(program, spec, grid, device)
     })
 }
 

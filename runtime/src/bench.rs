@@ -74,10 +74,11 @@ pub struct Report {
     /// The name of the device, if it is none of the processor's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// Which kernels ran on the device: 1 for those of single steps, 2 for those of whole sequences.
+    /// Which kernels ran on the device, forward and backward: 1 for those of single steps, 2 for those of whole
+    /// sequences.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tier: Option<u8>,
-    /// Why, in words.
+    pub tiers: Option<[u8; 2]>,
+    /// Why, in words, with estimates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier_why: Option<String>,
     /// Where the way back has the matrix states from, in words.
@@ -160,8 +161,8 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
         form,
         backend: engine.backend().name(),
         device: place(&engine),
-        tier: engine.route().map(|r| r.tier),
-        tier_why: engine.route().map(|r| r.why.clone()),
+        tiers: engine.route().map(|r| r.tiers()),
+        tier_why: engine.route().map(|r| r.why()),
         states: engine.states(job.batch, job.steps),
         compile_ms,
         code_bytes: engine.code_bytes(),
@@ -206,9 +207,13 @@ impl Times {
 impl Report {
     /// Which kernels ran on a device, and why.
     fn tier_line(&self) -> String {
-        let both = self.tier.zip(self.tier_why.as_ref());
+        let both = self.tiers.zip(self.tier_why.as_ref());
         let states = self.states.as_ref().map_or(String::new(), |words| format!("; {words}"));
-        both.map_or(String::new(), |(tier, why)| format!("  tier {tier}: {why}{states}\n"))
+        let words = |(tiers, why): ([u8; 2], &String)| match tiers {
+            [f, b] if f == b => format!("  tier {f}: {why}{states}\n"),
+            [f, b] => format!("  tier {f},{b}: {why}{states}\n"),
+        };
+        both.map_or(String::new(), words)
     }
 
     /// For people.

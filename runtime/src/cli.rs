@@ -103,7 +103,8 @@ pub struct Train {
     /// Where to train: auto, cpu, cuda or cuda:N. `auto` takes a GPU where it is estimated to win.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: Device,
-    /// On a GPU: a kernel for each step (1), for a whole sequence (2), or for a sequence where that fits (auto).
+    /// On a GPU: a kernel for each step (1), for a whole sequence (2), one way forward and the other backward (1,2 or
+    /// 2,1), or what is estimated to take less time, direction by direction (auto).
     #[arg(long, value_enum, default_value = "auto", value_name = "TIER")]
     pub tier: Tier,
     /// How plastic matrices are kept; short for --set run.prefer=FORM.
@@ -156,7 +157,8 @@ pub struct Eval {
     /// Where to evaluate: auto, cpu, cuda or cuda:N. `auto` takes a GPU where it is estimated to win.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: Device,
-    /// On a GPU: a kernel for each step (1), for a whole sequence (2), or for a sequence where that fits (auto).
+    /// On a GPU: a kernel for each step (1), for a whole sequence (2), one way forward and the other backward (1,2 or
+    /// 2,1), or what is estimated to take less time, direction by direction (auto).
     #[arg(long, value_enum, default_value = "auto", value_name = "TIER")]
     pub tier: Tier,
     /// What runs the model on the processor.
@@ -229,7 +231,8 @@ pub struct Run {
     /// Where to run: cpu, cuda or cuda:N; `auto` is the processor here.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: Device,
-    /// On a GPU: a kernel for each step (1), for a whole sequence (2), or for a sequence where that fits (auto).
+    /// On a GPU: a kernel for each step (1), for a whole sequence (2), one way forward and the other backward (1,2 or
+    /// 2,1), or what is estimated to take less time, direction by direction (auto).
     #[arg(long, value_enum, default_value = "auto", value_name = "TIER")]
     pub tier: Tier,
     /// How plastic matrices are kept: as matrices, or as the events that made them. Left out, they
@@ -309,7 +312,8 @@ pub struct Bench {
     /// Where to run: cpu, cuda or cuda:N; `auto` is the processor here.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: Device,
-    /// On a GPU: a kernel for each step (1), for a whole sequence (2), or for a sequence where that fits (auto).
+    /// On a GPU: a kernel for each step (1), for a whole sequence (2), one way forward and the other backward (1,2 or
+    /// 2,1), or what is estimated to take less time, direction by direction (auto).
     #[arg(long, value_enum, default_value = "auto", value_name = "TIER")]
     pub tier: Tier,
     /// What runs the model on the processor.

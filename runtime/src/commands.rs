@@ -4,7 +4,7 @@ use crate::cli::{
     BackendName, Bench, Compare, Device, Episodes, Eval, Export, Gradcheck, Plot, Run as RunArgs, Sample,
     Train,
 };
-use crate::engine::device::{self, DeviceId, Mapped, Route, Tier, Work};
+use crate::engine::device::{self, DeviceId, Mapped, Tier, Work};
 use crate::engine::{Backend, Mode};
 use crate::exact::{self, Given};
 use crate::language::{self, Split, Text};
@@ -99,14 +99,8 @@ fn here(device: Device, name: BackendName, voice: Voice) -> Result<Backend, Erro
 }
 
 /// What a recipe is going to run, as a device is chosen for it.
-fn weighed(
-    spec: &Spec,
-    recipe: &Recipe,
-    threads: usize,
-    tier: Tier,
-) -> Result<(Work, Option<Mapped>), Error> {
-    let mapped = (tier != Tier::Steps).then(|| setup::mapped(spec, recipe)).transpose()?;
-    Ok((setup::work(spec, recipe, threads)?, mapped))
+fn weighed(spec: &Spec, recipe: &Recipe, threads: usize, tier: Tier) -> Result<(Work, Mapped), Error> {
+    Ok((setup::work(spec, recipe, threads)?, setup::mapped(spec, recipe, tier)?))
 }
 
 /// Where a command runs: `auto` weighs the work.
@@ -114,13 +108,13 @@ fn place(
     device: Device,
     name: BackendName,
     voice: Voice,
-    work: impl FnOnce() -> Result<(Work, Option<Mapped>), Error>,
+    work: impl FnOnce() -> Result<(Work, Mapped), Error>,
 ) -> Result<Backend, Error> {
     if device != Device::Auto || name != BackendName::Auto {
         return here(device, name, voice);
     }
     let (work, mapped) = work()?;
-    let choice = device::choose(&work, mapped.as_ref());
+    let choice = device::choose(&work, &mapped);
     choice.reason.iter().for_each(|r| voice.note(r));
     Ok(choice.backend.unwrap_or_else(|| backend(name, voice)))
 }
@@ -209,10 +203,7 @@ fn headline(run: &Run, machine: Machine) -> String {
     let threads = machine.threads.min(t.recipe.schedule.batch);
     let place = match (t.engine.device(), machine.backend) {
         (Some(device), _) => {
-            let route = t
-                .engine
-                .route()
-                .map_or(String::new(), |Route { tier, why }| format!(" (tier {tier}: {why})"));
+            let route = t.engine.route().map_or(String::new(), |route| format!(" ({route})"));
             let states = t.engine.states(t.recipe.schedule.batch, crate::setup::longest(&t.recipe));
             let states = states.map_or(String::new(), |words| format!(", {words}"));
             format!("on {}{route}{states}", device.about().name)

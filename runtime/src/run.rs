@@ -467,7 +467,14 @@ fn place(machine: Machine, engine: &Engine, recipe: &Recipe) -> Value {
         "flags": std::env::args().skip(1).collect::<Vec<_>>(),
     });
     if let Some(route) = engine.route() {
-        append(&mut place, json!({ "tier": route.tier, "tier_why": route.why }));
+        let estimates = route
+            .directions
+            .each_ref()
+            .map(|d| json!({ "steps": d.steps, "sequences": d.sequences.as_ref().ok() }));
+        append(
+            &mut place,
+            json!({ "tiers": route.tiers(), "tier_why": route.why(), "tier_microseconds": estimates }),
+        );
         if let Some(states) = engine.states(recipe.schedule.batch, crate::setup::longest(recipe)) {
             append(&mut place, json!({ "states": states }));
         }

@@ -13,7 +13,7 @@ use crate::spec::Spec;
 use crate::task::Goal;
 use crate::train::Trainer;
 use crate::wiring::{Wiring, bind_sizes, seen};
-use compiler::back::cuda;
+use compiler::back::cuda::{self, Grid, Wanted};
 use compiler::form::{Form, Prefer};
 use compiler::ir::{Shape, Sizes};
 use compiler::loops::plan::{Tapes, Use};
@@ -60,6 +60,7 @@ pub fn trainer_on(spec: Spec, recipe: Recipe, machine: Machine, mode: Mode) -> R
         chaining,
         batch,
         tier,
+        one_by_one: one_by_one(&recipe) || mode == Mode::Infer,
         ..EngineOptions::default()
     };
     let (kept, kept_sizes, form) = in_form(&model, &sizes, &recipe, backend)?;
@@ -99,24 +100,33 @@ pub fn work(spec: &Spec, recipe: &Recipe, threads: usize) -> Result<Work, Error>
     Ok(Work { elements, batch, steps, answers, threads })
 }
 
-/// How fast whole sequences of a recipe's model run on a device, by the estimate of the compiler.
+/// Whether somebody answers every step of a recipe's task.
+fn one_by_one(recipe: &Recipe) -> bool {
+    matches!(recipe.task.goal(), Goal::Act(_))
+}
+
+/// How fast a recipe's model runs on a device with the kernels that are asked for, by the estimates of the compiler.
 ///
 /// # Errors
 /// If spec and task do not fit together.
-pub fn mapped(spec: &Spec, recipe: &Recipe) -> Result<Mapped, Error> {
+pub fn mapped(spec: &Spec, recipe: &Recipe, tier: Tier) -> Result<Mapped, Error> {
     let seen = seen(&*recipe.task, &recipe.learner, &recipe.encoder);
     let sizes = bind_sizes(&spec.model, &*recipe.task, seen, &recipe.sizes)?;
     // What asks for a device has the kernels of one.
     let (model, _, _) = in_form(&spec.model, &sizes, recipe, Backend::CRANELIFT)?;
     let (bound, batch) = (bound(&spec.model, &sizes), recipe.schedule.batch);
     let (file, source) = (spec.path.clone(), spec.source.clone());
+    let wish = tier.wish(one_by_one(recipe));
     Ok(Box::new(move |arch| {
         let threads = 1;
         let usage =
             Use { batch, steps: 1, threads, tapes: Tapes::PerThread, checkpoint_every: None, memory: None };
         let subject = Subject { file: &file, source: &source, model: &model, bound: &bound, usage: &usage };
-        let mapping = stages::map_sequences(&subject, &cuda::Device::new(*arch, batch)).ok()?.ok()?;
-        Some(mapping.map(|m| m.cycles))
+        let grid = Grid { processors: arch.processors, batch, wanted: Wanted::Fastest };
+        let candidates = stages::cuda_candidates(&subject, grid, &cuda::Device::new(*arch, batch)).ok()?;
+        // What cannot be had is said when it is taken.
+        let route = candidates.choose(wish).or_else(|_| candidates.choose(cuda::Wish::default())).ok()?;
+        Some(route.directions.map(|d| d.microseconds()))
     }))
 }
 

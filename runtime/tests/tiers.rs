@@ -1,4 +1,4 @@
-//! `bpm --device cuda --tier 1|2|auto` on the emulated device: whole trainings, evaluations and exact runs with kernels
+//! `bpm --device cuda --tier 1|2|1,2|2,1|auto` on the emulated device: whole trainings, evaluations and exact runs with kernels
 //! of whole sequences against those of single steps and against the processor, and what is said of the choice.
 //!
 //! What is measured in training agrees to 1e-4, as for any device: the first updates of a run do not
@@ -157,18 +157,31 @@ impl Place {
     }
 
     /// Trains on the processor and with both tiers, and compares all that is measured.
-    fn agree(&self, args: &str) -> Outcome {
+    /// Where steps come one by one, they go forward by kernels of single steps whatever is asked for.
+    fn agree(&self, args: &str, one_by_one: bool) -> Outcome {
         self.ok(&format!("{args} --device cpu --out cpu"))?;
         let expected = self.metrics("cpu")?;
         assert!(!expected.is_empty(), "{args}");
-        for tier in ["1", "2", "auto"] {
+        for (tier, [known_forward, known_backward]) in
+            [("1", [1, 1]), ("2", [2, 2]), ("auto", [2, 2]), ("1,2", [1, 2]), ("2,1", [2, 1])]
+        {
             let run = format!("tier-{tier}");
             let (_, said) = self.ok(&format!("{args} --device cuda --tier {tier} --out {run}"))?;
-            let known = if tier == "1" { 1 } else { 2 };
-            assert!(said.lines().any(|l| l.contains(&format!("(tier {known}: a "))), "{said}");
+            let known = [if one_by_one { 1 } else { known_forward }, known_backward];
+            let number = match known {
+                [f, b] if f == b => f.to_string(),
+                [f, b] => format!("{f},{b}"),
+            };
+            assert!(said.lines().any(|l| l.contains(&format!("(tier {number}: a "))), "{said}");
             let about = self.json(&format!("{run}/run.json"))?;
-            assert_eq!(about["tier"], known, "{about}");
+            assert_eq!(about["tiers"], serde_json::json!(known), "{about}");
             assert!(about["tier_why"].as_str().is_some_and(|why| why.len() > 20), "{about}");
+            for direction in [0, 1] {
+                let estimates = &about["tier_microseconds"][direction];
+                assert!(estimates["steps"].as_f64().is_some_and(|us| 0.0 < us), "{about}");
+                let has_both = estimates["sequences"].as_f64().is_some_and(|us| 0.0 < us);
+                assert_eq!(has_both, tier != "1", "{about}");
+            }
             let found = self.metrics(&run)?;
             assert_eq!(found.len(), expected.len(), "{args}");
             for (x, y) in expected.iter().zip(&found) {
@@ -192,7 +205,7 @@ fn environments_agree_and_runs_go_on_with_their_bits() -> Outcome {
         return Ok(());
     }
     let p = Place::new()?;
-    p.agree("train r.toml")?;
+    p.agree("train r.toml", true)?;
     // A run that was interrupted ends with the bits of one that was not.
     p.ok("train r.toml --device cuda --updates 2 --out parts")?;
     p.ok("train parts --resume --device cuda --updates 3")?;
@@ -209,7 +222,7 @@ fn known_sequences_and_texts_agree() -> Outcome {
         return Ok(());
     }
     let p = Place::new()?;
-    p.agree("train c.toml")?;
+    p.agree("train c.toml", false)?;
     let p = Place::new()?;
     std::fs::create_dir(p.path("words"))?;
     let words = ["a", "b", "c", "d"];
@@ -219,7 +232,7 @@ fn known_sequences_and_texts_agree() -> Outcome {
     for (name, count) in [("train", 99), ("valid", 40), ("test", 40)] {
         std::fs::write(p.path("words").join(format!("{name}.txt")), text(count, count % 7) + "\n")?;
     }
-    p.agree("train w.toml --data words")
+    p.agree("train w.toml --data words", false)
 }
 
 fn wave(shape: &[usize], tag: f64, scale: f64) -> Tensor {
@@ -316,9 +329,9 @@ fn what_cannot_be_mapped_is_told() -> Outcome {
     }
     let small =
         "bench retroactive.bpm --axis I=3 --axis A=2 --axis N=9 --batch 2 --steps 3 --repeat 1 --device cuda";
-    for (tier, number) in [("1", 1), ("2", 2), ("auto", 2)] {
+    for (tier, tiers) in [("1", [1, 1]), ("2", [2, 2]), ("auto", [2, 2]), ("1,2", [1, 2]), ("2,1", [2, 1])] {
         let (text, _) = p.ok(&format!("{small} --tier {tier} --json"))?;
-        assert_eq!(serde_json::from_str::<Value>(&text)?["tier"], number);
+        assert_eq!(serde_json::from_str::<Value>(&text)?["tiers"], serde_json::json!(tiers));
     }
     assert!(p.ok(small)?.0.contains("  tier 2: a sequence is one launch, "));
     let out = p.bpm(&format!("{small} --tier 3"))?;

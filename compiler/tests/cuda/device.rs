@@ -393,6 +393,19 @@ pub(crate) fn sequences(
     stages::cuda_sequences(&subject, device).expect("sizes for every axis")
 }
 
+/// A model as CUDA C with the kernels that are wished for in each direction, or why there are none.
+pub(crate) fn chosen(
+    text: &str,
+    model: &Model,
+    bound: &BTreeMap<String, usize>,
+    on: (Grid, &compiler::back::cuda::Device),
+    wish: compiler::back::cuda::Wish,
+) -> Result<(Source, compiler::back::cuda::Route), compiler::back::cuda::Refusal> {
+    let file = format!("{}.bpm", model.name);
+    let subject = Subject { file: &file, source: text, model, bound, usage: &USAGE };
+    stages::cuda_chosen(&subject, on, wish).expect("sizes for every axis")
+}
+
 /// The sizes as the compiler has them.
 pub(crate) fn bind(model: &Model, bound: &BTreeMap<String, usize>) -> Sizes {
     Sizes::bind(&model.axes, bound).expect("sizes for every axis")

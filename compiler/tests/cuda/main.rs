@@ -7,6 +7,7 @@ mod device;
 mod goldens;
 mod library;
 mod mistakes;
+mod mixed;
 mod persistent;
 mod sequences;
 mod slabs;

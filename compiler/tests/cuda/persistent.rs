@@ -36,7 +36,7 @@ fn check(
 }
 
 /// The mappings of the whole test: sizes, steps, blocks and threads.
-const ALL: [((usize, usize), Mapping); 7] = [
+const ALL: [((usize, usize), Mapping); 8] = [
     ((33, 9), (1, 160)),
     ((33, 9), (2, 96)),
     ((1, 3), (1, 64)),
@@ -44,6 +44,7 @@ const ALL: [((usize, usize), Mapping); 7] = [
     ((100, 2), (1, 416)),
     ((100, 4), (4, 128)),
     ((33, 4), (8, 32)),
+    ((100, 3), (16, 32)),
 ];
 
 #[test]

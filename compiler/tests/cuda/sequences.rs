@@ -214,11 +214,11 @@ impl<'s> Batch<'s> {
         let steps = stretch.end - stretch.first;
         let at = |t: usize| At { frame: number(stretch.frame(t)), ..At::default() };
         self.launch(BEFORE, steps, at(stretch.first));
-        if let Some(sequences) = &self.source.sequences {
+        if let Some(launch) = self.source.sequences.as_ref().and_then(|s| s.forward.as_ref()) {
             let all = self.program().matrices_len * ROWS;
             let count = steps.div_ceil(self.interval);
             let mut saved = vec![f32::NAN; all * count];
-            self.sequence(&sequences.forward, false, stretch, &mut saved);
+            self.sequence(launch, false, stretch, &mut saved);
             self.checkpoints.extend(saved.chunks(all.max(1)).map(<[f32]>::to_vec));
             self.launch(AFTER, steps, at(stretch.first));
             return;
@@ -300,12 +300,12 @@ impl<'s> Batch<'s> {
             snapshot: number(t - start),
         };
         self.launch(BACK_BEFORE, end - first, at(first, first));
-        if let Some(sequences) = &self.source.sequences {
+        if let Some(launch) = self.source.sequences.as_ref().and_then(|s| s.backward.as_ref()) {
             let count =
                 if self.program().matrices_len > 0 { (end - first).div_ceil(self.interval) } else { 0 };
             let from = self.checkpoints.len() - count;
             let mut saved: Vec<f32> = self.checkpoints.drain(from..).flatten().collect();
-            self.sequence(&sequences.backward, true, stretch, &mut saved);
+            self.sequence(launch, true, stretch, &mut saved);
             self.launch(BACK_AFTER, end - first, at(first, first));
             self.hoist(at(first, first), end - first);
             return (0..ROWS).map(|row| self.collect_bars(row, first)).collect();

@@ -90,6 +90,9 @@ pub struct EngineOptions {
     /// On a device: which kernels run. Those of whole sequences have bits of their own, which depend on how they are
     /// mapped to the device, and so on [`EngineOptions::batch`].
     pub tier: Tier,
+    /// Whether steps come one by one, so that no sequence is known before it has run: then kernels of whole sequences
+    /// may go backward alone.
+    pub one_by_one: bool,
     /// Rows of the batches that are expected on a device, for which it shares out its work: 0 if that is not known.
     pub batch: usize,
     /// How a device shares out the work of a step.
@@ -105,6 +108,7 @@ impl Default for EngineOptions {
             teams: 0,
             chaining: Chaining::Never,
             tier: Tier::Steps,
+            one_by_one: false,
             batch: 0,
             mapping: Wanted::Fastest,
         }
@@ -388,7 +392,9 @@ impl Engine {
         let grid = Grid { processors: device.about().multiprocessors, batch, wanted: options.mapping };
         let source = compiler::back::cuda::emit_for(&program, &spec, grid);
         let mut code = device::Code::new(device, &source, (model, sizes))?;
-        code.take_sequences(options.tier, (&program, &spec), batch)?;
+        if let Some(steps) = source.choice {
+            code.take_sequences(options.tier.wish(options.one_by_one), (&program, &spec), steps)?;
+        }
         let (kind, teams) = (Kind::Device(Arc::new(code)), vec![]);
         let (program, spare) = (source.program, Mutex::new(vec![]));
         let packed = vec![false; interpreter.model.params.len()];
@@ -424,7 +430,7 @@ impl Engine {
     /// Which kernels run on a device, and why; none on the processor.
     pub fn route(&self) -> Option<&Route> {
         match &self.kind {
-            Kind::Device(code) => Some(code.route()),
+            Kind::Device(code) => code.route(),
             Kind::Interp | Kind::Jit(_) | Kind::Chain(_) | Kind::Torch(_) => None,
         }
     }

@@ -51,8 +51,8 @@ extern "C" char __stop_emulated_shared[] __attribute__((visibility("hidden")));
 
 namespace emulator {
 
-constexpr unsigned MOST_THREADS = 8192;
-constexpr unsigned MOST_BLOCKS = 8;
+constexpr unsigned MOST_THREADS = 16384;
+constexpr unsigned MOST_BLOCKS = 16;
 constexpr size_t DYNAMIC = 232448;
 constexpr unsigned MOST_COPIES = 1024;
 constexpr size_t STACK = 64 * 1024;

@@ -49,6 +49,7 @@
 //! `emulator.h` runs the same source on a processor: blocks and threads in any order.
 
 mod barriers;
+pub mod choice;
 mod names;
 mod nest;
 mod origins;
@@ -62,6 +63,7 @@ use crate::loops::{
     Access, Base, Extent, NAMES, Nest, Place, Program, Rank1, Routine, by_columns, onward, routines,
 };
 use barriers::Barriers;
+pub use choice::{Candidates, Route, Tier, Wish};
 use names::{Names, pointer, value_name};
 use nest::{Bundle, Kernel};
 use origins::Origins;
@@ -117,19 +119,22 @@ pub struct Source {
     pub choice: Option<Choice>,
     /// The kernels of the gradients that are hoisted, by [`Program::rank1`].
     pub hoisted: Vec<String>,
-    /// The kernels of whole sequences, which then take the place of those of single steps.
+    /// The kernels of whole sequences, which take the place of those of single steps in their directions.
     pub sequences: Option<Sequences>,
 }
 
 /// Routines that stand apart from the loop over time, by [`NAMES`].
 const APART: [usize; 4] = [0, 4, 6, 10];
 
+/// The replay, by [`NAMES`].
+const REPLAY: usize = 5;
+
 /// Spells a program for one row, whose grid then has a block for every row of the batch.
 ///
 /// # Panics
 /// If the program is for several rows.
 pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
-    spell(program, spec, None, None)
+    spell(program, spec, [None, None], None)
 }
 
 /// Spells a program for one row, with the mapping that suits a device and a batch.
@@ -137,7 +142,7 @@ pub fn emit(program: &Program, spec: &Spec<'_>) -> Source {
 /// # Panics
 /// If the program is for several rows.
 pub fn emit_for(program: &Program, spec: &Spec<'_>, grid: Grid) -> Source {
-    spell(program, spec, None, Some(grid))
+    spell(program, spec, [None, None], Some(grid))
 }
 
 /// How the steps of a program are mapped to a device.
@@ -159,14 +164,20 @@ pub fn map_steps(program: &Program, spec: &Spec<'_>, grid: Grid) -> Choice {
 /// # Panics
 /// If the program is for several rows, or the mapping for another program.
 pub fn emit_sequences(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]) -> Source {
-    spell(program, spec, Some(mapping), None)
+    spell(program, spec, mapping.each_ref().map(Some), None)
 }
 
-/// How whole sequences of a program are mapped to a device, forward and backward.
+/// Spells a program with kernels that take whole sequences in the directions that are mapped, and kernels of single
+/// steps in the others, mapped to a device and a batch.
 ///
-/// # Errors
-/// Why they cannot be.
-pub fn map_sequences(program: &Program, spec: &Spec<'_>, device: &Device) -> Result<[Mapping; 2], Refusal> {
+/// # Panics
+/// If the program is for several rows, or the mapping for another program.
+pub fn emit_mixed(program: &Program, spec: &Spec<'_>, mapping: [Option<&Mapping>; 2], grid: Grid) -> Source {
+    spell(program, spec, mapping, Some(grid))
+}
+
+/// How whole sequences of a program are mapped to a device, forward and backward; or why a direction cannot be.
+pub fn map_sequences(program: &Program, spec: &Spec<'_>, device: &Device) -> [Result<Mapping, Refusal>; 2] {
     let program = by_columns(program);
     let names = Names::new(&program, spec);
     let word = |place: Place, backward: bool| {
@@ -174,6 +185,18 @@ pub fn map_sequences(program: &Program, spec: &Spec<'_>, device: &Device) -> Res
         word.unwrap_or_else(|| format!("m{}", place.offset))
     };
     sequence::solver::solve(&program, &word, device)
+}
+
+/// What a device can do with a batch: steps are mapped to `grid`, sequences to `device`.
+///
+/// # Panics
+/// If the program is for several rows.
+pub fn candidates(program: &Program, spec: &Spec<'_>, grid: Grid, device: &Device) -> Candidates {
+    Candidates {
+        steps: map_steps(program, spec, grid),
+        sequences: map_sequences(program, spec, device),
+        states: program.matrices_len,
+    }
 }
 
 /// Kernels that take whole sequences, as a source of their own beside that of [`emit`].
@@ -185,12 +208,12 @@ pub struct Whole {
     pub sequences: Sequences,
 }
 
-/// Spells the kernels of whole sequences alone: what stands apart from the loop over time, hoisted gradients and
-/// the sum over rows are those of [`emit`].
+/// Spells the kernels of whole sequences alone, in the directions that are mapped: what stands apart from the loop
+/// over time, hoisted gradients and the sum over rows are those of [`emit`].
 ///
 /// # Panics
 /// If the program is for several rows, or the mapping for another program.
-pub fn emit_whole(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]) -> Whole {
+pub fn emit_whole(program: &Program, spec: &Spec<'_>, mapping: [Option<&Mapping>; 2]) -> Whole {
     assert!(program.rows == 1, "the grid takes the rows of the batch");
     let program = by_columns(program);
     let names = Names::new(&program, spec);
@@ -198,26 +221,29 @@ pub fn emit_whole(program: &Program, spec: &Spec<'_>, mapping: &[Mapping; 2]) ->
     let mut text = Text::new(spec.file, &format!("{}.sequences.cu", spec.name));
     head(&mut text, &program, spec, threads(&program, &names, &origins));
     text.lines(&names.source());
-    let [forward, backward] = mapping;
-    let sequences = sequence::write(&mut text, &program, &names, &origins, [forward, backward]);
+    let sequences = sequence::write(&mut text, &program, &names, &origins, mapping);
     Whole { text: text.finish(), sequences }
 }
 
-fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>, grid: Option<Grid>) -> Source {
+/// Spells the routines that no sequence takes, and sequences where they are mapped.
+fn spell(program: &Program, spec: &Spec<'_>, mapping: [Option<&Mapping>; 2], grid: Option<Grid>) -> Source {
     assert!(program.rows == 1, "the grid takes the rows of the batch");
-    let mut program = by_columns(program);
-    if mapping.is_none() {
-        program = onward(&program);
-    }
+    let whole = by_columns(program);
+    let (whole_names, whole_origins) = (Names::new(&whole, spec), Origins::new(&whole, *spec));
+    // Sequences hold the states themselves.
+    let by_steps = if mapping.iter().all(Option::is_some) { whole.clone() } else { onward(&whole) };
     let choice = grid.map(|grid| {
-        let (names, origins) = (Names::new(&program, spec), Origins::new(&program, *spec));
+        let (names, origins) = (Names::new(&by_steps, spec), Origins::new(&by_steps, *spec));
         let subject = slabs::Subject { names: &names, origins: &origins, backward: false };
-        slabs::solver::choose(&program, &subject, grid)
+        slabs::solver::choose(&by_steps, &subject, grid)
     });
-    if let Some(choice) = &choice {
-        let postponed = choice.postpones().then(|| crate::loops::postpone(&program)).flatten();
-        program = crate::loops::cut(&postponed.unwrap_or(program), &choice.cuts);
-    }
+    let program = match &choice {
+        Some(choice) => {
+            let postponed = choice.postpones().then(|| crate::loops::postpone(&by_steps)).flatten();
+            crate::loops::cut(&postponed.unwrap_or(by_steps), &choice.cuts)
+        }
+        None => by_steps,
+    };
     let names = Names::new(&program, spec);
     let origins = Origins::new(&program, *spec);
     let threads = threads(&program, &names, &origins);
@@ -226,11 +252,13 @@ fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>, gri
     text.lines(&names.source());
     let mut kernels: [Vec<StepKernel>; NAMES.len()] = [const { vec![] }; NAMES.len()];
     for (k, routine) in routines(&program).into_iter().enumerate().filter(|(_, r)| !r.nests.is_empty()) {
-        if mapping.is_some() && !APART.contains(&k) {
+        // A replay belongs to the way back.
+        let is_backward = k >= REPLAY;
+        if mapping[usize::from(is_backward)].is_some() && !APART.contains(&k) {
             continue;
         }
         let name = NAMES[k].replace('.', "_");
-        let backward = k > 5;
+        let backward = k > REPLAY;
         if let (Some(choice), Some(_)) = (&choice, routine.cut) {
             let subject = slabs::Subject { names: &names, origins: &origins, backward };
             let words = (k, name.as_str(), MEANINGS[k]);
@@ -244,7 +272,11 @@ fn spell(program: &Program, spec: &Spec<'_>, mapping: Option<&[Mapping; 2]>, gri
     }
     let hoisted = program.rank1.iter().enumerate();
     let hoisted = hoisted.map(|(k, r)| write_hoisted(&mut text, &names, spec, k, r)).collect();
-    let sequences = mapping.map(|[f, b]| sequence::write(&mut text, &program, &names, &origins, [f, b]));
+    // Sequences take sums in orders of their own: nothing of them is cut. The regions are the same but for scratch,
+    // which they do not have.
+    let is_mapped = mapping.iter().any(Option::is_some);
+    let sequences =
+        is_mapped.then(|| sequence::write(&mut text, &whole, &whole_names, &whole_origins, mapping));
     Source { text: text.finish(), program: program.clone(), kernels, choice, hoisted, sequences }
 }
 

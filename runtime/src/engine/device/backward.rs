@@ -171,7 +171,7 @@ impl Tape {
             w.whole(to, from, p.matrices_len)?;
         }
         w.code.apart(BACK_BEFORE, w.rows, end - first, tape, at(first, first))?;
-        if let Some(whole) = &w.code.whole {
+        if let Some(whole) = w.code.sequence(true) {
             let span = Span {
                 frame: at(first, first).frame,
                 adjoint: number(first as isize),

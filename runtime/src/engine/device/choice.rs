@@ -9,17 +9,9 @@
 //! second and thread (measured: 1.3 to 2.2 thousand million, out of caches and in them); rows are shared by as many
 //! threads as there are rows.
 //!
-//! **On a GPU** it costs
-//!
-//! * launches: two forward, one of replay, two backward, one for what stands apart; recorded, [`LAUNCH`] each;
-//! * bytes: 28 for each element of a matrix state, going forward (read and write), replaying (read and write)
-//!   and backward (read; cotangents read and written), at [`BANDWIDTH`], or what the multiprocessors that have
-//!   blocks move, [`PER_PROCESSOR`] each: a row has a block for every [`COLUMNS`] columns of a square matrix with its
-//!   elements;
-//! * where an environment on the processor answers, a transfer each way and the wait for it, [`ROUND_TRIP`] per step.
-//!
-//! Where whole sequences can be mapped to it, a step costs what the compiler's solver estimates, in cycles of
-//! [`CLOCK`]; but forward steps that an environment answers are launched one by one, as above.
+//! **On a GPU** it costs what the compiler estimates of the kernels that would run, forward and backward: the same
+//! numbers that decide which they are ([`compiler::back::cuda::Candidates`]) and that plans print. Where an environment
+//! on the processor answers, a transfer each way and the wait for it come to each step, [`ROUND_TRIP`].
 //!
 //! A GPU is taken if it is estimated to be at least [`MARGIN`] times as fast, and if the batch fits into
 //! its memory.
@@ -31,26 +23,8 @@ use std::fmt;
 
 /// Elements of matrix states per second and thread, forward and backward.
 const PER_THREAD: f64 = 1.7e9;
-/// Seconds per recorded launch.
-const LAUNCH: f64 = 2.0e-6;
-/// Launches per step.
-const LAUNCHES: f64 = 6.0;
-/// Of these, those going forward.
-const FORWARD_LAUNCHES: f64 = 2.0;
-/// Bytes per element of a matrix state and step.
-const BYTES: f64 = 28.0;
-/// Bytes per second of a GPU's memory: of one of 2020 or later for servers, less a fifth.
-const BANDWIDTH: f64 = 1.5e12;
-/// Bytes per second that one multiprocessor moves.
-const PER_PROCESSOR: f64 = 4e10;
-/// Columns of a block.
-const COLUMNS: f64 = 32.0;
-/// Of the bytes of a step, those going forward.
-const FORWARD: f64 = 8.0 / 28.0;
-/// Cycles of a GPU per second.
-const CLOCK: f64 = 1.755e9;
-/// Seconds from the host to the device and back.
-const ROUND_TRIP: f64 = 40e-6;
+/// Microseconds from the host to the device and back.
+const ROUND_TRIP: f64 = 40.0;
 /// How much faster a GPU must be.
 const MARGIN: f64 = 1.5;
 
@@ -77,22 +51,13 @@ pub(super) struct Estimate {
 }
 
 impl Work {
-    /// `cycles`: those of a step of the whole batch forward and backward, if sequences are mapped.
-    fn estimate(&self, multiprocessors: usize, cycles: Option<[f64; 2]>) -> Estimate {
+    /// `kernels`: microseconds of a step of the whole batch on the device, forward and backward.
+    fn estimate(&self, kernels: [f64; 2]) -> Estimate {
         let (elements, batch) = (self.elements as f64, self.batch as f64);
         let threads = self.threads.min(self.batch).max(1) as f64;
-        let processor = elements * (batch / threads).ceil() / PER_THREAD;
-        let blocks = batch * (elements.sqrt() / COLUMNS).ceil().max(1.0);
-        let busy = blocks.min(multiprocessors.max(1) as f64);
-        let moved = BYTES * elements * batch / BANDWIDTH.min(busy * PER_PROCESSOR);
+        let processor = 1e6 * elements * (batch / threads).ceil() / PER_THREAD;
         let trip = if self.answers { ROUND_TRIP } else { 0.0 };
-        let single = trip + FORWARD_LAUNCHES * LAUNCH + FORWARD * moved;
-        let device = match (cycles, self.answers) {
-            (Some([forward, backward]), false) => (forward + backward) / CLOCK,
-            (Some([_, backward]), true) => single + backward / CLOCK,
-            (None, _) => single + (LAUNCHES - FORWARD_LAUNCHES) * LAUNCH + (1.0 - FORWARD) * moved,
-        };
-        Estimate { processor: 1e6 * processor, device: 1e6 * device }
+        Estimate { processor, device: trip + kernels.iter().sum::<f64>() }
     }
 
     /// Bytes of the matrix states that training keeps, roughly: checkpoints and snapshots.
@@ -126,11 +91,11 @@ pub struct Choice {
     pub reason: Option<String>,
 }
 
-/// Cycles of a step of the whole batch, forward and backward, on a device to which whole sequences are mapped.
+/// Microseconds of a step of the whole batch, forward and backward, on a kind of device; none if nobody knows.
 pub type Mapped = Box<dyn Fn(&Arch) -> Option<[f64; 2]>>;
 
-/// Chooses between the processor and the first CUDA device. `mapped` is asked if kernels of whole sequences may run.
-pub fn choose(work: &Work, mapped: Option<&Mapped>) -> Choice {
+/// Chooses between the processor and the first CUDA device.
+pub fn choose(work: &Work, mapped: &Mapped) -> Choice {
     let processor = |reason: Option<String>| Choice { backend: None, reason };
     let id = open::DeviceId::Cuda(0);
     let opened = super::cuda::count().and_then(|_| open::open(id));
@@ -141,9 +106,16 @@ pub fn choose(work: &Work, mapped: Option<&Mapped>) -> Choice {
         Err(fault) => return processor(Some(format!("the processor is used: {fault}"))),
     };
     let name = &device.about().name;
-    let arch = || super::sequences::arch(&device).ok();
-    let cycles = mapped.and_then(|cycles| cycles(&arch()?));
-    let estimate = work.estimate(device.about().multiprocessors, cycles);
+    let arch = match super::sequences::arch(&device) {
+        Ok(arch) => arch,
+        Err(fault) => return processor(Some(format!("{name} is not used: {fault}"))),
+    };
+    let Some(kernels) = mapped(&arch) else {
+        return processor(Some(format!(
+            "{name} is not used: its time is not known; --device cuda forces it"
+        )));
+    };
+    let estimate = work.estimate(kernels);
     let fits = device.memory().is_ok_and(|m| work.bytes() < 0.9 * m.free as f64);
     match (estimate.favours_device(), fits) {
         (true, true) => {
@@ -165,21 +137,49 @@ mod tests {
         Work { elements: 2 * n * n, batch, steps: 200, answers, threads }
     }
 
+    /// The estimate of the compiler for the retroactive network on an H100.
+    fn estimated(n: usize, w: Work) -> Estimate {
+        use compiler::back::cuda::{Candidates, Device, Grid, Wanted, Wish};
+        use compiler::loops::plan::{Tapes, Use};
+        let source = include_str!("../../../../specs/backpropamine/retroactive.bpm");
+        let model = compiler::check::check(source).models.swap_remove(0);
+        let bound = [("I", 5), ("N", n), ("A", 3)].map(|(name, n)| (name.to_owned(), n)).into();
+        let tapes = Tapes::PerThread;
+        let (batch, steps) = (w.batch, w.steps);
+        let usage = Use { batch, steps, threads: 1, tapes, checkpoint_every: None, memory: None };
+        let subject = compiler::stages::Subject {
+            file: "retroactive.bpm",
+            source,
+            model: &model,
+            bound: &bound,
+            usage: &usage,
+        };
+        let arch = Arch::named("sm_90a").expect("it is known");
+        let grid = Grid { processors: arch.processors, batch, wanted: Wanted::Fastest };
+        let candidates: Candidates =
+            compiler::stages::cuda_candidates(&subject, grid, &Device::new(arch, batch)).expect("sizes");
+        let wish = Wish { tiers: None, one_by_one: w.answers };
+        let route = candidates.choose(wish).expect("anything will do");
+        w.estimate(route.directions.map(|d| d.microseconds()))
+    }
+
     #[test]
     fn large_batches_go_to_a_device_and_small_ones_stay() {
-        let favours = |w: Work| w.estimate(132, None).favours_device();
-        assert!(favours(work(256, 64, false, 16)));
-        assert!(favours(work(256, 64, true, 8)));
-        assert!(!favours(work(20, 1, false, 1)));
-        assert!(!favours(work(100, 1, true, 2)), "a row whose environment answers");
-        assert!(!favours(work(100, 30, true, 16)));
-        assert!(!favours(Work { elements: 0, ..work(1, 30, false, 1) }));
+        let favours = |n: usize, batch, answers, threads| {
+            estimated(n, work(n, batch, answers, threads)).favours_device()
+        };
+        assert!(favours(256, 64, false, 16));
+        assert!(favours(256, 64, true, 8));
+        assert!(!favours(20, 1, false, 1));
+        assert!(!favours(100, 1, true, 2), "a row whose environment answers");
+        assert!(!favours(100, 30, true, 16));
+        assert!(favours(100, 30, false, 16), "whole sequences");
     }
 
     #[test]
     fn more_rows_and_more_threads_pull_in_opposite_directions() {
         let ratio = |w: Work| {
-            let e = w.estimate(132, None);
+            let e = estimated(128, w);
             e.processor / e.device
         };
         assert!(ratio(work(128, 8, false, 4)) < ratio(work(128, 128, false, 4)));
@@ -187,23 +187,21 @@ mod tests {
         assert!(ratio(work(128, 32, true, 4)) < ratio(work(128, 32, false, 4)));
     }
 
-    /// A sequence in one launch is worth a device where kernels of single steps are not; not where answers are waited
-    /// for.
+    /// A round trip per step comes on top of kernels of steps.
     #[test]
-    fn whole_sequences_count() {
-        let small = work(100, 4, false, 4);
-        assert!(!small.estimate(132, None).favours_device());
-        assert!(small.estimate(132, Some([3e3, 6e3])).favours_device());
-        let answered = Work { answers: true, ..small };
-        assert!(!answered.estimate(132, Some([3e3, 6e3])).favours_device());
-        let [one, two] = [None, Some([3e3, 6e3])].map(|c| answered.estimate(132, c).device);
-        assert!(two < one, "going backward it helps there too");
+    fn answers_are_waited_for() {
+        let [known, answered] = [false, true].map(|answers| work(100, 4, answers, 4));
+        let [known, answered] = [known, answered].map(|w| w.estimate([10.0, 3.0]).device);
+        assert_eq!([known, answered], [13.0, 13.0 + ROUND_TRIP]);
+        let network = |answers| estimated(100, work(100, 4, answers, 4)).device;
+        assert!(network(true) > network(false) + ROUND_TRIP, "forward goes by steps");
     }
 
     #[test]
     fn without_a_driver_nothing_is_said() {
         if matches!(super::super::cuda::count(), Err(Fault { kind: FaultKind::NoDriver, .. })) {
-            assert_eq!(choose(&work(256, 64, false, 1), None), Choice { backend: None, reason: None });
+            let unasked: Mapped = Box::new(|_| None);
+            assert_eq!(choose(&work(256, 64, false, 1), &unasked), Choice { backend: None, reason: None });
         }
     }
 }

@@ -1,10 +1,10 @@
 //! A model's kernels on a device, the parameters and the sums of gradients that belong to them.
 
 use super::cache;
-use super::sequences::{self, Route, Tier, Whole};
+use super::sequences::{self, Route, Whole};
 use super::{Address, Call, Device, Fault, Kernel, Module, Move, TapeArgs};
 use crate::engine::Engine;
-use compiler::back::cuda::{HOISTED_THREADS, Source, Spec, StepKernel};
+use compiler::back::cuda::{Choice, HOISTED_THREADS, Source, Spec, StepKernel, Wish};
 use compiler::ir::{Shape, Sizes, Value};
 use compiler::loops::{Base, NAMES, Program, leaves_all, routines};
 use compiler::model::{Init, Model};
@@ -204,7 +204,8 @@ pub(crate) struct Code {
     bytes: usize,
     /// The kernels of whole sequences, if they run.
     pub(super) whole: Option<Whole>,
-    route: Route,
+    /// Which kernels take which direction, once that was decided.
+    route: Option<Route>,
     /// As errors name it.
     name: String,
     /// Floats of a row's scratch.
@@ -280,7 +281,7 @@ impl Code {
             move_numbers: device.kernel(moves, "move_numbers")?,
             bytes: source.text.len(),
             whole: None,
-            route: Route { tier: 1, why: "a kernel for each step".to_owned() },
+            route: None,
             name: model.name.clone(),
             adds,
             reads_second,
@@ -302,28 +303,35 @@ impl Code {
         })
     }
 
-    /// Takes kernels of whole sequences for a batch of so many rows, as far as they are wanted and can be had.
+    /// Takes kernels of whole sequences, as far as they are wished for and can be had, beside single steps that
+    /// are mapped so.
     ///
     /// # Errors
     /// If they are demanded and cannot be had; if the device fails.
     pub(in crate::engine) fn take_sequences(
         &mut self,
-        wanted: Tier,
+        wish: Wish,
         of: (&Program, &Spec<'_>),
-        batch: usize,
+        steps: Choice,
     ) -> Result<(), Fault> {
-        (self.whole, self.route) = sequences::choose(&self.device, wanted, of, batch)?;
+        let (whole, route) = sequences::choose(&self.device, wish, of, steps)?;
+        (self.whole, self.route) = (whole, Some(route));
         Ok(())
     }
 
     /// Whether the matrix states of every step can be kept for the way back: kernels of whole sequences rebuild them.
     pub(super) fn can_keep(&self) -> bool {
-        self.leaves_all && self.whole.is_none()
+        self.leaves_all && self.sequence(true).is_none()
     }
 
     /// Which kernels run, and why.
-    pub(in crate::engine) fn route(&self) -> &Route {
-        &self.route
+    pub(in crate::engine) fn route(&self) -> Option<&Route> {
+        self.route.as_ref()
+    }
+
+    /// The kernels of whole sequences, if one takes this direction.
+    pub(super) fn sequence(&self, is_backward: bool) -> Option<&Whole> {
+        self.whole.as_ref().filter(|w| w.takes(is_backward))
     }
 
     /// Bytes of source.

@@ -310,6 +310,16 @@ impl Device for Cuda {
             CUresult::CUDA_ERROR_INVALID_VALUE => return Ok(0),
             other => other.result().map_err(lost("asking for shared memory"))?,
         }
+        if PORTABLE < blocks.cluster {
+            let allowed = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+            // SAFETY: as above.
+            match unsafe { sys::cuFuncSetAttribute(kernel, allowed, 1) } {
+                CUresult::CUDA_SUCCESS => {}
+                // A device, or a driver, that knows no such clusters.
+                CUresult::CUDA_ERROR_INVALID_VALUE | CUresult::CUDA_ERROR_NOT_SUPPORTED => return Ok(0),
+                other => other.result().map_err(lost("asking for large clusters"))?,
+            }
+        }
         let mut found: c_int = 0;
         let asked = match self.about.clusters {
             true => {
@@ -330,6 +340,7 @@ impl Device for Cuda {
             CUresult::CUDA_SUCCESS if self.about.clusters => Ok(found.max(0) as usize),
             CUresult::CUDA_SUCCESS => Ok(found.max(0) as usize * self.about.multiprocessors),
             CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(0),
+            CUresult::CUDA_ERROR_INVALID_VALUE if PORTABLE < blocks.cluster => Ok(0),
             other => other.result().map_err(lost("asking how many clusters it runs")).map(|()| 0),
         }
     }
@@ -367,6 +378,9 @@ impl Device for Cuda {
         let _ = unsafe { result::graph::exec_destroy(graph as sys::CUgraphExec) };
     }
 }
+
+/// Blocks of a cluster that every device with clusters can have; a kernel must say that it takes more.
+const PORTABLE: u32 = 8;
 
 /// The attribute of a launch that says how many blocks a cluster has.
 fn cluster_of(blocks: &Blocks) -> sys::CUlaunchAttribute {

@@ -43,7 +43,7 @@ pub(in crate::engine) fn bytes(engine: &Engine, code: &Code, room: Room) -> u64 
 
 /// Where the way back has the matrix states from, in words, if it goes step by step.
 pub(in crate::engine) fn states(engine: &Engine, code: &Code, room: Room) -> Option<String> {
-    if engine.program.matrices_len == 0 || code.whole.is_some() {
+    if engine.program.matrices_len == 0 || code.sequence(true).is_some() {
         return None;
     }
     let lengths = Lengths::new(&engine.program, code, room);
@@ -93,13 +93,16 @@ impl Lengths {
 
     fn with(p: &Program, code: &Code, room: Room, keeps: bool) -> Lengths {
         let Room { rows, steps, mode, interval } = room;
-        // Kernels of whole sequences have a best interval of their own, and may need no snapshots.
+        // Who goes backward says how often: kernels of whole sequences have a best interval, and may need no snapshots.
         let whole = code.whole.as_ref();
-        let interval = interval.or(whole.map(|w| w.interval(steps)));
+        let interval = interval.or(whole.and_then(|w| w.interval(steps)));
         let one = TapeSizes::new(p, steps, interval);
         let (snapshots, checkpoints) = match keeps {
             true => (0, p.matrices_len.saturating_mul(steps + 1)),
-            false => (whole.map_or(one.interval + 2, |w| w.snapshots(one.interval)), one.checkpoints),
+            false => {
+                let snapshots = whole.and_then(|w| w.snapshots(one.interval));
+                (snapshots.unwrap_or(one.interval + 2), one.checkpoints)
+            }
         };
         let frame_count = if mode == Mode::Infer { WINDOW } else { steps + 3 };
         let train = |n: usize| if mode == Mode::Train { n.saturating_mul(rows) } else { 0 };

@@ -1,21 +1,22 @@
-//! Kernels that take whole sequences, beside those of single steps: whether a model has them on a device, which
-//! of the two runs, and why.
+//! Kernels that take whole sequences, beside those of single steps: which of the two take a direction on a device.
 //!
-//! Whether a sequence can be mapped to the device is for the compiler's solver to say
-//! ([`compiler::back::cuda::map_sequences`]), the same that `bpmc plan --target cuda` asks; here the device is asked
-//! for the numbers that the solver needs, the kernels are compiled as a module of their own, and launched. What
+//! Whether a sequence can be mapped to the device is for the compiler's solver to say, and which kernels are taken for
+//! its [`Candidates::choose`], which `bpmc plan --target cuda` asks, too; here the device is asked
+//! for the numbers that both need, the kernels are compiled as a module of their own, and launched. The driver has the
+//! last word: where it finds no room for a kernel, its direction is chosen again without it. What
 //! stands apart from the loop over time, hoisted gradients and the sum over rows stay with [`super::code`].
 
 use super::code::MOVES;
-use super::{Blocks, Call, Device, Fault, Kernel, Module, Span, TapeArgs, cache};
-use compiler::back::cuda::{self, Arch, CLUSTERS, Launch, Mapping, Spec};
+use super::{Blocks, Call, Device, Fault, FaultKind, Kernel, Module, Span, TapeArgs, cache};
+pub use compiler::back::cuda::Route;
+use compiler::back::cuda::{self, Arch, CLUSTERS, Candidates, Choice, Launch, Mapping, Refusal, Spec, Wish};
 use compiler::loops::Program;
 use std::sync::Arc;
 
 /// Which kernels are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Tier {
-    /// Of whole sequences where the model and the device allow them, else of single steps.
+    /// Direction by direction those that are estimated to take less time.
     Auto,
     /// Of single steps.
     #[default]
@@ -24,30 +25,35 @@ pub enum Tier {
     /// Of whole sequences, or an error.
     #[value(name = "2")]
     Sequences,
+    /// Of single steps forward, of whole sequences backward, or an error.
+    #[value(name = "1,2")]
+    ForwardSteps,
+    /// Of whole sequences forward, of single steps backward, or an error.
+    #[value(name = "2,1")]
+    BackwardSteps,
 }
 
-/// Which kernels run, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// 1: a kernel for each step; 2: one for a whole sequence.
-    pub tier: u8,
-    /// In words.
-    pub why: String,
-}
-
-impl std::fmt::Display for Route {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "tier {}: {}", self.tier, self.why)
+impl Tier {
+    /// What it asks for. `one_by_one`: whether steps come one by one, so that no sequence is known going forward.
+    pub fn wish(self, one_by_one: bool) -> Wish {
+        use cuda::Tier::{Sequences, Steps};
+        let tiers = match self {
+            Tier::Auto => None,
+            Tier::Steps => Some([Steps, Steps]),
+            Tier::Sequences => Some([Sequences, Sequences]),
+            Tier::ForwardSteps => Some([Steps, Sequences]),
+            Tier::BackwardSteps => Some([Sequences, Steps]),
+        };
+        Wish { tiers, one_by_one }
     }
 }
 
-/// The kernels of whole sequences of a model on a device.
+/// The kernels of whole sequences of a model on a device, in the directions that take them.
 pub(in crate::engine) struct Whole {
     device: Arc<dyn Device>,
     module: Module,
-    forward: Wide,
-    backward: Wide,
-    mapping: [Mapping; 2],
+    /// Forward and backward.
+    kernels: [Option<Wide>; 2],
     bytes: usize,
 }
 
@@ -59,12 +65,25 @@ struct Wide {
     cluster: u32,
     threads: u32,
     shared: u32,
+    mapping: Mapping,
 }
 
 impl Wide {
     fn blocks(&self, rows: usize) -> Blocks {
         let (cluster, threads, shared) = (self.cluster, self.threads, self.shared);
         Blocks { grid: [rows as u32 * cluster, 1], threads, cluster, shared }
+    }
+
+    /// Why it cannot run, if it cannot: the driver knows what compiled code takes.
+    fn refused(&self, device: &Arc<dyn Device>) -> Result<Option<Refusal>, Fault> {
+        let found = device.resident(self.kernel, &self.blocks(1)).map_err(|f| f.of(&self.name))?;
+        let (cluster, threads, shared) = (self.cluster, self.threads, self.shared);
+        Ok((found == 0).then(|| {
+            Refusal(format!(
+                "the driver finds no room for clusters of {cluster} blocks of {threads} threads and {shared} bytes of kernel {}",
+                self.name
+            ))
+        }))
     }
 }
 
@@ -77,42 +96,36 @@ impl Drop for Whole {
 impl Whole {
     fn load(
         device: &Arc<dyn Device>,
-        source: &cuda::Whole,
-        mapping: [Mapping; 2],
-        spec: &Spec<'_>,
+        (program, spec): (&Program, &Spec<'_>),
+        mapping: [Option<&Mapping>; 2],
     ) -> Result<Whole, Fault> {
+        let source = cuda::emit_whole(program, spec, mapping);
         let name = format!("{}.sequences", spec.name);
         let (module, _) = cache::load(&**device, cache::folder(), &source.text, &name)?;
-        let wide = |launch: &Launch| {
-            Ok::<Wide, Fault>(Wide {
-                kernel: device.kernel(module, &launch.name)?,
-                name: format!("`{}` of `{}` ({})", launch.name, spec.name, spec.file),
-                cluster: launch.cluster as u32,
-                threads: launch.threads as u32,
-                shared: launch.shared_bytes as u32,
-            })
-        };
-        let both = wide(&source.sequences.forward).and_then(|f| Ok((f, wide(&source.sequences.backward)?)));
-        match both {
-            Ok((forward, backward)) => {
-                let device = Arc::clone(device);
-                Ok(Whole { device, module, forward, backward, mapping, bytes: source.text.len() })
-            }
-            Err(fault) => {
-                device.unload(module);
-                Err(fault)
-            }
+        // From here on the module is given back whatever happens.
+        let bytes = source.text.len();
+        let mut whole = Whole { device: Arc::clone(device), module, kernels: [None, None], bytes };
+        let launches = [source.sequences.forward, source.sequences.backward];
+        for ((kernel, launch), mapping) in whole.kernels.iter_mut().zip(launches).zip(mapping) {
+            let Some((launch, mapping)) = launch.zip(mapping) else { continue };
+            *kernel = Some(wide(device, module, &launch, (mapping, spec))?);
         }
+        Ok(whole)
     }
 
-    /// Steps between checkpoints that cost least.
-    pub(super) fn interval(&self, steps: usize) -> usize {
-        self.mapping[1].interval(steps)
+    /// Whether there is a kernel for a direction.
+    pub(super) fn takes(&self, is_backward: bool) -> bool {
+        self.kernels[usize::from(is_backward)].is_some()
     }
 
-    /// Snapshots that going backward needs.
-    pub(super) fn snapshots(&self, interval: usize) -> usize {
-        self.mapping[1].snapshots(interval)
+    /// Steps between checkpoints that cost least going backward; none if single steps go there.
+    pub(super) fn interval(&self, steps: usize) -> Option<usize> {
+        self.kernels[1].as_ref().map(|w| w.mapping.interval(steps))
+    }
+
+    /// Snapshots that going backward needs; none if single steps go there.
+    pub(super) fn snapshots(&self, interval: usize) -> Option<usize> {
+        self.kernels[1].as_ref().map(|w| w.mapping.snapshots(interval))
     }
 
     /// Bytes of source.
@@ -120,55 +133,50 @@ impl Whole {
         self.bytes
     }
 
-    /// Whether every kernel can run: the driver knows what its compiled code takes.
-    fn runs(&self) -> Result<Option<String>, Fault> {
-        for wide in [&self.forward, &self.backward] {
-            if self.device.resident(wide.kernel, &wide.blocks(1)).map_err(|f| f.of(&wide.name))? == 0 {
-                let (cluster, threads, shared) = (wide.cluster, wide.threads, wide.shared);
-                return Ok(Some(format!(
-                    "the driver finds no room for clusters of {cluster} blocks of {threads} threads and {shared} bytes of kernel {}",
-                    wide.name
-                )));
-            }
-        }
-        Ok(None)
-    }
-
-    /// All steps of a span, forward or backward, of all rows.
+    /// All steps of a span, forward or backward, of all rows; false if single steps go there.
     pub(super) fn launch(
         &self,
         is_backward: bool,
         rows: usize,
         tape: TapeArgs,
         span: Span,
-    ) -> Result<(), Fault> {
-        let wide = if is_backward { &self.backward } else { &self.forward };
+    ) -> Result<bool, Fault> {
+        let Some(wide) = &self.kernels[usize::from(is_backward)] else { return Ok(false) };
         let call = Call::Sequence(tape, span);
         // SAFETY: a tape has the regions that its program states, for all its rows and steps.
         let done = unsafe { self.device.launch_blocks(wide.kernel, &wide.blocks(rows), &call) };
-        done.map_err(|fault| fault.of(&wide.name))
+        done.map_err(|fault| fault.of(&wide.name))?;
+        Ok(true)
     }
 
-    /// How both directions are mapped, as plans say it.
+    /// How directions are mapped, as plans say it.
     #[cfg(test)]
-    pub(super) fn text(&self, arch: &Arch) -> [String; 2] {
-        self.mapping.each_ref().map(|m| m.text(arch))
+    pub(super) fn text(&self, arch: &Arch) -> [Option<String>; 2] {
+        self.kernels.each_ref().map(|w| w.as_ref().map(|w| w.mapping.text(arch)))
     }
+}
 
-    fn words(&self) -> String {
-        let [f, b] = self.mapping.each_ref().map(|m| match m.cluster() {
-            1 => format!("one block of {} threads", m.threads()),
-            c => format!("{c} blocks of {} threads", m.threads()),
-        });
-        let states = self.mapping[1].states().map_or(String::new(), |s| format!("; states {s}"));
-        format!("a sequence is one launch, {f} for a row forward, {b} backward{states}")
-    }
+fn wide(
+    device: &Arc<dyn Device>,
+    module: Module,
+    launch: &Launch,
+    (mapping, spec): (&Mapping, &Spec<'_>),
+) -> Result<Wide, Fault> {
+    Ok(Wide {
+        kernel: device.kernel(module, &launch.name)?,
+        name: format!("`{}` of `{}` ({})", launch.name, spec.name, spec.file),
+        cluster: launch.cluster as u32,
+        threads: launch.threads as u32,
+        shared: launch.shared_bytes as u32,
+        mapping: mapping.clone(),
+    })
 }
 
 /// What the solver must know of a device.
 pub(super) fn arch(device: &Arc<dyn Device>) -> Result<Arch, Fault> {
     let about = device.about();
-    let mut resident = [about.multiprocessors, 0, 0, 0];
+    let mut resident = [0; CLUSTERS.len()];
+    resident[0] = about.multiprocessors;
     if about.clusters {
         let (module, _) = cache::load(&**device, cache::folder(), MOVES, "moves")?;
         let asked = device.kernel(module, "occupied").and_then(|kernel| {
@@ -190,41 +198,50 @@ pub(super) fn arch(device: &Arc<dyn Device>) -> Result<Arch, Fault> {
     Ok(Arch::of(&about.architecture, about.multiprocessors, about.shared, resident))
 }
 
-/// Decides which kernels run a batch of so many rows; those of whole sequences are loaded.
+/// Decides which kernels run a batch whose single steps are mapped so; those of whole sequences are loaded.
 ///
 /// # Errors
 /// If sequences are demanded and cannot be had, with the reason; if the device fails.
 pub(super) fn choose(
     device: &Arc<dyn Device>,
-    wanted: Tier,
-    (program, spec): (&Program, &Spec<'_>),
-    batch: usize,
+    wish: Wish,
+    of: (&Program, &Spec<'_>),
+    steps: Choice,
 ) -> Result<(Option<Whole>, Route), Fault> {
-    let steps = |why: String| (None, Route { tier: 1, why: format!("a kernel for each step, {why}") });
-    if wanted == Tier::Steps {
-        return Ok(steps("as asked for".to_owned()));
-    }
-    let asked = cuda::Device::new(arch(device)?, batch.max(1));
-    let refusal = match cuda::map_sequences(program, spec, &asked) {
-        Ok(mapping) => {
-            let source = cuda::emit_whole(program, spec, &mapping);
-            let whole = Whole::load(device, &source, mapping, spec)?;
-            match whole.runs()? {
-                None => {
-                    let why = whole.words();
-                    return Ok((Some(whole), Route { tier: 2, why }));
-                }
-                Some(why) => why,
+    let (program, spec) = of;
+    let sequences = match wish.tiers {
+        // Nobody asks the device for what is not wanted.
+        Some([cuda::Tier::Steps, cuda::Tier::Steps]) => {
+            [(); 2].map(|()| Err(Refusal("it was not asked for".to_owned())))
+        }
+        _ => cuda::map_sequences(program, spec, &cuda::Device::new(arch(device)?, steps.grid.batch)),
+    };
+    let mut candidates = Candidates { steps, sequences, states: program.matrices_len };
+    loop {
+        let route = candidates.choose(wish).map_err(|why| unmapped(spec, &why))?;
+        let mapping = candidates.taken(&route);
+        if mapping.iter().all(Option::is_none) {
+            return Ok((None, route));
+        }
+        let whole = Whole::load(device, of, mapping)?;
+        let mut is_refused = false;
+        for (kernel, sequence) in whole.kernels.iter().zip(&mut candidates.sequences) {
+            if let Some(why) = kernel.as_ref().map_or(Ok(None), |k| k.refused(device))? {
+                *sequence = Err(why);
+                is_refused = true;
             }
         }
-        Err(why) => why.to_string(),
-    };
-    match wanted {
-        Tier::Auto | Tier::Steps => Ok(steps(format!("for a whole sequence does not fit: {refusal}"))),
-        Tier::Sequences => Err(Fault::new(
-            super::FaultKind::Unmapped,
-            format!("`{}` has no kernels of whole sequences on this device: {refusal}", spec.name),
-        )
-        .help("use --tier 1, which runs every model, or --tier auto")),
+        if !is_refused {
+            return Ok((Some(whole), route));
+        }
     }
+}
+
+fn unmapped(spec: &Spec<'_>, why: &Refusal) -> Fault {
+    let name = spec.name;
+    Fault::new(
+        FaultKind::Unmapped,
+        format!("`{name}` has no kernels of whole sequences on this device: {why}"),
+    )
+    .help("use --tier 1, which runs every model, or --tier auto")
 }

@@ -389,7 +389,7 @@ impl Tape {
         (first, steps): (usize, usize),
         save: Option<usize>,
     ) -> Result<bool, Fault> {
-        let Some(whole) = &w.code.whole else { return Ok(false) };
+        let Some(whole) = w.code.sequence(false) else { return Ok(false) };
         let done = first - self.stretches.last().map_or(0, |s| s.first);
         let frame = self.frame_of(first);
         let (interval, checkpoints, left) = if self.keeps {
@@ -412,8 +412,7 @@ impl Tape {
             checkpoints,
         };
         let tape = TapeArgs { carry: w.states(left), ..w.tape(false, 0.0) };
-        whole.launch(false, w.rows, tape, span)?;
-        Ok(true)
+        whole.launch(false, w.rows, tape, span)
     }
 
     /// Several steps of all rows whose inputs are known.
@@ -455,7 +454,7 @@ impl Tape {
             self.make_room(&bound.engine.program);
             self.steps -= last;
         }
-        if self.code.whole.is_some() {
+        if self.code.sequence(false).is_some() {
             // Kernels of whole sequences begin with complete states.
             self.flush(bound);
         }

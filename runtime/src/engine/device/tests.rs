@@ -276,17 +276,17 @@ fn agree(case: &Case, device: &Arc<dyn Device>, how: How) {
 /// The same with rows shared by blocks.
 fn agree_shared(case: &Case, device: &Arc<dyn Device>, how: How, mapping: Wanted) {
     let options = EngineOptions { mapping, batch: ROWS, ..options(Some(3)) };
-    assert_eq!(agree_as(case, device, how, &options), 1);
+    assert_eq!(agree_as(case, device, how, &options), [1, 1]);
 }
 
-/// The same with kernels as the options say; which ran.
-fn agree_as(case: &Case, device: &Arc<dyn Device>, how: How, options: &EngineOptions) -> u8 {
+/// The same with kernels as the options say; which ran, forward and backward.
+fn agree_as(case: &Case, device: &Arc<dyn Device>, how: How, options: &EngineOptions) -> [u8; 2] {
     let name = &case.model.name;
     let ours = case.on(Arc::clone(device), options);
-    let tier = ours.route().expect("it runs on a device").tier;
+    let tiers = ours.route().expect("it runs on a device").tiers();
     let compiled = case.engine(Backend::CRANELIFT, options);
     let (found, gradients) = run(case, &ours, ROWS, how);
-    if tier == 1 {
+    if tiers[1] == 1 {
         // States that are kept of every step are those that are rebuilt, to the bit.
         let every = EngineOptions { checkpoint_every: Some(1), ..*options };
         let kept = case.on(Arc::clone(device), &every);
@@ -296,7 +296,7 @@ fn agree_as(case: &Case, device: &Arc<dyn Device>, how: How, options: &EngineOpt
     assert_eq!(found.len(), expected.len(), "{name} {how:?}");
     // On a GPU bits are counted, not demanded; kernels of whole sequences and of slabs take sums in orders of their own,
     // as sums over whole matrices are on any device.
-    let by_rows = options.mapping == Wanted::Rows && tier == 1;
+    let by_rows = options.mapping == Wanted::Rows && tiers == [1, 1];
     let exact = !sums_matrices(&compiled) && !on_a_gpu() && by_rows;
     let mut equal = 0;
     for ((what, x), (other, y)) in found.iter().zip(&expected) {
@@ -320,7 +320,7 @@ fn agree_as(case: &Case, device: &Arc<dyn Device>, how: How, options: &EngineOpt
         assert!(far(x, y) < 1e-4, "{name} {how:?}: gradient of {} is {x:?}, compiled {y:?}", p.name);
         assert!(far(x, z) < 2e-3, "{name} {how:?}: gradient of {} is {x:?}, meant {z:?}", p.name);
     }
-    tier
+    tiers
 }
 
 fn specs() -> Vec<PathBuf> {

@@ -3,8 +3,9 @@
 //! The table is for plans without a device. Whoever has one asks it ([`Arch::of`]), so that plan and launch go
 //! through the same solver with the numbers that they have.
 
-/// The numbers of blocks that a cluster can have.
-pub const CLUSTERS: [usize; 4] = [1, 2, 4, 8];
+/// The numbers of blocks that a cluster can have. More than eight are more than every device of an architecture with
+/// clusters has: a kernel must say that it takes them, and its device is asked.
+pub const CLUSTERS: [usize; 5] = [1, 2, 4, 8, 16];
 
 /// A kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +22,13 @@ pub struct Arch {
 }
 
 impl Arch {
-    /// The devices that are known. Whether 16 clusters of 8 run at once on the last has not been seen: that
-    /// depends on how its multiprocessors are grouped, and a device is asked.
+    /// The devices that are known. Whether 16 clusters of 8, or 8 of 16, run at once on the last has not been seen: that
+    /// depends on how its multiprocessors are grouped (by 16 or 18, where all of a cluster lie in one group), and a
+    /// device is asked.
     pub const ALL: [Arch; 3] = [
-        Arch { name: "sm_80", processors: 108, shared: 166_912, resident: [108, 0, 0, 0] },
-        Arch { name: "sm_86", processors: 84, shared: 101_376, resident: [84, 0, 0, 0] },
-        Arch { name: "sm_90a", processors: 132, shared: 232_448, resident: [132, 66, 33, 16] },
+        Arch { name: "sm_80", processors: 108, shared: 166_912, resident: [108, 0, 0, 0, 0] },
+        Arch { name: "sm_86", processors: 84, shared: 101_376, resident: [84, 0, 0, 0, 0] },
+        Arch { name: "sm_90a", processors: 132, shared: 232_448, resident: [132, 66, 33, 16, 8] },
     ];
 
     /// The device with a name.

@@ -48,7 +48,8 @@
 //! ([`Mapping::interval`] is the one that costs least), and `tape.snapshots` has room for as many snapshots as
 //! [`Mapping::snapshots`] says. Order: `forward_before`, [`Sequences::forward`], `forward_after`;
 //! `backward_before`, [`Sequences::backward`], `backward_after`, `hoisted_…`, `add_rows`.
-//! What is not supported runs a kernel per step, and [`Refusal`] says why.
+//! What is not supported runs a kernel per step, and [`Refusal`] says why. The directions know nothing of each
+//! other but the checkpoints: one may run so and the other by steps ([`super::choice`]).
 
 mod arch;
 mod cost;
@@ -66,6 +67,7 @@ use super::text::Text;
 use crate::loops::{Program, Routine};
 pub use arch::{Arch, CLUSTERS, Device, Replay};
 pub(super) use homes::Homes;
+pub(super) use rebuild::USUAL as CHECKPOINT_EVERY;
 pub use solver::{Mapping, Refusal};
 
 /// What sequences share, besides the prelude.
@@ -86,13 +88,13 @@ pub struct Launch {
     pub registers: usize,
 }
 
-/// The kernels of whole sequences.
+/// The kernels of whole sequences, in the directions that have one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequences {
     /// All steps.
-    pub forward: Launch,
+    pub forward: Option<Launch>,
     /// Their adjoints.
-    pub backward: Launch,
+    pub backward: Option<Launch>,
 }
 
 /// The routines of a direction.
@@ -101,19 +103,19 @@ pub(super) fn routines(program: &Program, backward: bool) -> Vec<&Routine> {
     vec![&steps.first, &steps.step, &steps.flush]
 }
 
-/// Writes the kernels of whole sequences.
+/// Writes the kernels of whole sequences, in the directions that are mapped.
 pub(super) fn write(
     text: &mut Text,
     program: &Program,
     names: &Names,
     origins: &Origins<'_>,
-    mapping: [&Mapping; 2],
+    mapping: [Option<&Mapping>; 2],
 ) -> Sequences {
     text.lines(PRELUDE);
     text.line("");
     let mut launch = |backward: bool| {
         let subject = kernel::Subject { program, names, origins, backward };
-        kernel::write(text, &subject, mapping[usize::from(backward)])
+        mapping[usize::from(backward)].map(|m| kernel::write(text, &subject, m))
     };
     Sequences { forward: launch(false), backward: launch(true) }
 }

@@ -318,7 +318,7 @@ impl Rebuild {
 }
 
 /// Steps of a segment that costs are counted for.
-pub(super) const USUAL: usize = INTERVAL;
+pub(in crate::back::cuda) const USUAL: usize = INTERVAL;
 
 #[cfg(test)]
 mod tests {

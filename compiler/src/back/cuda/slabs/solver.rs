@@ -46,17 +46,19 @@ pub enum Wanted {
 }
 
 /// Microseconds that a launch of a recorded sequence costs before its first and after its last instruction.
-const LAUNCH: f64 = 2.0;
+pub(in crate::back::cuda) const LAUNCH: f64 = 2.0;
 /// Microseconds until memory answers: what a nest waits at least.
-const WAIT: f64 = 0.7;
+pub(in crate::back::cuda) const WAIT: f64 = 0.7;
 /// Numbers of vectors that a thread reads in this time, one after the other.
 const LOADS: f64 = 16.0;
 /// Microseconds in which the threads of a block meet in shared memory and one of them adds what they bring.
 const MEETING: f64 = 0.3;
 /// Bytes per microsecond of the device's memory, of the second cache, of one multiprocessor.
-const MEMORY: f64 = 3.0e6;
-const CACHE: f64 = 5.5e6;
-const PROCESSOR: f64 = 8.0e4;
+pub(in crate::back::cuda) const MEMORY: f64 = 3.0e6;
+pub(in crate::back::cuda) const CACHE: f64 = 5.5e6;
+pub(in crate::back::cuda) const PROCESSOR: f64 = 8.0e4;
+/// Microseconds for each element of a vector that is summed: eight threads add them, one after the other.
+pub(in crate::back::cuda) const SUM: f64 = 0.0006;
 /// Instructions per microsecond of one multiprocessor: 128 lanes, 1.7 GHz, two slots of three used.
 const ISSUE: f64 = 1.45e5;
 /// Steps of a launch that stands apart from the loop over time.
@@ -437,7 +439,7 @@ fn small(nest: &Nest, threads: usize) -> f64 {
     let Extent::Vector(n) = nest.extent else { return WAIT };
     let whole = |e: &&Effect| matches!(e, Effect::SumAll(..) | Effect::MaxAll(..));
     let sums = nest.effects.iter().filter(whole).count();
-    let sum = if sums > 0 { MEETING + n as f64 * 0.0006 } else { 0.0 };
+    let sum = if sums > 0 { MEETING + n as f64 * SUM } else { 0.0 };
     let loads = nest.body.loads().count() as f64;
     WAIT + sum + n.div_ceil(threads) as f64 * WAIT * loads / LOADS
 }
