@@ -371,7 +371,7 @@ fn a_spec_is_a_document() {
     assert_eq!(bpmc(&["doc", "specs/rules.bpm", "--spec", "nothing"]).code, 2);
 }
 
-/// Kernels of whole sequences where they fit; otherwise the reason, or kernels of single steps.
+/// Kernels of whole sequences where they fit; otherwise the reason, or kernels of single steps; either in each direction.
 #[test]
 fn cuda_sequences_are_printed_where_they_fit() {
     let bpmc = |words: &[&str]| {
@@ -388,9 +388,33 @@ fn cuda_sequences_are_printed_where_they_fit() {
     assert!(code == Some(3) && why.contains("bytes more shared memory than the 166912 of sm_80"), "{why}");
     let (code, text, why) = bpmc(&["compile", "--tier", "auto", "--arch", "sm_80", "--axis", "N=256"]);
     assert!(
-        code == Some(0) && text.contains("forward_step") && why.contains("kernels of single steps"),
+        code == Some(0) && text.contains("forward_step") && why.contains("tier 1: a kernel for each step"),
         "{why}"
     );
+    for (tier, has, lacks) in [
+        ("1,2", ["forward_step", "backward_sequence"], ["forward_sequence", "backward_step"]),
+        ("2,1", ["forward_sequence", "backward_step"], ["forward_step", "backward_sequence"]),
+    ] {
+        let (code, text, why) = bpmc(&["compile", "--tier", tier, "--axis", "N=100"]);
+        let has_kernel = |name: &&str| text.lines().any(|l| l.contains("__global__") && l.contains(name));
+        assert!(has.iter().all(has_kernel) && !lacks.iter().any(has_kernel), "{tier}");
+        assert!(code == Some(0) && why.starts_with(&format!("tier {tier}: ")), "{why}");
+    }
     let (code, plan, _) = bpmc(&["plan", "--axis", "N=256"]);
     assert!(code == Some(0) && plan.contains("CUDA, sm_90a") && plan.contains("registers, "), "{plan}");
+    for words in
+        ["  forward: tier 2, a sequence is one launch, ", " by steps\n  backward: tier 2, a sequence"]
+    {
+        assert!(plan.contains(words), "{plan}");
+    }
+    let (code, plan, _) = bpmc(&["plan", "--axis", "N=512", "--batch", "16", "--message-format", "json"]);
+    let plan: serde_json::Value = serde_json::from_str(&plan).expect("a plan");
+    let cuda = &plan["cuda"];
+    assert!(code == Some(0) && cuda["tiers"] == serde_json::json!([2, 1]), "{cuda}");
+    assert!(
+        cuda["forward"]["microseconds_by_sequences"].as_f64()
+            < cuda["forward"]["microseconds_by_steps"].as_f64()
+    );
+    assert!(cuda["backward"]["microseconds_by_sequences"].is_null(), "{cuda}");
+    assert!(cuda["backward"]["sequence"]["why_not"].is_string(), "{cuda}");
 }
