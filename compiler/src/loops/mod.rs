@@ -8,7 +8,7 @@
 //! of a neighbouring step is the same offset in another frame: `Frame(-1)` is the step before the
 //! one that a routine is called for. Matrix states live in [`Base::Carry`] (going forward) and are
 //! rebuilt into snapshots ([`Base::Snapshot`]) going backward; matrix cotangents are carried in
-//! `Carry` too. [`Base::Params`] holds the unbatched values, [`Base::Grads`] their gradient sums.
+//! `Carry` too. On a device a step leaves the matrix states in [`Base::Next`] (`onward`). [`Base::Params`] holds the unbatched values, [`Base::Grads`] their gradient sums.
 //! Offsets count f32 elements.
 //!
 //! **Matrices are packed in tiles** ([`Tiles`]): vector lanes run along the post axis, rows along

@@ -25,6 +25,11 @@
 //! (per step, where an environment answers), and one kernel, `move_numbers`, puts them into frames and takes
 //! them out.
 //!
+//! **Matrix states** are kept for the way back in one of two ways, which give the same bits. Where memory allows, those
+//! after every frame have a place of their own: a step finds them in one and leaves them in the next, and the way back
+//! reads them there. Else a step changes them in place, they are copied at checkpoints, and the steps between two of these
+//! are replayed. [`regions`] decides, before anything is allocated.
+//!
 //! A sequence whose inputs are known is **recorded** once for its shape: all launches of all steps, with fixed
 //! pointers, and replayed from then on as one. What is recorded is described by [`tape::Shape`]; anything
 //! else is launched one by one.
