@@ -6,8 +6,10 @@ use compiler::stages::{self, Subject};
 use std::fmt::Write;
 use std::path::Path;
 
-/// Files, specs, sizes, rows of the batch.
-const NETWORKS: [(&str, &str, &[(&str, usize)], usize); 12] = [
+/// A file, a spec, sizes, rows of the batch.
+type Network = (&'static str, &'static str, &'static [(&'static str, usize)], usize);
+
+const NETWORKS: [Network; 12] = [
     ("backpropamine/retroactive", "retroactive", &[("N", 128), ("I", 17), ("A", 4)], 32),
     ("backpropamine/retroactive", "retroactive", &[("N", 256), ("I", 17), ("A", 4)], 64),
     ("backpropamine/retroactive", "retroactive", &[("N", 512), ("I", 17), ("A", 4)], 16),
@@ -23,7 +25,7 @@ const NETWORKS: [(&str, &str, &[(&str, usize)], usize); 12] = [
 ];
 
 /// A line of the table.
-fn line((file, spec, sizes, batch): (&str, &str, &[(&str, usize)], usize)) -> String {
+fn line((file, spec, sizes, batch): Network) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../specs");
     let source = std::fs::read_to_string(root.join(format!("{file}.bpm"))).expect("a spec");
     let model =

@@ -366,7 +366,11 @@ impl Subject<'_> {
             (over, Refusal(why))
         };
         if fixed > self.arch.shared {
-            return Err(lack(0, "the vectors"));
+            let (over, why) = lack(0, "the vectors");
+            // It is as far from fitting as its states are, too.
+            let is_state = |h: &&Held| matches!(h.place.base, Base::Carry | Base::Snapshot(_));
+            let states = homes.held.iter().filter(is_state).map(|h| 4 * h.shape.len()).sum::<usize>();
+            return Err((over + states, why));
         }
         let room = (self.arch.shared - fixed) / 4;
         let registers = self.place(&mut homes, room).map_err(|floats| lack(4 * floats, "the states"))?;
