@@ -376,6 +376,7 @@ fn plan(args: &Plan, voice: Voice) -> Done {
             print(&plan.text())?;
             if let Some((candidates, route)) = &chosen {
                 print(&cuda_text(candidates, route, args))?;
+                print(&states_text(&plan))?;
             }
         }
     }
@@ -406,6 +407,19 @@ fn cuda_text(candidates: &Candidates, route: &Route, args: &Plan) -> String {
         text += &format!("  the device's memory: {memory}\n");
     }
     format!("{text}CUDA, {}: single steps\n{}", arch.name, candidates.steps.text())
+}
+
+/// What the matrix states of every step take on a device.
+fn states_text(plan: &compiler::loops::plan::Plan) -> String {
+    if plan.dense_bytes == 0 {
+        return String::new();
+    }
+    let (gib, share) = (plan.dense_bytes as f64 / f64::from(1 << 30), compiler::back::cuda::slabs::KEPT);
+    format!(
+        "  the states of every step: {gib:.1} GiB for {} steps; kept if they take at most 1/{share} of the memory \
+         that is free\n",
+        plan.steps
+    )
 }
 
 /// The same for programs.

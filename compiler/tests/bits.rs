@@ -47,7 +47,7 @@ fn regions(program: &Program, steps: usize) -> ([usize; Base::ALL.len()], usize)
             Base::Scratch => program.scratch_len,
             Base::Params => program.params_len,
             Base::Carry => program.carry_len.max(program.matrices_len),
-            Base::Ends | Base::Snapshot(_) => program.matrices_len,
+            Base::Ends | Base::Next | Base::Snapshot(_) => program.matrices_len,
             Base::Grads => program.grads_len,
             Base::Log => program.log_len,
             Base::LogBar => program.log_bar_len,

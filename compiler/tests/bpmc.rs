@@ -182,14 +182,14 @@ fn cuda_source_names_the_spec_and_leads_back_to_it() {
     assert_eq!((ended.code, ended.err.as_str()), (0, ""));
     let line = format!("#line 44 \"{RETROACTIVE}\"\n");
     assert!(
-        ended.out.contains(&line) && ended.out.contains("carry[matrix::H + i * 8 + j] ="),
+        ended.out.contains(&line) && ended.out.contains("next[matrix::H + i * 8 + j] ="),
         "{}",
         ended.out
     );
     let source = std::fs::read_to_string(root().join(RETROACTIVE)).expect("a spec");
     assert!(source.lines().nth(43).is_some_and(|l| l.trim_start().starts_with("H'[j,i] = ")));
     let plain = bpmc(&with_sizes(&["compile", RETROACTIVE, "--target", "cuda", "--no-lines"])).out;
-    assert!(!plain.contains("#line") && plain.contains("carry[matrix::H + i * 8 + j] ="));
+    assert!(!plain.contains("#line") && plain.contains("next[matrix::H + i * 8 + j] ="));
     let stage = bpmc(&with_sizes(&["compile", RETROACTIVE, "--emit", "cuda"])).out;
     assert_eq!(stage, ended.out);
     let folder = folder("cuda");

@@ -81,6 +81,9 @@ pub struct Report {
     /// Why, in words, with estimates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier_why: Option<String>,
+    /// Where the way back has the matrix states from, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub states: Option<String>,
     /// Compiling all kernels, in milliseconds.
     pub compile_ms: f64,
     /// Bytes of machine code, on a device of source.
@@ -160,6 +163,7 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
         device: place(&engine),
         tiers: engine.route().map(|r| r.tiers()),
         tier_why: engine.route().map(|r| r.why()),
+        states: engine.states(job.batch, job.steps),
         compile_ms,
         code_bytes: engine.code_bytes(),
         forward_ms: Times::of(forward),
@@ -204,9 +208,10 @@ impl Report {
     /// Which kernels ran on a device, and why.
     fn tier_line(&self) -> String {
         let both = self.tiers.zip(self.tier_why.as_ref());
+        let states = self.states.as_ref().map_or(String::new(), |words| format!("; {words}"));
         let words = |(tiers, why): ([u8; 2], &String)| match tiers {
-            [f, b] if f == b => format!("  tier {f}: {why}\n"),
-            [f, b] => format!("  tier {f},{b}: {why}\n"),
+            [f, b] if f == b => format!("  tier {f}: {why}{states}\n"),
+            [f, b] => format!("  tier {f},{b}: {why}{states}\n"),
         };
         both.map_or(String::new(), words)
     }

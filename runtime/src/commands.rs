@@ -204,7 +204,9 @@ fn headline(run: &Run, machine: Machine) -> String {
     let place = match (t.engine.device(), machine.backend) {
         (Some(device), _) => {
             let route = t.engine.route().map_or(String::new(), |route| format!(" ({route})"));
-            format!("on {}{route}", device.about().name)
+            let states = t.engine.states(t.recipe.schedule.batch, crate::setup::longest(&t.recipe));
+            let states = states.map_or(String::new(), |words| format!(", {words}"));
+            format!("on {}{route}{states}", device.about().name)
         }
         (None, Backend::Torch(Place::Processor)) => "on the processor".to_owned(),
         (None, Backend::Torch(Place::Cuda(number))) => format!("on cuda:{number}"),

@@ -432,14 +432,14 @@ fn about(trainer: &Trainer, machine: Machine) -> Value {
         "seed": trainer.recipe.schedule.seed,
         "parameters": trainer.params.count(),
     });
-    append(&mut about, place(machine, &trainer.engine));
+    append(&mut about, place(machine, &trainer.engine, &trainer.recipe));
     about
 }
 
 /// What a run record says of a run that goes on after an update.
 fn resumed(mut about: Value, trainer: &Trainer, machine: Machine) -> Value {
     let mut entry = json!({ "update": trainer.update });
-    append(&mut entry, place(machine, &trainer.engine));
+    append(&mut entry, place(machine, &trainer.engine, &trainer.recipe));
     match about.get_mut("resumed").and_then(Value::as_array_mut) {
         Some(entries) => entries.push(entry),
         None => about["resumed"] = json!([entry]),
@@ -454,7 +454,7 @@ fn append(object: &mut Value, more: Value) {
 }
 
 /// Where numbers are computed from now on.
-fn place(machine: Machine, engine: &Engine) -> Value {
+fn place(machine: Machine, engine: &Engine, recipe: &Recipe) -> Value {
     let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let mut place = json!({
         "bpm": env!("CARGO_PKG_VERSION"),
@@ -475,6 +475,9 @@ fn place(machine: Machine, engine: &Engine) -> Value {
             &mut place,
             json!({ "tiers": route.tiers(), "tier_why": route.why(), "tier_microseconds": estimates }),
         );
+        if let Some(states) = engine.states(recipe.schedule.batch, crate::setup::longest(recipe)) {
+            append(&mut place, json!({ "states": states }));
+        }
     }
     place
 }

@@ -202,11 +202,17 @@ pub(crate) fn need<'a>(engine: &'a Engine, recipe: &Recipe, threads: usize, mode
         Mode::Train => Flags { batch: "--set run.batch=", steps: steps_flag(recipe), ..threads_too },
         Mode::Infer | Mode::Forward => threads_too,
     };
-    let steps = recipe.task.text().map_or(recipe.task.steps(), |t| t.windows(batch, 0).longest());
+    let steps = longest(recipe);
     let usage = Use { batch, steps, threads, tapes, checkpoint_every: None, memory: None };
     let at_once = threads.min(batch) as u64;
     let data = softmax(recipe, batch * steps) + at_once * recipe.encoder.memory(steps);
     Need { engine, usage, mode, data, beside: None, flags }
+}
+
+/// Steps of the longest sequence of an update.
+pub(crate) fn longest(recipe: &Recipe) -> usize {
+    let batch = recipe.schedule.batch;
+    recipe.task.text().map_or(recipe.task.steps(), |t| t.windows(batch, 0).longest())
 }
 
 /// Bytes of embedding, decoder, their gradients and averages, and of the probabilities of a window.

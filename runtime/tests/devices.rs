@@ -261,6 +261,9 @@ fn known_sequences_are_learned_on_a_device() -> Outcome {
         return Ok(());
     }
     let p = Place::new()?;
+    p.devices_agree("train c.toml --tier 1")?;
+    assert_eq!(p.json("cuda/run.json")?["states"], "matrix states kept of every step, 1 MiB");
+    p.clear()?;
     p.devices_agree("train c.toml")?;
     let eval = |device: &str| p.ok(&format!("eval cuda --episodes 5 --json --device {device}"));
     let (one, two): (Value, Value) =

@@ -8,7 +8,7 @@
 //! of a neighbouring step is the same offset in another frame: `Frame(-1)` is the step before the
 //! one that a routine is called for. Matrix states live in [`Base::Carry`] (going forward) and are
 //! rebuilt into snapshots ([`Base::Snapshot`]) going backward; matrix cotangents are carried in
-//! `Carry` too. [`Base::Params`] holds the unbatched values, [`Base::Grads`] their gradient sums.
+//! `Carry` too. On a device a step leaves the matrix states in [`Base::Next`] (`onward`). [`Base::Params`] holds the unbatched values, [`Base::Grads`] their gradient sums.
 //! Offsets count f32 elements.
 //!
 //! **Matrices are packed in tiles** ([`Tiles`]): vector lanes run along the post axis, rows along
@@ -56,9 +56,11 @@ mod fuse;
 mod hoist;
 mod lower;
 mod math;
+mod onward;
 mod parse;
 mod parts;
 pub mod plan;
+mod postpone;
 mod print;
 mod rows;
 pub mod schedule;
@@ -68,10 +70,13 @@ mod verify;
 pub use columns::{WHOLE, by_columns};
 pub use hoist::{TOGETHER, together};
 pub use lower::{LowerOptions, lower};
+pub use onward::{leaves_all, onward};
 pub use parse::parse;
+pub use postpone::postpone;
 pub use print::{NAMES, print, routines};
 pub use rows::{SIDE_BY_SIDE, TEAM, gains, side_by_side};
 pub use slabs::{BUNDLE, Cut, can_be_cut, cut};
+pub(crate) use slabs::{SlabSum, slab_sums};
 pub use verify::verify;
 
 use crate::ir::Value;
@@ -120,11 +125,14 @@ pub enum Base {
     Log,
     /// Adjoint only: the cotangents of the logs.
     LogBar,
+    /// Going forward, where `onward` has said so: the matrix states that a routine leaves, perhaps in the same memory
+    /// as [`Base::Carry`].
+    Next,
 }
 
 impl Base {
     /// All bases, in the order in which a routine receives their pointers.
-    pub const ALL: [Base; 18] = [
+    pub const ALL: [Base; 19] = [
         Base::Frame(-2),
         Base::Frame(-1),
         Base::Frame(0),
@@ -143,6 +151,7 @@ impl Base {
         Base::Frame(2),
         Base::Log,
         Base::LogBar,
+        Base::Next,
     ];
 
     /// Its place in [`Base::ALL`].
@@ -158,6 +167,16 @@ pub struct Place {
     pub base: Base,
     /// Elements from its start.
     pub offset: usize,
+}
+
+impl Place {
+    /// The place, by one name where two regions may be the same memory.
+    pub(crate) fn in_memory(self) -> Place {
+        match self.base {
+            Base::Next => Place { base: Base::Carry, ..self },
+            _ => self,
+        }
+    }
 }
 
 /// How an operand varies over a nest.
@@ -275,7 +294,10 @@ impl Nest {
     /// Whether it goes over matrices that exist once per batch row.
     pub fn is_sweep(&self) -> bool {
         let state = |p: &Place| {
-            matches!(p.base, Base::Carry | Base::Ends | Base::Snapshot(_) | Base::Log | Base::LogBar)
+            matches!(
+                p.base,
+                Base::Carry | Base::Next | Base::Ends | Base::Snapshot(_) | Base::Log | Base::LogBar
+            )
         };
         let loads = self.body.loads().any(|a| matches!(a, Access::Matrix(p) if state(&p)));
         let stores = self.effects.iter().any(|e| match e {

@@ -315,6 +315,7 @@ fn place(line: &mut Line<'_>) -> Read<Place> {
         "grads" => Base::Grads,
         "log" => Base::Log,
         "log_bar" => Base::LogBar,
+        "next" => Base::Next,
         other => return Err(line.error(format!("there is no region `{other}`"))),
     };
     if !Base::ALL.contains(&base) {

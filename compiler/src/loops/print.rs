@@ -205,7 +205,7 @@ fn slot_name(place: Place, p: &Program) -> Option<String> {
             let log = p.logs.iter().filter(|l| l.bar <= at).max_by_key(|l| l.bar)?;
             Some(format!("bar {}", log.name))
         }
-        Base::Carry | Base::Scratch => None,
+        Base::Carry | Base::Next | Base::Scratch => None,
     }
 }
 
@@ -239,6 +239,7 @@ fn base_text(base: Base) -> String {
         Base::Grads => "grads".to_owned(),
         Base::Log => "log".to_owned(),
         Base::LogBar => "log_bar".to_owned(),
+        Base::Next => "next".to_owned(),
     }
 }
 

@@ -69,7 +69,7 @@ impl Side<'_> {
             Base::Frame(_) => self.program.frame_len,
             Base::Adjoint(_) => self.program.adjoint_len,
             Base::Carry => self.carry,
-            Base::Ends | Base::Snapshot(_) => self.program.matrices_len,
+            Base::Next | Base::Ends | Base::Snapshot(_) => self.program.matrices_len,
             Base::Scratch | Base::Params | Base::Grads | Base::Log | Base::LogBar => 0,
         };
         Place { offset: place.offset + row * stride, ..place }

@@ -9,9 +9,10 @@
 //!   sum_post adjoint[0]+80 = %3 * %4     →       sum_post scratch+96 = %3 * %4
 //!                                              nest vector [5] "sum of slabs"
 //!                                                %0 = load post scratch+96
-//!                                                %1 = load post scratch+104
+//!                                                %1 = load post scratch+112
 //!                                                %2 = add %0, %1
-//!                                                …
+//!                                                %3 = load post scratch+104
+//!                                                %4 = add %2, %3
 //!                                                store post adjoint[0]+80 = %4
 //! nest vector [9]                              nest vector [9]
 //!   store post frame[0]+16 = %5          →       store post frame[0]+16 = %5
@@ -23,7 +24,9 @@
 //! In a routine that is cut ([`Routine::cut`]) a sum over post has one result for each slab, `padded(pre)` elements
 //! from one to the next. It adds by halves: column `c` and column `c + n/2` of a slab of `n`, then these likewise, down
 //! to one; products are rounded, and columns behind the last count as zero. A sum over pre adds each stretch on
-//! its own, down the column, and then the stretches in ascending order. Sums over vectors stay what they are: they
+//! its own, down the column, and then the stretches in ascending order. The results of the slabs are added in the same
+//! way by as many stretches as a block has: the first takes slab 0, and with `s` stretches slab `s`, slab `2s` and so on,
+//! one after the other; then the stretches are added in ascending order. Sums over vectors stay what they are: they
 //! only get a nest of their own, so that the rest of a nest need not wait for all columns.
 //!
 //! The program must have been through [`super::by_columns`]. Routines with a largest value of a whole matrix cannot be
@@ -91,6 +94,66 @@ pub fn cut(program: &Program, cuts: &[Option<Cut>; NAMES.len()]) -> Program {
     program
 }
 
+/// The results of the slabs for a sum over post, to be added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlabSum {
+    /// The first slab's.
+    pub(crate) parts: Place,
+    /// How many there are, `padded(pre)` elements from one to the next.
+    pub(crate) slabs: usize,
+    /// Elements of each.
+    pub(crate) pre: usize,
+    /// Where the sum goes.
+    pub(crate) total: Place,
+}
+
+impl SlabSum {
+    /// Appends it to a nest.
+    fn write(&self, stretches: usize, nest: &mut Nest) {
+        let part = |body: &mut Body, s: usize| {
+            let offset = self.parts.offset + s * padded(self.pre);
+            body.push(BodyOp::Load(Access::Post(Place { offset, ..self.parts })))
+        };
+        let mut total = None;
+        for stretch in 0..stretches.min(self.slabs) {
+            let mut sum = part(&mut nest.body, stretch);
+            for s in (stretch + stretches..self.slabs).step_by(stretches) {
+                let next = part(&mut nest.body, s);
+                sum = nest.body.push(BodyOp::Add(sum, next));
+            }
+            total = Some(total.map_or(sum, |total| nest.body.push(BodyOp::Add(total, sum))));
+        }
+        let total = total.expect("a sum has slabs");
+        nest.effects.push(Effect::Store(Access::Post(self.total), total));
+    }
+}
+
+fn place_of_load(op: &BodyOp) -> Option<Place> {
+    match op {
+        BodyOp::Load(access) => Some(access.place()),
+        _ => None,
+    }
+}
+
+/// The sums of slabs that a nest takes, if that is all that it does.
+pub(crate) fn slab_sums(nest: &Nest, cut: Cut) -> Option<Vec<SlabSum>> {
+    let Extent::Vector(pre) = nest.extent else { return None };
+    let mut sums = vec![];
+    let mut first = 0;
+    for effect in &nest.effects {
+        // The operations of a sum follow each other up to the one that is stored.
+        let Effect::Store(Access::Post(total), v) = effect else { return None };
+        let ops = nest.body.ops.get(first..=v.index()).unwrap_or(&[]);
+        let from: Vec<Place> = ops.iter().filter_map(place_of_load).collect();
+        let parts = *from.first().filter(|p| p.base == Base::Scratch && from.len() > 1)?;
+        sums.push(SlabSum { parts, slabs: from.len(), pre, total: *total });
+        first = v.index() + 1;
+    }
+    let mut same = Nest { body: Body::default(), effects: vec![], ..nest.clone() };
+    sums.iter().for_each(|s| s.write(cut.stretches, &mut same));
+    (same == *nest && !sums.is_empty()).then_some(sums)
+}
+
 /// Room for parts of sums.
 struct Parts {
     cut: Cut,
@@ -128,15 +191,8 @@ impl Parts {
         for effect in &mut nest.effects {
             if let Effect::SumPost(total, v, w) = *effect {
                 let parts = self.room(slabs * padded(pre));
-                let part = |s: usize| {
-                    BodyOp::Load(Access::Post(Place { offset: parts.offset + s * padded(pre), ..parts }))
-                };
-                let mut sum = sums.body.push(part(0));
-                for s in 1..slabs {
-                    let next = sums.body.push(part(s));
-                    sum = sums.body.push(BodyOp::Add(sum, next));
-                }
-                sums.effects.push(Effect::Store(Access::Post(total), sum));
+                let sum = SlabSum { parts, slabs, pre, total };
+                sum.write(self.cut.stretches, &mut sums);
                 *effect = Effect::SumPost(parts, v, w);
             }
         }

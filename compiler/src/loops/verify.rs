@@ -169,7 +169,7 @@ fn inside(place: Place, len: usize, program: &Program, direction: Direction) -> 
         Base::Params => Some(program.params_len),
         Base::Adjoint(_) => backward.then_some(program.adjoint_len),
         Base::Carry if backward => Some(program.carry_len),
-        Base::Carry => (direction == Direction::Forward).then_some(program.matrices_len),
+        Base::Carry | Base::Next => (direction == Direction::Forward).then_some(program.matrices_len),
         Base::Ends => backward.then_some(program.matrices_len),
         Base::Snapshot(_) => (direction != Direction::Forward).then_some(program.matrices_len),
         Base::Grads => backward.then_some(program.grads_len),

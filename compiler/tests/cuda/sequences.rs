@@ -125,6 +125,7 @@ impl<'s> Batch<'s> {
             adjoints: self.adjoints.as_mut_ptr(),
             snapshots: self.snapshots.as_mut_ptr(),
             carry: if backward { self.back_carry.as_mut_ptr() } else { self.carry.as_mut_ptr() },
+            next: self.carry.as_mut_ptr(),
             ends: self.ends.as_mut_ptr(),
             grads: self.grads.as_mut_ptr(),
             logs: std::ptr::null_mut(),

@@ -435,6 +435,14 @@ impl Engine {
         }
     }
 
+    /// Where going backward a device has the matrix states of so many rows and steps from, in words; none on the processor,
+    /// without such states, and where they are rebuilt on the chip.
+    pub fn states(&self, rows: usize, steps: usize) -> Option<String> {
+        let Kind::Device(code) = &self.kind else { return None };
+        let (mode, interval) = (Mode::Train, self.options.checkpoint_every);
+        device::states(self, code, device::Room { rows, steps, mode, interval })
+    }
+
     /// Bytes that a device needs for all rows of a batch, with parameters and gradients; zero without one.
     pub fn device_bytes(&self, rows: usize, steps: usize, mode: Mode) -> u64 {
         let Kind::Device(code) = &self.kind else { return 0 };

@@ -31,7 +31,7 @@ pub(super) struct Touch {
 
 impl Touch {
     pub(super) fn new(place: Place, len: usize, thread: Thread, writes: bool) -> Touch {
-        Touch { place, cells: place.offset..place.offset + len, thread, writes }
+        Touch { place: place.in_memory(), cells: place.offset..place.offset + len, thread, writes }
     }
 
     /// Whether two threads may touch the same element, at least one of them writing.

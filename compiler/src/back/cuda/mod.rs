@@ -59,7 +59,9 @@ mod text;
 mod values;
 
 use crate::ir::Function;
-use crate::loops::{Access, Base, Extent, NAMES, Nest, Place, Program, Rank1, Routine, by_columns, routines};
+use crate::loops::{
+    Access, Base, Extent, NAMES, Nest, Place, Program, Rank1, Routine, by_columns, onward, routines,
+};
 use barriers::Barriers;
 pub use choice::{Candidates, Route, Tier, Wish};
 use names::{Names, pointer, value_name};
@@ -109,7 +111,7 @@ pub struct Spec<'a> {
 pub struct Source {
     /// The text.
     pub text: String,
-    /// The program that it spells: matrices in one tile, sums over matrices by columns.
+    /// The program that it spells: matrices in one tile, sums over matrices by columns, matrix states written onward.
     pub program: Program,
     /// The launches of every routine, in order, by [`NAMES`]; none where a routine does nothing.
     pub kernels: [Vec<StepKernel>; NAMES.len()],
@@ -148,7 +150,7 @@ pub fn emit_for(program: &Program, spec: &Spec<'_>, grid: Grid) -> Source {
 /// # Panics
 /// If the program is for several rows.
 pub fn map_steps(program: &Program, spec: &Spec<'_>, grid: Grid) -> Choice {
-    let program = by_columns(program);
+    let program = onward(&by_columns(program));
     let (names, origins) = (Names::new(&program, spec), Origins::new(&program, *spec));
     slabs::solver::choose(
         &program,
@@ -228,11 +230,20 @@ fn spell(program: &Program, spec: &Spec<'_>, mapping: [Option<&Mapping>; 2], gri
     assert!(program.rows == 1, "the grid takes the rows of the batch");
     let whole = by_columns(program);
     let (whole_names, whole_origins) = (Names::new(&whole, spec), Origins::new(&whole, *spec));
+    // Sequences hold the states themselves.
+    let by_steps = if mapping.iter().all(Option::is_some) { whole.clone() } else { onward(&whole) };
     let choice = grid.map(|grid| {
-        let subject = slabs::Subject { names: &whole_names, origins: &whole_origins, backward: false };
-        slabs::solver::choose(&whole, &subject, grid)
+        let (names, origins) = (Names::new(&by_steps, spec), Origins::new(&by_steps, *spec));
+        let subject = slabs::Subject { names: &names, origins: &origins, backward: false };
+        slabs::solver::choose(&by_steps, &subject, grid)
     });
-    let program = choice.as_ref().map_or_else(|| whole.clone(), |c| crate::loops::cut(&whole, &c.cuts));
+    let program = match &choice {
+        Some(choice) => {
+            let postponed = choice.postpones().then(|| crate::loops::postpone(&by_steps)).flatten();
+            crate::loops::cut(&postponed.unwrap_or(by_steps), &choice.cuts)
+        }
+        None => by_steps,
+    };
     let names = Names::new(&program, spec);
     let origins = Origins::new(&program, *spec);
     let threads = threads(&program, &names, &origins);

@@ -26,7 +26,7 @@ impl<'s> Origins<'s> {
             Base::Frame(_) => (step, slot_value(step, slot(&self.program.frame, place)?, false)?),
             Base::Adjoint(_) => (adjoint, slot_value(adjoint, slot(&self.program.adjoint, place)?, true)?),
             Base::Carry if backward && !self.program.carries_states => return None,
-            Base::Carry | Base::Ends | Base::Snapshot(_) | Base::LogBar => {
+            Base::Carry | Base::Next | Base::Ends | Base::Snapshot(_) | Base::LogBar => {
                 (step, step.result(Sink::State(self.state(place)?))?)
             }
             Base::Grads => {

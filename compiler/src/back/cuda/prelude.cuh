@@ -7,8 +7,9 @@
 struct Tape {
   float *frames;        // [frame][row][FRAME]: the vectors of a step
   float *adjoints;      // [step][row][ADJOINT]: their cotangents
-  float *snapshots;     // [number][row][MATRICES]: matrix states before steps, rebuilt going backward
-  float *carry;         // [row][MATRICES]: matrix states; going backward [row][CARRY]
+  float *snapshots;     // [number][row][MATRICES]: matrix states before steps, kept or rebuilt, going backward
+  float *carry;         // [row][MATRICES]: matrix states that a step finds; going backward [row][CARRY]
+  float *next;          // [row][MATRICES]: those that it leaves, perhaps the same memory
   float *ends;          // [row][MATRICES]: cotangents of the matrix states, at the end and at the start
   float *grads;         // [row][GRADS]: gradients of the parameters, summed over steps
   float *logs;          // [row][LOGS]

@@ -1,4 +1,5 @@
-//! The backward pass of a batch: segment by segment, each from its checkpoint.
+//! The backward pass of a batch: segment by segment, each from its checkpoint, or without a halt where the matrix states
+//! of every step have been kept.
 
 use super::code::{Buffer, Grads, Map};
 use super::regions::{Work, number};
@@ -203,13 +204,17 @@ impl Tape {
         let at = |t: usize, start: usize| At {
             frame: number((boundary + 1 + t - first) as isize),
             adjoint: number(t as isize),
-            snapshot: number(t as isize - start as isize),
+            // The states before a step are those after the frame before its own.
+            snapshot: number(if self.keeps { boundary + t - first } else { t - start } as isize),
         };
         let (mut segment_end, mut checkpoint) = (end, saved);
-        let starts: Vec<usize> = (first..end).step_by(self.interval).collect();
+        let every = if self.keeps { (end - first).max(1) } else { self.interval };
+        let starts: Vec<usize> = (first..end).step_by(every).collect();
         for start in starts.into_iter().rev() {
             checkpoint = checkpoint.saturating_sub(1);
-            self.rebuild(w, (start, segment_end), segment_end < end, checkpoint, boundary + 1 - first)?;
+            if !self.keeps {
+                self.rebuild(w, (start, segment_end), segment_end < end, checkpoint, boundary + 1 - first)?;
+            }
             for t in (start..segment_end).rev() {
                 for log in p.logs.iter().zip(&w.code.logs) {
                     self.take_row_bars(w, log, t, t - first)?;
@@ -221,7 +226,8 @@ impl Tape {
         }
         if joined {
             let (frame, adjoint) = (number(boundary as isize), number(first as isize - 1));
-            w.code.step(BACK_FLUSH, w.rows, tape, At { frame, adjoint, snapshot: -1 })?;
+            let snapshot = number(if self.keeps { boundary as isize - 1 } else { -1 });
+            w.code.step(BACK_FLUSH, w.rows, tape, At { frame, adjoint, snapshot })?;
         }
         Ok(())
     }

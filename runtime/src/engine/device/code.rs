@@ -6,7 +6,7 @@ use super::{Address, Call, Device, Fault, Kernel, Module, Move, TapeArgs};
 use crate::engine::Engine;
 use compiler::back::cuda::{Choice, HOISTED_THREADS, Source, Spec, StepKernel, Wish};
 use compiler::ir::{Shape, Sizes, Value};
-use compiler::loops::{Base, NAMES, Program, routines};
+use compiler::loops::{Base, NAMES, Program, leaves_all, routines};
 use compiler::model::{Init, Model};
 use std::collections::BTreeMap;
 use std::ffi::c_int;
@@ -214,6 +214,10 @@ pub(crate) struct Code {
     adds: [bool; NAMES.len()],
     /// Whether going backward a step reads the matrix states after the step after it.
     pub(super) reads_second: bool,
+    /// Whether a step leaves all matrix states where it is told to.
+    leaves_all: bool,
+    /// Bytes that the device had before anything was allocated.
+    pub(super) free: u64,
     pub(super) slots: Slots,
     pub(super) inputs: Map,
     pub(super) outputs: Map,
@@ -245,6 +249,7 @@ impl Code {
     ) -> Result<Code, Fault> {
         let folder = cache::folder();
         let p = &source.program;
+        let free = device.memory()?.free;
         let (module, _) = cache::load(&*device, folder.clone(), &source.text, &model.name)?;
         let (moves, _) = cache::load(&*device, folder, MOVES, "moves")?;
         let kernel = |name: &String| device.kernel(module, name);
@@ -280,6 +285,8 @@ impl Code {
             name: model.name.clone(),
             adds,
             reads_second,
+            leaves_all: leaves_all(p),
+            free,
             inputs: Map::new(&device, &slots.inputs)?,
             outputs: Map::new(&device, &slots.outputs)?,
             output_bars: Map::new(&device, &slots.output_bars)?,
@@ -310,6 +317,11 @@ impl Code {
         let (whole, route) = sequences::choose(&self.device, wish, of, steps)?;
         (self.whole, self.route) = (whole, Some(route));
         Ok(())
+    }
+
+    /// Whether the matrix states of every step can be kept for the way back: kernels of whole sequences rebuild them.
+    pub(super) fn can_keep(&self) -> bool {
+        self.leaves_all && self.sequence(true).is_none()
     }
 
     /// Which kernels run, and why.

@@ -25,6 +25,11 @@
 //! (per step, where an environment answers), and one kernel, `move_numbers`, puts them into frames and takes
 //! them out.
 //!
+//! **Matrix states** are kept for the way back in one of two ways, which give the same bits. Where memory allows, those
+//! after every frame have a place of their own: a step finds them in one and leaves them in the next, and the way back
+//! reads them there. Else a step changes them in place, they are copied at checkpoints, and the steps between two of these
+//! are replayed. [`regions`] decides, before anything is allocated.
+//!
 //! A sequence whose inputs are known is **recorded** once for its shape: all launches of all steps, with fixed
 //! pointers, and replayed from then on as one. What is recorded is described by [`tape::Shape`]; anything
 //! else is launched one by one.
@@ -50,6 +55,7 @@ mod fault;
 mod nvrtc;
 mod open;
 mod regions;
+mod reserve;
 mod sequences;
 mod tape;
 #[cfg(test)]
@@ -61,7 +67,7 @@ pub(super) use code::{Code, Grads, Params};
 pub use emulated::Emulated;
 pub use fault::{Fault, FaultKind};
 pub use open::{DeviceId, open};
-pub(super) use regions::{Room, bytes};
+pub(super) use regions::{Room, bytes, states};
 pub use sequences::{Route, Tier};
 pub(super) use tape::Tape;
 pub(super) use training::bytes as training_bytes;
@@ -122,8 +128,10 @@ pub struct TapeArgs {
     pub adjoints: Address,
     /// `[number][row][MATRICES]`
     pub snapshots: Address,
-    /// `[row][MATRICES]`, or `[row][CARRY]` going backward.
+    /// `[row][MATRICES]`: what a step finds; `[row][CARRY]` going backward.
     pub carry: Address,
+    /// `[row][MATRICES]`: what a step going forward leaves, perhaps the same memory.
+    pub next: Address,
     /// `[row][MATRICES]`
     pub ends: Address,
     /// `[row][GRADS]`

@@ -1,21 +1,18 @@
 //! The memory of a batch on a device, and what runs on it when.
 
 use super::code::{Buffer, Code, Params, packed, packed_of};
-use super::regions::{Lengths, Regions, Room, Work, grow, number};
-use super::{Address, Fault, Graph, Move, Span};
+use super::regions::{Lengths, Regions, Room, Work, number};
+use super::{Address, Fault, Graph, Move, Span, TapeArgs};
 use crate::engine::{Bound, Engine, Mode, RowState, Start, TeamInputs};
 use compiler::ir::{InputId, OutputId};
 use compiler::loops::Program;
 use std::sync::Arc;
 
 pub(super) const BEFORE: usize = 0;
-const FIRST: usize = 1;
+pub(super) const FIRST: usize = 1;
 const STEP: usize = 2;
 pub(super) const FLUSH: usize = 3;
 pub(super) const AFTER: usize = 4;
-
-/// Frames that a step reads besides its own.
-const PAST: usize = 3;
 
 /// Recordings that a tape keeps: a forward and a backward pass, and those of a shorter last window.
 const RECORDINGS: usize = 4;
@@ -53,16 +50,18 @@ impl Shape {
 /// The memory of a batch.
 pub(in crate::engine) struct Tape {
     pub(super) code: Arc<Code>,
-    mode: Mode,
+    pub(super) mode: Mode,
     pub(super) rows: usize,
     /// The row that the host speaks of.
     row: usize,
     pub(super) interval: usize,
-    memory: Option<Regions>,
+    /// Whether the matrix states of every step are kept, those after a frame by its number.
+    pub(super) keeps: bool,
+    pub(super) memory: Option<Regions>,
     recordings: Vec<(Shape, Graph)>,
     pub(super) stretches: Vec<Stretch>,
     /// The frame that lies first in memory.
-    base: usize,
+    pub(super) base: usize,
     pub(super) steps: usize,
     /// Whether the last step has left work for the next.
     pending: bool,
@@ -97,6 +96,7 @@ impl Tape {
             rows: room.rows,
             row: 0,
             interval: lengths.interval,
+            keeps: lengths.keeps,
             memory: code.attempt(|| Regions::new(code, &lengths)),
             recordings: vec![],
             stretches: vec![],
@@ -131,7 +131,8 @@ impl Tape {
         let params = bound.on_device.as_ref().map_or(0, |p| Params::at(p));
         let stretch = if self.mode == Mode::Infer { 0 } else { self.stretches.len().saturating_sub(1) };
         let (code, program) = (&*self.code, &bound.engine.program);
-        let given = Work { code, regions, program, params, rows: self.rows, base: self.base, stretch };
+        let (rows, base, keeps) = (self.rows, self.base, self.keeps);
+        let given = Work { code, regions, program, params, rows, base, stretch, keeps };
         self.code.attempt(|| work(given))
     }
 
@@ -145,57 +146,6 @@ impl Tape {
 
     pub(super) fn next_frame(&self) -> usize {
         self.frame_of(self.steps)
-    }
-
-    /// Makes room for a frame and the one behind it.
-    pub(super) fn reserve(&mut self, bound: &Bound<'_>, frame: usize) {
-        let count = self.memory.as_ref().map_or(0, |m| m.frame_count);
-        if count == 0 || frame + 2 <= self.base + count {
-            return;
-        }
-        let (each, adjoint) = (self.rows * bound.engine.program.frame_len, bound.engine.program.adjoint_len);
-        if self.mode == Mode::Infer {
-            let first = frame - PAST - self.base;
-            self.work(bound, |w| w.regions.frames.take(0, &w.regions.frames, first * each, PAST * each));
-            self.base = frame - PAST;
-            return;
-        }
-        let longer = (frame + 2).max(2 * count);
-        let train = self.mode == Mode::Train;
-        let grown = self.work(bound, |w| {
-            let r = w.regions;
-            let frames = grow(w, &r.frames, longer * each)?;
-            let adjoints =
-                if train { Some(grow(w, &r.adjoints, (longer + 3) * adjoint * w.rows)?) } else { None };
-            let widest = [&w.code.inputs, &w.code.outputs, &w.code.output_bars, &w.code.input_bars];
-            let widest = widest.iter().map(|m| m.width).max().unwrap_or(0) * longer * w.rows;
-            let staging = grow(w, &r.staging, widest.max(r.staging.bytes() / 4))?;
-            Ok((frames, adjoints, staging))
-        });
-        self.forget();
-        if let (Some((frames, adjoints, staging)), Some(m)) = (grown, &mut self.memory) {
-            m.frames = frames;
-            m.staging = staging;
-            m.frame_count = longer;
-            if let Some(adjoints) = adjoints {
-                m.adjoints = adjoints;
-            }
-        }
-    }
-
-    /// Makes room for the checkpoints of the coming steps: resets make more of them than the steps say.
-    pub(super) fn reserve_checkpoints(&mut self, bound: &Bound<'_>, steps: usize) {
-        let Some(saved) = self.due() else { return };
-        let due = (self.steps..self.steps + steps).filter(|t| self.due_at(*t)).count();
-        let floats = (saved + due) * bound.engine.program.matrices_len * self.rows;
-        if self.memory.as_ref().is_none_or(|m| 4 * floats <= m.checkpoints.bytes()) {
-            return;
-        }
-        let grown = self.work(bound, |w| grow(w, &w.regions.checkpoints, 2 * floats));
-        self.forget();
-        if let (Some(grown), Some(m)) = (grown, &mut self.memory) {
-            m.checkpoints = grown;
-        }
     }
 
     // ------------------------------------------------------------------ states
@@ -234,6 +184,9 @@ impl Tape {
         self.stretches.push(Stretch { boundary, first: self.steps, own });
         self.host.states = None;
         self.reserve(bound, boundary + 1);
+        if self.keeps {
+            self.reserve_checkpoints(bound, 0);
+        }
         let p = &bound.engine.program;
         let logs = if self.mode == Mode::Infer { 1 } else { self.stretches.len() };
         while self.memory.as_ref().is_some_and(|m| m.logs.len() < logs) {
@@ -263,11 +216,12 @@ impl Tape {
             let r = w.regions;
             let stride = |n: usize| if count == 1 { 0 } else { n };
             if count == w.rows {
-                r.carry.put(0, &matrices)?;
+                let (region, first) = w.states_in(boundary);
+                region.put(first, &matrices)?;
             } else {
                 r.staging.put(0, &matrices)?;
                 let from = (r.staging.at(), stride(p.matrices_len));
-                w.whole((r.carry.at(), p.matrices_len), from, p.matrices_len)?;
+                w.whole((w.states(boundary), p.matrices_len), from, p.matrices_len)?;
             }
             r.staging.put(0, &vectors)?;
             w.code.moves(Move {
@@ -302,7 +256,8 @@ impl Tape {
         let mut logs = vec![0.0; self.rows * p.log_len];
         let frame = self.next_frame() - 1;
         self.work(bound, |w| {
-            w.regions.carry.get(0, &mut matrices)?;
+            let (region, first) = w.states_in(frame);
+            region.get(first, &mut matrices)?;
             w.gather(&w.code.states, (w.frame(frame), p.frame_len), w.rows)?;
             w.regions.staging.get(0, &mut vectors)?;
             w.regions.logs[w.stretch].get(0, &mut logs)
@@ -379,8 +334,8 @@ impl Tape {
     }
 
     /// The number of the next checkpoint, if checkpoints are made.
-    fn due(&self) -> Option<usize> {
-        (self.mode == Mode::Train).then_some(self.saved.len())
+    pub(super) fn due(&self) -> Option<usize> {
+        (self.mode == Mode::Train && !self.keeps).then_some(self.saved.len())
     }
 
     /// Logs have room for so many steps.
@@ -402,7 +357,7 @@ impl Tape {
         let joined = w.program.merged.0;
         let frame = self.frame_of(t);
         let all = w.program.matrices_len * w.rows;
-        let checkpoint = || match save.filter(|_| self.due_at(t)) {
+        let checkpoint = || match save.filter(|_| !self.keeps && self.due_at(t)) {
             Some(number) => w.regions.checkpoints.take(number * all, &w.regions.carry, 0, all),
             None => Ok(()),
         };
@@ -436,17 +391,28 @@ impl Tape {
     ) -> Result<bool, Fault> {
         let Some(whole) = w.code.sequence(false) else { return Ok(false) };
         let done = first - self.stretches.last().map_or(0, |s| s.first);
-        // The checkpoints of this stretch begin before those that are to come.
-        let saved = save.map(|n| n - done.div_ceil(self.interval));
+        let frame = self.frame_of(first);
+        let (interval, checkpoints, left) = if self.keeps {
+            // A checkpoint before every step is what is to be kept, but for the states after the last.
+            let all = w.program.matrices_len * w.rows;
+            let (region, to) = w.states_in(frame + steps - 1);
+            region.take(to, region, w.states_in(frame - 1).1, all)?;
+            (1, w.states(frame - 1 - done), frame + steps - 1)
+        } else {
+            // The checkpoints of this stretch begin before those that are to come.
+            let saved = save.map(|n| n - done.div_ceil(self.interval));
+            (self.interval, saved.map_or(0, |n| w.checkpoint(n)), frame)
+        };
         let span = Span {
-            frame: number((self.frame_of(first) - w.base) as isize),
+            frame: number((frame - w.base) as isize),
             adjoint: 0,
             steps: number(steps as isize),
-            interval: number(self.interval as isize),
+            interval: number(interval as isize),
             done: number(done as isize),
-            checkpoints: saved.map_or(0, |n| w.checkpoint(n)),
+            checkpoints,
         };
-        whole.launch(false, w.rows, w.tape(false, 0.0), span)
+        let tape = TapeArgs { carry: w.states(left), ..w.tape(false, 0.0) };
+        whole.launch(false, w.rows, tape, span)
     }
 
     /// Steps whose inputs lie in their frames, from the `first` on, with what stands apart from the loop over time.
@@ -601,7 +567,7 @@ impl Tape {
     }
 
     /// Gives all recordings back.
-    fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.recordings.drain(..).for_each(|(_, graph)| self.code.device.forget(graph));
     }
 

@@ -1,6 +1,8 @@
 //! The host's side on the emulated device: every spec of the library against machine code, bit for bit, and
-//! against the interpreter; and what a device does when it fails. Kernels of whole sequences: `whole`.
+//! against the interpreter; and what a device does when it fails. Kernels of whole sequences: `whole`; states that are
+//! kept of every step: `kept`.
 
+mod kept;
 mod whole;
 
 use super::cache::{self, Origin};
@@ -289,6 +291,12 @@ fn agree_as(case: &Case, device: &Arc<dyn Device>, how: How, options: &EngineOpt
     let tiers = ours.route().expect("it runs on a device").tiers();
     let compiled = case.engine(Backend::CRANELIFT, options);
     let (found, gradients) = run(case, &ours, ROWS, how);
+    if tiers[1] == 1 {
+        // States that are kept of every step are those that are rebuilt, to the bit.
+        let every = EngineOptions { checkpoint_every: Some(1), ..*options };
+        let kept = case.on(Arc::clone(device), &every);
+        assert!(run(case, &kept, ROWS, how) == (found.clone(), gradients.clone()), "{name} {how:?}: kept");
+    }
     let (expected, sums) = run(case, &compiled, 1, how);
     assert_eq!(found.len(), expected.len(), "{name} {how:?}");
     // On a GPU bits are counted, not demanded; kernels of whole sequences and of slabs take sums in orders of their own,

@@ -100,7 +100,7 @@ impl Tape {
             Base::Ends => self.room.ends.pointer(),
             Base::Log => self.logs[self.stretch].pointer(),
             Base::LogBar => self.log_bars.pointer(),
-            Base::Adjoint(_) | Base::Snapshot(_) | Base::Grads => std::ptr::null_mut(),
+            Base::Adjoint(_) | Base::Snapshot(_) | Base::Grads | Base::Next => std::ptr::null_mut(),
         })
     }
 

@@ -10,6 +10,7 @@
 //! [`split`] looks for the choice of least cost: it begins with all such vectors in slabs, and with all of them in
 //! rows, and turns one after the other for as long as that helps. The cost of a choice is that of [`Costs`].
 
+use super::join::joined;
 use super::touches::{Runner, Touch, columns, touches};
 use crate::loops::{Cut, Effect, Extent, Nest, Routine};
 
@@ -20,6 +21,13 @@ pub(super) struct Track {
     pub(super) nests: Vec<usize>,
 }
 
+impl Track {
+    /// Its nests, as a block runs them.
+    pub(super) fn joined(&self, routine: &Routine, cut: Cut) -> Vec<Nest> {
+        joined(self.nests.iter().map(|k| &routine.nests[*k]), Some(cut))
+    }
+}
+
 /// What one launch does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Phase {
@@ -27,6 +35,13 @@ pub(super) struct Phase {
     pub(super) tracks: Vec<Track>,
     /// In one block for each row of the batch.
     pub(super) row: Vec<usize>,
+}
+
+impl Phase {
+    /// The nests of a row's block, as it runs them.
+    pub(super) fn of_row(&self, routine: &Routine) -> Vec<Nest> {
+        joined(self.row.iter().map(|k| &routine.nests[*k]), None)
+    }
 }
 
 /// What launches are estimated to cost, in microseconds.

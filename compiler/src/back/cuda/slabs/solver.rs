@@ -1,11 +1,15 @@
 //! Which mapping the kernels of single steps get: a block for each row of the batch, or slabs, and which.
 //!
 //! All candidates are tried: slabs of 8, 16 or 32 columns, blocks of 128 to 512 threads, for each track 1 to 8 rows
-//! of the batch in a block; routine by routine also the mapping with a block for each row. The times of launches are
+//! of the batch in a block; routine by routine also the mapping with a block for each row; products that can wait for
+//! the next call ([`crate::loops::postpone`]) here or there. The times of launches are
 //! added, those of a step forward, of its replay and of its adjoint; what stands apart counts a share. The estimate
-//! knows per launch what it costs to begin and to wait for memory, and per track the longest of five times: bytes of
+//! knows per launch what it costs to begin and to wait for memory, and for every sweep five times ([`Times`]): bytes of
 //! the device's memory, bytes of the second cache, bytes of the busiest multiprocessor, the latency of what is on its
-//! way at a time, and instructions. Its constants are data sheets and arithmetic ([`super`]); none has been measured.
+//! way at a time, and instructions. A sweep takes the longest of them. Sweeps of one track follow each other; tracks run
+//! side by side, block by block in turn, so that one that waits for memory and one that computes overlap: a launch takes
+//! the longest of its tracks, and of the sums of each of the five over all of them. The constants are data sheets and
+//! arithmetic ([`super`]); none has been measured.
 
 use super::phases::{Costs, Phase, split};
 use super::sweep::points;
@@ -13,7 +17,8 @@ use super::touches::columns;
 use super::{Planned, RESIDENT, Subject, threads};
 use crate::back::cuda::MOST_SHARED;
 use crate::loops::{
-    Access, Base, Cut, Effect, Extent, NAMES, Nest, Program, Routine, can_be_cut, cut, routines,
+    Access, Base, Cut, Effect, Extent, NAMES, Nest, Program, Routine, can_be_cut, cut, postpone, routines,
+    slab_sums,
 };
 use std::fmt::Write;
 
@@ -46,6 +51,8 @@ pub(in crate::back::cuda) const LAUNCH: f64 = 2.0;
 pub(in crate::back::cuda) const WAIT: f64 = 0.7;
 /// Numbers of vectors that a thread reads in this time, one after the other.
 const LOADS: f64 = 16.0;
+/// Microseconds in which the threads of a block meet in shared memory and one of them adds what they bring.
+const MEETING: f64 = 0.3;
 /// Bytes per microsecond of the device's memory, of the second cache, of one multiprocessor.
 pub(in crate::back::cuda) const MEMORY: f64 = 3.0e6;
 pub(in crate::back::cuda) const CACHE: f64 = 5.5e6;
@@ -72,6 +79,8 @@ pub struct Choice {
     pub times: [f64; 3],
     /// The same with a block for each row.
     pub by_rows: [f64; 3],
+    /// Whether products going backward wait for the next call.
+    pub(super) postpones: bool,
     /// For whom.
     pub grid: Grid,
 }
@@ -80,6 +89,11 @@ pub struct Choice {
 const STEP: [usize; 3] = [2, 5, 8];
 
 impl Choice {
+    /// Whether products going backward wait for the next call.
+    pub(in crate::back::cuda) fn postpones(&self) -> bool {
+        self.postpones
+    }
+
     /// Launches of a step: forward, replay, backward.
     pub fn launches(&self) -> [usize; 3] {
         let mut launches = STEP.map(|k| self.planned[k].len().max(1));
@@ -117,9 +131,14 @@ impl Choice {
             Wanted::Fastest => "the least of all candidates",
             Wanted::Rows | Wanted::Slabs(..) => "as wanted",
         };
+        let [forward, replay, backward] = self.times;
+        let kept = match replay > 0.0 {
+            true => format!("; {:.0} µs where the states of every step are kept", forward + backward),
+            false => String::new(),
+        };
         let _ = writeln!(
             text,
-            "  {:.0} µs per step, forward, replay and backward, estimated, {reason}; \
+            "  {:.0} µs per step, forward, replay and backward, estimated, {reason}{kept}; \
              {:.0} µs with a block for each row ({batch} rows, {processors} multiprocessors)",
             sum(&self.times),
             sum(&self.by_rows)
@@ -147,6 +166,7 @@ pub(in crate::back::cuda) fn choose(program: &Program, subject: &Subject<'_>, gr
         planned: vec![vec![]; NAMES.len()],
         times: STEP.map(|k| by_rows(routines(program)[k], grid)),
         by_rows: STEP.map(|k| by_rows(routines(program)[k], grid)),
+        postpones: false,
         grid,
     };
     let candidates = match grid.wanted {
@@ -161,10 +181,15 @@ pub(in crate::back::cuda) fn choose(program: &Program, subject: &Subject<'_>, gr
     if grid.wanted == Wanted::Fastest {
         best.0 = total(&uncut, program, grid, &[None; NAMES.len()]);
     }
+    let later = postpone(program);
     for cut in candidates {
-        let (cost, choice) = with(program, subject, (cut, grid), &uncut);
-        if cost < best.0 {
-            best = (cost, choice);
+        for (postpones, program) in [(false, Some(program)), (true, later.as_ref())] {
+            let Some(program) = program else { continue };
+            let start = Choice { postpones, ..uncut.clone() };
+            let (cost, choice) = with(program, subject, (cut, grid), &start);
+            if cost < best.0 {
+                best = (cost, choice);
+            }
         }
     }
     best.1
@@ -275,22 +300,65 @@ struct Model {
 
 impl Costs for Model {
     fn phase(&self, routine: &Routine, phase: &Phase) -> f64 {
-        let tracks = phase.tracks.iter().map(|t| {
-            let rows = self.rows(routine, &t.nests);
-            let sweeps: f64 = t.nests.iter().map(|k| self.nest(&routine.nests[*k], rows)).sum();
-            (sweeps, WAIT * t.nests.len() as f64)
-        });
-        let (mut moved, mut waits) = (0.0, 0.0f64);
-        for (sweeps, wait) in tracks {
-            moved += sweeps;
-            waits = waits.max(wait);
+        let (mut all, mut longest, mut waits) = (Times::default(), 0.0f64, 0.0f64);
+        for track in &phase.tracks {
+            let rows = self.rows(routine, &track.nests);
+            let (mut swept, mut waited) = (0.0, 0.0);
+            for nest in track.joined(routine, self.cut) {
+                waited += WAIT;
+                match self.sweep(&nest, rows) {
+                    Some(times) => (swept, all) = (swept + times.longest(), all.and(times)),
+                    None => waited += self.at_columns(&nest),
+                }
+            }
+            (longest, waits) = (longest.max(swept + waited), waits.max(waited));
         }
-        let row: f64 = phase.row.iter().map(|k| self.in_row(&routine.nests[*k])).sum();
-        LAUNCH + (moved + waits).max(row)
+        let row: f64 = phase.of_row(routine).iter().map(|nest| self.in_row(nest)).sum();
+        LAUNCH + longest.max(all.longest() + waits).max(row)
+    }
+}
+
+/// What a sweep takes of a device, in microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Times {
+    memory: f64,
+    cache: f64,
+    /// The multiprocessor that moves most.
+    busiest: f64,
+    latency: f64,
+    issue: f64,
+}
+
+impl Times {
+    fn longest(self) -> f64 {
+        self.memory.max(self.cache).max(self.busiest).max(self.latency).max(self.issue)
+    }
+
+    /// Both, side by side.
+    fn and(self, other: Times) -> Times {
+        Times {
+            memory: self.memory + other.memory,
+            cache: self.cache + other.cache,
+            busiest: self.busiest + other.busiest,
+            latency: self.latency + other.latency,
+            issue: self.issue + other.issue,
+        }
     }
 }
 
 impl Model {
+    /// A nest over a vector, without what it waits at least.
+    fn at_columns(&self, nest: &Nest) -> f64 {
+        let loads = nest.body.loads().count() as f64;
+        match slab_sums(nest, self.cut).filter(|_| self.cut.stretches > 1) {
+            Some(sums) => {
+                let each: usize = sums.iter().map(|s| s.slabs.div_ceil(self.cut.stretches)).sum();
+                MEETING + WAIT * each as f64 / LOADS
+            }
+            None => WAIT * loads / LOADS,
+        }
+    }
+
     /// For every track, rows that a block takes together.
     fn together(&self, routine: &Routine, phase: &Phase) -> Vec<usize> {
         phase.tracks.iter().map(|t| self.rows(routine, &t.nests)).collect()
@@ -330,7 +398,12 @@ impl Model {
 
     /// A nest in slabs, in microseconds, without what it waits at least.
     fn nest(&self, nest: &Nest, rows: usize) -> f64 {
-        let Some(s) = Stream::of(nest) else { return WAIT * nest.body.loads().count() as f64 / LOADS };
+        self.sweep(nest, rows).map_or_else(|| self.at_columns(nest), Times::longest)
+    }
+
+    /// A nest over a matrix.
+    fn sweep(&self, nest: &Nest, rows: usize) -> Option<Times> {
+        let s = Stream::of(nest)?;
         let Grid { processors, batch, .. } = self.grid;
         let groups = (self.steps * (batch / rows + batch % rows)) as f64;
         let batch = self.steps * batch;
@@ -351,7 +424,7 @@ impl Model {
         let latency = moved / under_way * WAIT;
         let busy = (blocks.min(processors as f64)).max(1.0);
         let issue = s.work * s.elements * batch as f64 / (busy * ISSUE);
-        memory.max(moved / CACHE).max(busiest).max(latency).max(issue)
+        Some(Times { memory, cache: moved / CACHE, busiest, latency, issue })
     }
 
     /// A nest in the block of a row.
@@ -366,7 +439,7 @@ fn small(nest: &Nest, threads: usize) -> f64 {
     let Extent::Vector(n) = nest.extent else { return WAIT };
     let whole = |e: &&Effect| matches!(e, Effect::SumAll(..) | Effect::MaxAll(..));
     let sums = nest.effects.iter().filter(whole).count();
-    let sum = if sums > 0 { 0.3 + n as f64 * SUM } else { 0.0 };
+    let sum = if sums > 0 { MEETING + n as f64 * SUM } else { 0.0 };
     let loads = nest.body.loads().count() as f64;
     WAIT + sum + n.div_ceil(threads) as f64 * WAIT * loads / LOADS
 }

@@ -11,7 +11,7 @@
 use super::super::nest::{Bundle, Kernel, Writer};
 use super::super::text::Text;
 use super::super::values::{Loop, Variable, element};
-use crate::loops::{Access, BUNDLE, Base, Cut, Effect, Extent, Nest, padded};
+use crate::loops::{Access, BUNDLE, Base, Cut, Effect, Extent, Nest, SlabSum, padded, slab_sums};
 
 /// How a block takes the nests of a track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,9 @@ const UNDER_WAY: usize = 24;
 
 /// Registers for indices and what is computed.
 const COMPUTING: usize = 14;
+
+/// Floats of shared memory that sums of slabs take, if they can do with so few: 16 KiB.
+const SLAB_SUMS: usize = 4 * 1024;
 
 /// Terms of sums over post that a thread keeps, at most.
 const TERMS: usize = 32;
@@ -81,11 +84,77 @@ pub(super) fn write(kernel: &Kernel<'_>, nest: &Nest, hold: Hold, text: &mut Tex
             matrix(kernel, nest, shape, text)
         }
         Extent::Scalar => unreachable!("scalars are no columns"),
-        Extent::Vector(n) => {
-            vector(kernel, nest, n, hold, text);
-            0
+        Extent::Vector(n) => match slab_sums(nest, hold.cut).filter(|_| hold.cut.stretches > 1) {
+            Some(sums) => slabs(kernel, nest, &sums, hold, text),
+            None => {
+                vector(kernel, nest, n, hold, text);
+                0
+            }
+        },
+    }
+}
+
+/// Adds up the results of the slabs: all stretches of a column take their share, then the shares are added. Returns the
+/// floats of shared memory that it takes.
+fn slabs(kernel: &Kernel<'_>, nest: &Nest, sums: &[SlabSum], hold: Hold, text: &mut Text) -> usize {
+    let (stretches, threads) = (hold.cut.stretches, hold.cut.stretches * hold.cut.columns);
+    let kernel = Kernel { bundle: Bundle { rows: hold.rows, points: None }, ..*kernel };
+    let mut writer = Writer::new(&kernel, nest, text);
+    writer.remark();
+    let place = |p: crate::loops::Place| element(Access::Post(p), nest.extent, &kernel);
+    // As many sums at a time as there is room for.
+    let at_once = (SLAB_SUMS / threads).max(1);
+    let jobs: Vec<(usize, usize)> =
+        (0..sums.len()).flat_map(|k| (0..hold.rows).map(move |r| (k, r))).collect();
+    for (turn, jobs) in jobs.chunks(at_once).enumerate() {
+        if turn > 0 {
+            writer.text.line("__syncthreads();");
+        }
+        for (n, (k, r)) in jobs.iter().enumerate() {
+            let SlabSum { parts, slabs, pre, .. } = sums[*k];
+            writer.text.open(&format!("if (const int j = slab * COLUMNS + column; j < {pre}) {{"));
+            if hold.rows > 1 {
+                writer.text.line(&format!("constexpr int r = {r};"));
+            }
+            let from = place(parts);
+            let part = |s: &str| from.replace(" + j]", &format!(" + {s} * {} + j]", padded(pre)));
+            writer.text.line(&format!("float sum = stretch < {slabs} ? {} : 0.0f;", part("stretch")));
+            writer.text.line("#pragma unroll 4");
+            writer.text.line(&format!(
+                "for (int s = stretch + {stretches}; s < {slabs}; s += {stretches}) sum = sum + {};",
+                part("s")
+            ));
+            writer.text.line(&format!("shared[{} + threadIdx.x] = sum;", n * threads));
+            writer.text.close();
+        }
+        writer.text.line("__syncthreads();");
+        for (n, (k, r)) in jobs.iter().enumerate() {
+            let SlabSum { slabs, pre, total, .. } = sums[*k];
+            // A row of the batch belongs to the stretch of its number.
+            let mine = r % stretches;
+            writer.text.open(&format!(
+                "if (const int j = slab * COLUMNS + column; stretch == {mine} && j < {pre}) {{"
+            ));
+            if hold.rows > 1 {
+                writer.text.line(&format!("constexpr int r = {r};"));
+            }
+            writer.text.line(&format!("float total = shared[{} + column];", n * threads));
+            let used = stretches.min(slabs);
+            if used > 1 {
+                writer.text.line("#pragma unroll");
+                writer.text.line(&format!(
+                    "for (int s = 1; s < {used}; ++s) total = total + shared[{} + s * COLUMNS + column];",
+                    n * threads
+                ));
+            }
+            let line = writer.lines[*k];
+            let target = place(total);
+            writer.text.from(line, &format!("{target} = total;"));
+            writer.text.close();
         }
     }
+    writer.text.close();
+    at_once.min(jobs.len()) * threads
 }
 
 fn vector(kernel: &Kernel<'_>, nest: &Nest, n: usize, hold: Hold, text: &mut Text) {

@@ -4,7 +4,7 @@
 //! same element only in the same block: [`Touch::meets`] with [`Touch::is_of_same_block`]. Within a block a barrier
 //! is needed where different threads touch it: [`Touch::is_of_same_thread`].
 
-use crate::loops::{Access, Cut, Effect, Extent, Nest, Place, padded};
+use crate::loops::{Access, Cut, Effect, Extent, Nest, Place, padded, slab_sums};
 use std::ops::Range;
 
 /// Who runs a nest.
@@ -36,13 +36,14 @@ pub(super) struct Touch {
     cells: Range<usize>,
     owner: Owner,
     writes: bool,
-    /// Whether it is the sum over pre of a nest, which is stored when the nest has ended.
+    /// Whether it is a sum to which all stretches of a column contribute, which is stored when the nest has ended.
     pub(super) is_late: bool,
 }
 
 impl Touch {
     fn new(place: Place, len: usize, owner: Owner, writes: bool) -> Touch {
-        Touch { place, cells: place.offset..place.offset + len, owner, writes, is_late: false }
+        let cells = place.offset..place.offset + len;
+        Touch { place: place.in_memory(), cells, owner, writes, is_late: false }
     }
 
     /// Whether both touch an element that one of them writes.
@@ -84,6 +85,13 @@ pub(super) fn columns(nest: &Nest) -> usize {
 
 /// All that a nest touches.
 pub(super) fn touches(nest: &Nest, cut: Cut) -> Vec<Touch> {
+    if let Some(sums) = slab_sums(nest, cut) {
+        let loads = nest.body.loads().map(|a| Touch::new(a.place(), columns(nest), Owner::Stretches, false));
+        let totals = sums
+            .iter()
+            .map(|s| Touch { is_late: true, ..Touch::new(s.total, columns(nest), Owner::Column, true) });
+        return loads.chain(totals).collect();
+    }
     let loads = nest.body.loads().map(|a| operand(nest, a, false));
     let effects = nest.effects.iter().map(|effect| match (effect, nest.extent) {
         (Effect::Store(a, _) | Effect::Add(a, ..), _) => operand(nest, *a, true),
