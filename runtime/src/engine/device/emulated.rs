@@ -324,6 +324,14 @@ impl Device for Emulated {
         Ok(())
     }
 
+    fn wait(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn stream(&self) -> Option<u64> {
+        None
+    }
+
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Fault> {
         self.work(Work::Copy(to, from, bytes))
     }

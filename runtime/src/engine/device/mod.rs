@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! training         whole episodes, losses and the optimiser on the device
+//! lending          batches whose arrays lie on the device, and are somebody else's
 //! tape, backward   what runs when: steps, checkpoints, replay, gradients; knows no CUDA
 //! sequences        whether kernels take whole sequences, and those kernels
 //! regions, code    on which memory, with which kernels
@@ -47,6 +48,7 @@ mod code;
 mod cuda;
 mod emulated;
 mod fault;
+pub mod lending;
 mod nvrtc;
 mod open;
 mod regions;
@@ -289,6 +291,16 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// If the device fails, here or in work before.
     unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Fault>;
+
+    /// Returns when all work is done.
+    ///
+    /// # Errors
+    /// If the device fails, here or in work before.
+    fn wait(&self) -> Result<(), Fault>;
+
+    /// What work is ordered by, as the driver knows it, for others whose work must come before; none where a call
+    /// returns when its work is done.
+    fn stream(&self) -> Option<u64>;
 
     /// From place to place.
     ///

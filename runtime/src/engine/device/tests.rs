@@ -37,7 +37,7 @@ fn on_a_gpu() -> bool {
 }
 
 /// The device under test.
-fn device() -> Option<Arc<dyn Device>> {
+pub(super) fn device() -> Option<Arc<dyn Device>> {
     if on_a_gpu() {
         return Some(open(DeviceId::Cuda(0)).expect("BPM_TEST_DEVICE wants a CUDA device"));
     }
@@ -586,6 +586,12 @@ impl Device for Failing {
     unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Fault> {
         // SAFETY: as promised to this one.
         self.call().and_then(|()| unsafe { self.inner.download(from, to) })
+    }
+    fn wait(&self) -> Result<(), Fault> {
+        self.call().and_then(|()| self.inner.wait())
+    }
+    fn stream(&self) -> Option<u64> {
+        self.inner.stream()
     }
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Fault> {
         // SAFETY: as promised to this one.

@@ -43,9 +43,11 @@ mod episode;
 #[cfg(test)]
 mod tests;
 mod unbatched;
+mod values;
 
 pub(in crate::engine) use descent::suits;
 pub use descent::{Motion, Parameter};
+pub(super) use values::{Rules, Values};
 
 use super::code::{Buffer, Code, Map, Params, Plain};
 use super::{Address, Call, Fault, Kernel, Module, cache};

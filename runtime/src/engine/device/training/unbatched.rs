@@ -116,6 +116,8 @@ pub(super) struct Places {
     pub(super) products: Vec<Address>,
     /// Cotangents of the initial states that are vectors: `[row][width]`.
     pub(super) starts: Address,
+    /// Parameters at which states start, with the sums of the cotangents of these states, if they have been summed.
+    pub(super) start_sums: Vec<(usize, Address)>,
 }
 
 /// A learned state at its start.
@@ -236,6 +238,8 @@ impl Writer<'_> {
                 self.push(Code::AddRows, to, count, rest);
                 parts.push(to);
             }
+            let summed = self.places.start_sums.iter().filter(|(p, _)| *p == k && param.learned);
+            parts.extend(summed.map(|(_, at)| *at));
             bars.push(match parts.as_slice() {
                 [only] => *only,
                 parts => self.total(count, parts),
