@@ -104,9 +104,13 @@ impl Device {
     }
 
     /// The bytes of a contiguous array.
-    fn download<'py>(&self, py: Python<'py>, from: &Bound<'py, Borrowed>) -> PyResult<Bound<'py, PyBytes>> {
-        let lent = from.get();
-        if lent.place() != self.at() || !from.getattr("is_contiguous")?.extract::<bool>()? {
+    fn download<'py>(
+        &self,
+        py: Python<'py>,
+        borrowed: &Bound<'py, Borrowed>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let lent = borrowed.get();
+        if lent.place() != self.at() || !borrowed.getattr("is_contiguous")?.extract::<bool>()? {
             return Err(PyValueError::new_err("an array is on another device, or not contiguous"));
         }
         Ok(PyBytes::new(py, &download(py, &self.device, lent)?))
