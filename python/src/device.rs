@@ -88,7 +88,7 @@ impl Device {
 
     /// Borrows an array; whoever has it makes our work wait for his.
     fn borrow(&self, value: &Bound<'_, PyAny>) -> PyResult<Borrowed> {
-        Borrowed::new(value, self.device.stream())
+        Borrowed::new(value, self.device.door())
     }
 
     /// Memory that holds nothing yet.

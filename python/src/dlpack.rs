@@ -10,12 +10,13 @@
 //! A capsule of ours holds the memory, and not the interpreter: whoever took it may give it back from any thread, and
 //! when the model is long gone. Nobody needs to wait for it, since a call of bpm returns when its work is done.
 
-use crate::errors::of_fault;
+use crate::errors::{guarded, of_fault};
 use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use runtime::engine::device::lending::{Block, Lent};
+use runtime::engine::device::Device;
+use runtime::engine::device::lending::{self, Block, Lent};
 use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
@@ -363,15 +364,10 @@ pub(crate) fn capsule<'py>(
 }
 
 /// Bytes of an array on a device, for the host.
-pub(crate) fn download(
-    py: Python<'_>,
-    device: &Arc<dyn runtime::engine::device::Device>,
-    from: &Borrowed,
-) -> PyResult<Vec<u8>> {
+pub(crate) fn download(py: Python<'_>, device: &Arc<dyn Device>, from: &Borrowed) -> PyResult<Vec<u8>> {
     let mut bytes = vec![0; from.bytes()];
-    let (device, at, to) = (Arc::clone(device), from.at(), &mut bytes);
     // SAFETY: the array is contiguous, which was checked, and lent until the call is over.
-    let done = crate::errors::guarded(py, move || unsafe { device.download(at, to) })?;
+    let done = guarded(py, || unsafe { lending::read(device, from.at(), &mut bytes) })?;
     done.map_err(|fault| of_fault(&fault))?;
     Ok(bytes)
 }

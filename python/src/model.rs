@@ -12,7 +12,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use runtime::Error;
-use runtime::engine::device::lending::Lending;
+use runtime::engine::device;
+use runtime::engine::device::lending::{self, Lending};
 use runtime::engine::{Backend, Engine, EngineError, EngineOptions, Text};
 use runtime::params::{ParamStore, draw};
 use runtime::rng::{Address, Domain, Purpose};
@@ -186,12 +187,15 @@ impl Native {
             let text = Text { file: &spec.path, source: &spec.source };
             let model = Arc::clone(&spec.model);
             let options = EngineOptions { tier, ..EngineOptions::default() };
-            let engine = Arc::new(Engine::of_text(model, sizes.clone(), backend, &options, text)?);
-            let on = match backend {
-                Backend::Device(id) => Some(OnDevice { id, lending: Lending::new(Arc::clone(&engine))? }),
-                Backend::Interp | Backend::Compiled(_) | Backend::Torch(_) => None,
-            };
-            Ok((engine, on))
+            let make = || Engine::of_text(model, sizes.clone(), backend, &options, text).map(Arc::new);
+            match backend {
+                Backend::Device(id) => {
+                    let engine = lending::in_turn(&device::open(id)?, make)?;
+                    let lending = Lending::new(Arc::clone(&engine))?;
+                    Ok((engine, Some(OnDevice { id, lending })))
+                }
+                Backend::Interp | Backend::Compiled(_) | Backend::Torch(_) => Ok((make()?, None)),
+            }
         };
         let (engine, on) = guarded(py, compile)?.map_err(|e| of_engine(py, e))?;
         let threads = threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, usize::from);

@@ -1,6 +1,8 @@
 //! A CUDA device: the driver, loaded when it is asked for, so that the same program runs where there is none.
 //!
-//! All work goes into one stream. Sequences are recorded as CUDA graphs by capturing that stream.
+//! All work goes into one stream. Sequences are recorded as CUDA graphs by capturing that stream, so nobody else may touch
+//! it: whoever lends an array makes another stream, the door, wait for what he has still to do, and work waits for the
+//! door when it is told to ([`Device::admit`]).
 //!
 //! The context is the primary one of the device, which all libraries of a process share: what they have allocated can
 //! be read here. A thread that comes in leaves with the context it came with, so that nobody's current device changes.
@@ -22,6 +24,9 @@ pub(super) struct Cuda {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    door: sys::CUstream,
+    /// Passes from the door to the stream.
+    event: sys::CUevent,
 }
 
 // SAFETY: contexts and streams may be used from any thread that makes the context current, as every call does.
@@ -166,9 +171,12 @@ impl Cuda {
         // SAFETY: the device is there; the context is released when the device is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(lost("opening it"))?;
         let _visit = Visit::new(context)?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
-        let stream = stream.map_err(lost("opening a stream"))?;
-        Ok(Cuda { about, device, context, stream })
+        let stream = || {
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(lost("opening a stream"))
+        };
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        let event = event.map_err(lost("opening a stream"))?;
+        Ok(Cuda { about, device, context, stream: stream()?, door: stream()?, event })
     }
 
     /// Makes the context that of this thread, as long as the visit lives.
@@ -209,8 +217,10 @@ impl Drop for Visit {
 impl Drop for Cuda {
     fn drop(&mut self) {
         let _visit = self.enter();
-        // SAFETY: both were made by `new`; nothing else uses them any more.
+        // SAFETY: all were made by `new`; nothing else uses them any more.
         unsafe {
+            let _ = result::event::destroy(self.event);
+            let _ = result::stream::destroy(self.door);
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);
         }
@@ -295,8 +305,18 @@ impl Device for Cuda {
         unsafe { result::stream::synchronize(self.stream) }.map_err(lost("running kernels"))
     }
 
-    fn stream(&self) -> Option<u64> {
-        Some(self.stream as u64)
+    fn door(&self) -> Option<u64> {
+        Some(self.door as u64)
+    }
+
+    fn admit(&self) -> Result<(), Fault> {
+        let _visit = self.enter()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: streams and event live.
+        unsafe {
+            result::event::record(self.event, self.door).map_err(lost("waiting for others"))?;
+            result::stream::wait_event(self.stream, self.event, flags).map_err(lost("waiting for others"))
+        }
     }
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Fault> {

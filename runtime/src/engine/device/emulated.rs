@@ -328,8 +328,12 @@ impl Device for Emulated {
         Ok(())
     }
 
-    fn stream(&self) -> Option<u64> {
+    fn door(&self) -> Option<u64> {
         None
+    }
+
+    fn admit(&self) -> Result<(), Fault> {
+        Ok(())
     }
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Fault> {

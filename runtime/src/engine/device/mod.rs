@@ -298,9 +298,15 @@ pub trait Device: Send + Sync {
     /// If the device fails, here or in work before.
     fn wait(&self) -> Result<(), Fault>;
 
-    /// What work is ordered by, as the driver knows it, for others whose work must come before; none where a call
-    /// returns when its work is done.
-    fn stream(&self) -> Option<u64>;
+    /// The stream, as the driver knows it, that others make wait for work of theirs which must come before ours; none where
+    /// there is nothing to wait for.
+    fn door(&self) -> Option<u64>;
+
+    /// From now on work comes after all that the door waits for.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn admit(&self) -> Result<(), Fault>;
 
     /// From place to place.
     ///

@@ -590,8 +590,11 @@ impl Device for Failing {
     fn wait(&self) -> Result<(), Fault> {
         self.call().and_then(|()| self.inner.wait())
     }
-    fn stream(&self) -> Option<u64> {
-        self.inner.stream()
+    fn door(&self) -> Option<u64> {
+        self.inner.door()
+    }
+    fn admit(&self) -> Result<(), Fault> {
+        self.call().and_then(|()| self.inner.admit())
     }
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Fault> {
         // SAFETY: as promised to this one.

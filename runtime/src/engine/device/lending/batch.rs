@@ -75,8 +75,7 @@ impl Held {
             0 < moments && (given.resets.is_empty() || given.resets.len() == moments),
             "resets are [T, B]"
         );
-        let _call = lending.call();
-        lending.code.verdict()?;
+        let _call = lending.call()?;
         let segments = cut(given.steps, given.rows, &given.resets);
         let shape = [given.steps, given.rows, segments.len()];
         let (tape, is_known) = lending.tape(shape, mode)?;
@@ -156,8 +155,7 @@ impl Batch {
         check(lending, to.params.iter().map(Option::as_ref), model.params.iter().map(|p| p.shape), 1);
         check(lending, to.inputs.iter().map(Option::as_ref), inputs, steps * rows);
         check(lending, to.states.iter().map(Option::as_ref), states(), rows);
-        let _call = lending.call();
-        lending.code.verdict()?;
+        let _call = lending.call()?;
         self.run_back(bars, to);
         lending.done()?;
         Ok(())

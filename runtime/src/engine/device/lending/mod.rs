@@ -11,9 +11,10 @@
 //! # Order
 //!
 //! A device does its work in the order in which it is asked for it. Who lends an array must see to it that what he has
-//! asked of the device comes first ([`super::Device::stream`] names what has to wait for it). A call returns when its
+//! asked of the device comes first ([`super::Device::door`] names what has to wait for it). A call returns when its
 //! work is done: all that was lent is free again, all that was asked for is there, for everybody, and what has gone
-//! wrong is known. Calls on a device take turns, for a sequence that is being recorded must not be disturbed.
+//! wrong is known. Calls on a device take turns ([`in_turn`]), for a sequence that is being recorded must not be
+//! disturbed.
 //!
 //! # Resets
 //!
@@ -120,10 +121,12 @@ impl Block {
     /// # Errors
     /// If there is too little memory, or the device fails.
     pub fn of(device: &Arc<dyn Device>, bytes: &[u8]) -> Result<Block, Fault> {
-        let block = Block(Buffer::of(device, bytes)?);
-        // From here on everybody may read it.
-        device.wait()?;
-        Ok(block)
+        in_turn(device, || {
+            let block = Block(Buffer::of(device, bytes)?);
+            // From here on everybody may read it.
+            device.wait()?;
+            Ok(block)
+        })
     }
 
     /// Where it lies.
@@ -135,6 +138,35 @@ impl Block {
     pub fn bytes(&self) -> usize {
         self.0.bytes()
     }
+}
+
+/// Reads memory that is lent.
+///
+/// # Safety
+/// It lies on this device, is as long as that, and stays until the call returns.
+///
+/// # Errors
+/// If the device fails.
+pub unsafe fn read(device: &Arc<dyn Device>, from: Address, to: &mut [u8]) -> Result<(), Fault> {
+    if to.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: the caller vouches for the place.
+    in_turn(device, || unsafe { device.download(from, to) })
+}
+
+/// Does something with a device while nobody else does, and after what its door waits for.
+///
+/// # Errors
+/// Those of the work; if the device fails.
+pub fn in_turn<T, E: From<Fault>>(
+    device: &Arc<dyn Device>,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    let turn = turn_of(device);
+    let _turn = locked(&turn);
+    device.admit()?;
+    work()
 }
 
 /// Where a state lies within the regions of a tape.
@@ -216,10 +248,8 @@ impl Lending {
         };
         let code = Arc::clone(code);
         let turn = turn_of(&code.device);
-        let (rules, states) = {
-            let _turn = locked(&turn);
-            (Rules::new(&code)?, states(&engine, &code)?)
-        };
+        let made = || Ok::<_, Fault>((Rules::new(&code)?, states(&engine, &code)?));
+        let (rules, states) = in_turn(&code.device, made)?;
         let (tapes, values) = (Mutex::new(vec![]), Mutex::new(vec![]));
         Ok(Arc::new(Lending { engine, code, rules, states, tapes, values, turn }))
     }
@@ -231,7 +261,7 @@ impl Lending {
 
     /// Gives back what is kept for later calls.
     pub fn shed(&self) {
-        let _call = self.call();
+        let _turn = locked(&self.turn);
         self.drop_spares();
     }
 
@@ -249,8 +279,7 @@ impl Lending {
                 return Err(EngineError::Parameter { name: p.name.clone(), found, expected });
             }
         }
-        let _call = self.call();
-        self.code.verdict()?;
+        let _call = self.call()?;
         let values = self.room()?;
         let from: Vec<Address> = params.iter().map(|p| p.at).collect();
         self.code.attempt(|| values.read(&self.rules, &from));
@@ -263,8 +292,11 @@ impl Lending {
         self.engine.sizes().count(shape)
     }
 
-    fn call(&self) -> Call<'_> {
-        Call { device: &self.code.device, _turn: locked(&self.turn) }
+    fn call(&self) -> Result<Call<'_>, Fault> {
+        let call = Call { device: &self.code.device, _turn: locked(&self.turn) };
+        self.code.verdict()?;
+        self.code.device.admit()?;
+        Ok(call)
     }
 
     fn drop_spares(&self) {
