@@ -197,15 +197,15 @@ class Accelerator:
         extent, given, starts, resets, dtype = sequence
         (found, to), (ends, ends_to) = (self._places(about, dtype, new) for about in (outputs, states))
         if kept:
-            penalty, tape = binding.forward(extent, given, starts, resets, to, ends_to)
+            penalty, tape = binding.forward(extent, (given, starts, resets), (to, ends_to))
         else:
-            penalty, tape = binding.infer(extent, given, starts, resets, to, ends_to), None
+            penalty, tape = binding.infer(extent, (given, starts, resets), (to, ends_to)), None
         return found, ends, penalty, tape
 
     def backward(self, tape, bars, states, penalty, to, dtype, new):
         """As `Processor.backward`."""
         made = [self._places(about, dtype, new) for about in to]
-        tape.backward(bars, states, penalty, *(places for _, places in made))
+        tape.backward((bars, states, penalty), tuple(places for _, places in made))
         return tuple(arrays for arrays, _ in made)
 
     def _places(self, about, dtype, new):

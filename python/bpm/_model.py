@@ -216,13 +216,13 @@ class Model:
         name = "cpu" if device == "cpu" else _native.Device(device).name
         with self._family.lock:
             if name not in self._family.members:
-                place, text, spec, axes, backend, threads, _, tier = self._native.recipe()
+                place, text, spec, axes, (backend, _, tier), threads = self._native.recipe()
                 if name != "cpu" and backend not in ("auto", "interp"):
                     backend = "auto"
                 # What the compiler has to say of the spec it has said.
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", _native.SpecWarning)
-                    native = _native.Native(place, text, spec, axes, backend, threads, device, tier)
+                    native = _native.Native(place, text, spec, axes, (backend, device, tier), threads)
                 Model(native, self._family)
             return self._family.members[name]
 
@@ -537,7 +537,7 @@ def load(path, spec=None, axes=None, backend="auto", threads=None, device="cpu",
         sizes[name] = int(size)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads is {threads!r}, but it must be an integer of at least 1, or None")
-    return Model(_native.Native(place, text, spec, sizes, backend, threads, device, tier))
+    return Model(_native.Native(place, text, spec, sizes, (backend, device, tier), threads))
 
 
 def _again(*recipe):

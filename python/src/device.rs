@@ -213,21 +213,24 @@ pub(crate) struct DeviceBinding {
     held: Arc<Held>,
 }
 
-/// What Python lends for a run: steps and rows; inputs and states; where outputs and states go.
-struct Lists<'a, 'py> {
-    extent: (usize, usize),
-    given: [&'a Bound<'py, PyList>; 2],
-    resets: &'a [u8],
-    to: [&'a Bound<'py, PyList>; 2],
-}
+/// What is given to a run: inputs, states, resets.
+type Lists<'py> = (Bound<'py, PyList>, Bound<'py, PyList>, Bound<'py, PyBytes>);
+/// Where outputs and states go.
+type Places<'py> = (Bound<'py, PyList>, Bound<'py, PyList>);
 
 impl DeviceBinding {
-    fn run(&self, py: Python<'_>, lists: Lists<'_, '_>, mode: Mode) -> PyResult<(f64, Batch)> {
-        let Lists { extent: (steps, rows), given: [inputs, states], resets, to: [outputs, ends] } = lists;
-        let (inputs, states) = (Loans::new(inputs)?, Loans::new(states)?);
-        let (outputs, ends) = (Loans::new(outputs)?, Loans::new(ends)?);
+    fn run(
+        &self,
+        py: Python<'_>,
+        (steps, rows): (usize, usize),
+        (inputs, states, resets): Lists<'_>,
+        (outputs, ends): Places<'_>,
+        mode: Mode,
+    ) -> PyResult<(f64, Batch)> {
+        let (inputs, states) = (Loans::new(&inputs)?, Loans::new(&states)?);
+        let (outputs, ends) = (Loans::new(&outputs)?, Loans::new(&ends)?);
         let place = self.on.place();
-        let resets = resets.iter().map(|r| *r != 0).collect();
+        let resets = resets.as_bytes().iter().map(|r| *r != 0).collect();
         let given = Given { steps, rows, inputs: inputs.read(place)?, states: states.read(place)?, resets };
         let to = Results { outputs: outputs.all(place, true)?, states: ends.all(place, true)? };
         // SAFETY: the loans are of this device, and live until the call is over.
@@ -272,14 +275,10 @@ impl DeviceBinding {
         &self,
         py: Python<'py>,
         extent: (usize, usize),
-        inputs: &Bound<'py, PyList>,
-        states: &Bound<'py, PyList>,
-        resets: &[u8],
-        outputs: &Bound<'py, PyList>,
-        ends: &Bound<'py, PyList>,
+        given: Lists<'py>,
+        to: Places<'py>,
     ) -> PyResult<f64> {
-        let lists = Lists { extent, given: [inputs, states], resets, to: [outputs, ends] };
-        Ok(self.run(py, lists, Mode::Forward)?.0)
+        Ok(self.run(py, extent, given, to, Mode::Forward)?.0)
     }
 
     /// The same, with a tape.
@@ -287,14 +286,10 @@ impl DeviceBinding {
         &self,
         py: Python<'py>,
         extent: (usize, usize),
-        inputs: &Bound<'py, PyList>,
-        states: &Bound<'py, PyList>,
-        resets: &[u8],
-        outputs: &Bound<'py, PyList>,
-        ends: &Bound<'py, PyList>,
+        given: Lists<'py>,
+        to: Places<'py>,
     ) -> PyResult<(f64, DeviceTape)> {
-        let lists = Lists { extent, given: [inputs, states], resets, to: [outputs, ends] };
-        let (penalty, batch) = self.run(py, lists, Mode::Train)?;
+        let (penalty, batch) = self.run(py, extent, given, to, Mode::Train)?;
         Ok((penalty, DeviceTape { place: self.on.place(), batch: Mutex::new(batch) }))
     }
 }
@@ -312,15 +307,11 @@ impl DeviceTape {
     fn backward<'py>(
         &self,
         py: Python<'py>,
-        outputs: &Bound<'py, PyList>,
-        states: &Bound<'py, PyList>,
-        penalty: f64,
-        params: &Bound<'py, PyList>,
-        inputs: &Bound<'py, PyList>,
-        starts: &Bound<'py, PyList>,
+        bars: (Bound<'py, PyList>, Bound<'py, PyList>, f64),
+        to: (Bound<'py, PyList>, Bound<'py, PyList>, Bound<'py, PyList>),
     ) -> PyResult<()> {
-        let (outputs, states) = (Loans::new(outputs)?, Loans::new(states)?);
-        let (params, inputs, starts) = (Loans::new(params)?, Loans::new(inputs)?, Loans::new(starts)?);
+        let (outputs, states, penalty) = (Loans::new(&bars.0)?, Loans::new(&bars.1)?, bars.2);
+        let (params, inputs, starts) = (Loans::new(&to.0)?, Loans::new(&to.1)?, Loans::new(&to.2)?);
         let place = self.place;
         let bars = Cotangents { outputs: outputs.read(place)?, states: states.read(place)?, penalty };
         let to = Gradients {

@@ -60,6 +60,9 @@ impl Asked {
     }
 }
 
+/// The arguments of [`Native::new`].
+type Recipe = (String, String, String, BTreeMap<String, usize>, (String, String, String), usize);
+
 /// What a spec is read from.
 fn read(py: Python<'_>, place: &str, text: Option<String>, name: Option<&str>) -> PyResult<Spec> {
     let compiled = match text {
@@ -167,14 +170,12 @@ impl Native {
         text: Option<String>,
         name: Option<&str>,
         axes: BTreeMap<String, usize>,
-        backend_name: &str,
+        runs_on: (String, String, String),
         threads: Option<NonZeroUsize>,
-        device_name: &str,
-        tier_name: &str,
     ) -> PyResult<Self> {
-        let [backend, device, tier_of] = [backend_name, device_name, tier_name].map(str::to_owned);
-        let asked = Asked { backend, device, tier: tier_of };
-        let (backend, tier) = (asked.backend()?, tier(tier_name)?);
+        let (backend, device, wanted) = runs_on;
+        let asked = Asked { backend, device, tier: wanted };
+        let (backend, tier) = (asked.backend()?, tier(&asked.tier)?);
         let spec = read(py, place, text, name)?;
         warn(py, &spec)?;
         let bind = || -> Result<Sizes, Error> {
@@ -236,15 +237,14 @@ impl Native {
         self.engine.route().map(ToString::to_string)
     }
 
-    /// What another process makes the same model of: place, text, name, axes as given, back end, threads, device, tier.
-    #[allow(clippy::type_complexity, reason = "a tuple that Python passes on")]
-    fn recipe(&self) -> (String, String, String, BTreeMap<String, usize>, String, usize, String, String) {
+    /// What another process makes the same model of: place, text, name, axes as given; back end, device and tier; threads.
+    fn recipe(&self) -> Recipe {
         let Spec { path, source, model, .. } = &self.spec;
         let Asked { backend, device, tier } = self.asked.clone();
         let (path, source, name) = (path.clone(), source.clone(), model.name.clone());
         // On the processor the one that was chosen.
         let backend = if self.on.is_some() { backend } else { self.backend().to_owned() };
-        (path, source, name, self.axes.clone(), backend, self.threads, device, tier)
+        (path, source, name, self.axes.clone(), (backend, device, tier), self.threads)
     }
 
     /// The sizes of all axes.

@@ -309,7 +309,7 @@ class Mistakes(Base):
         u, s = (loan(x) for x in self.inputs.values())
         outputs = [loan(bpm.to_device(np.zeros(x.shape, "f4"))) for x in (self.bars["a"], self.bars["b"])]
         ends = [loan(bpm.to_device(x)) for x in self.host_states.values()]
-        run = lambda *arguments: binding.infer((T, B), *arguments)
+        run = lambda inputs, states, resets, *to: binding.infer((T, B), (inputs, states, resets), to)
         none = [None] * len(ends)
         self.assertGreater(run([u, s], none, b"", outputs, ends), 0)
         self.refused("bpm has failed", run, [s, s], none, b"", outputs, ends, error=RuntimeError)

@@ -58,7 +58,7 @@ pub(super) struct Case {
 }
 
 impl Case {
-    fn of(path: &Path, events: Option<usize>) -> Vec<Case> {
+    pub(super) fn of(path: &Path, events: Option<usize>) -> Vec<Case> {
         Case::sized(path, events, 4)
     }
 
@@ -315,7 +315,7 @@ fn agree_as(case: &Case, device: &Arc<dyn Device>, how: How, options: &EngineOpt
     tier
 }
 
-fn specs() -> Vec<PathBuf> {
+pub(super) fn specs() -> Vec<PathBuf> {
     let mut todo = vec![library()];
     let mut found = vec![];
     while let Some(path) = todo.pop() {

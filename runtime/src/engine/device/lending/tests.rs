@@ -1,11 +1,12 @@
 //! Lent arrays on the emulated device against the same batch on the processor: with and without resets, carried states
 //! and cotangents of final states, for kernels of steps and of sequences, launched and recorded.
 
-use super::super::tests::{Failing, device, emulated};
+use super::super::tests::{Case as Library, Failing, device, emulated, specs};
 use super::*;
 use crate::engine::device::{DeviceId, Emulated, Tier};
 use crate::engine::{Backend, EngineOptions, Text};
 use crate::params::ParamStore;
+use crate::rollout::is_random;
 use crate::sequence::{self, Single};
 use compiler::ir::Sizes;
 use compiler::model::Model;
@@ -40,6 +41,10 @@ const SPEC: &str = "spec cell {
 
 const T: usize = 7;
 const B: usize = 3;
+
+/// Arrays of a kind that a model has, at most.
+const MOST: usize = 64;
+const ALL: [bool; MOST] = [true; MOST];
 
 fn model() -> (Arc<Model>, Sizes) {
     let spec = crate::spec::compile("cell.bpm", SPEC.into(), None).unwrap_or_else(|e| panic!("{e:?}"));
@@ -89,7 +94,7 @@ impl Array {
 struct Question {
     resets: Vec<bool>,
     /// Which states are given.
-    carried: [bool; 4],
+    carried: Vec<bool>,
     last: bool,
     penalty: f64,
 }
@@ -98,8 +103,10 @@ fn questions() -> Vec<Question> {
     let rows = [[0, 1, 0], [0, 0, 0], [1, 0, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 1]];
     let resets: Vec<bool> = rows.concat().iter().map(|r| *r != 0).collect();
     let all = |resets: &Vec<bool>| {
-        let of =
-            |carried: [bool; 4], last, penalty| Question { resets: resets.clone(), carried, last, penalty };
+        let of = |carried: [bool; 4], last, penalty| {
+            let (resets, carried) = (resets.clone(), carried.to_vec());
+            Question { resets, carried, last, penalty }
+        };
         [of([false; 4], false, 0.0), of([true; 4], true, 1.5), of([true, false, false, true], true, 0.0)]
     };
     [all(&vec![]), all(&resets)].concat()
@@ -138,7 +145,10 @@ fn some<'a>(all: &'a [Vec<f32>], wanted: &[bool]) -> Vec<Option<&'a [f32]>> {
 }
 
 fn on_the_processor(question: &Question) -> Found {
-    let (model, sizes) = model();
+    on_the_processor_of(model(), question)
+}
+
+fn on_the_processor_of((model, sizes): (Arc<Model>, Sizes), question: &Question) -> Found {
     let n = numbers(&model, &sizes);
     let engine = Engine::new(model, sizes, Backend::fastest(), &EngineOptions::default()).expect("an engine");
     let params: Vec<&[f32]> = n.params.iter().map(Vec::as_slice).collect();
@@ -146,14 +156,14 @@ fn on_the_processor(question: &Question) -> Found {
     let given = sequence::Given {
         steps: T,
         rows: B,
-        inputs: some(&n.inputs, &[true; 8]),
+        inputs: some(&n.inputs, &ALL),
         states: some(&n.states, &question.carried),
         resets: question.resets.clone(),
     };
     let (results, mut kept) = sequence::forward(machine, &given, 1);
     let bars = sequence::Cotangents {
-        outputs: some(&n.outputs, &[true; 8]),
-        states: some(&n.ends, &[question.last; 8]),
+        outputs: some(&n.outputs, &ALL),
+        states: some(&n.ends, &[question.last; MOST]),
         penalty: question.penalty,
     };
     let gradients = kept.backward(&bars, 1);
@@ -161,8 +171,7 @@ fn on_the_processor(question: &Question) -> Found {
     [results.outputs, results.states, penalty, gradients.params, gradients.inputs, gradients.states].concat()
 }
 
-fn engine(device: &Arc<dyn Device>, tier: Tier) -> Arc<Engine> {
-    let (model, sizes) = model();
+fn engine(device: &Arc<dyn Device>, (model, sizes): (Arc<Model>, Sizes), tier: Tier) -> Arc<Engine> {
     let options = EngineOptions { tier, ..EngineOptions::default() };
     let backend = Backend::Device(DeviceId::Emulated);
     Arc::new(
@@ -198,7 +207,11 @@ fn lent_where(all: &[Array], wanted: &[bool]) -> Vec<Option<Lent>> {
 
 impl Case {
     fn new(device: &Arc<dyn Device>, tier: Tier) -> Result<Case, EngineError> {
-        let lending = Lending::new(engine(device, tier))?;
+        Case::of(device, model(), tier)
+    }
+
+    fn of(device: &Arc<dyn Device>, of: (Arc<Model>, Sizes), tier: Tier) -> Result<Case, EngineError> {
+        let lending = Lending::new(engine(device, of, tier))?;
         let n = numbers(lending.engine.model(), lending.engine.sizes());
         let place = |all: &[Vec<f32>]| all.iter().map(|x| Array::of(device, x)).collect();
         Ok(Case {
@@ -226,7 +239,7 @@ impl Case {
         let given = Given {
             steps: T,
             rows: B,
-            inputs: lent_where(&self.inputs, &[true; 8]),
+            inputs: lent_where(&self.inputs, &ALL),
             states: lent_where(&self.states, &question.carried),
             resets: question.resets.clone(),
         };
@@ -238,16 +251,16 @@ impl Case {
 
     fn backward(&self, batch: &mut Batch, question: &Question) -> Result<Found, EngineError> {
         let bars = Cotangents {
-            outputs: lent_where(&self.outputs, &[true; 8]),
-            states: lent_where(&self.ends, &[question.last; 8]),
+            outputs: lent_where(&self.outputs, &ALL),
+            states: lent_where(&self.ends, &[question.last; MOST]),
             penalty: question.penalty,
         };
         let (params, inputs) = (self.places(&self.params), self.places(&self.inputs));
         let states = self.places(&self.states);
         let to = Gradients {
-            params: lent_where(&params, &[true; 32]),
-            inputs: lent_where(&inputs, &[true; 8]),
-            states: lent_where(&states, &[true; 8]),
+            params: lent_where(&params, &ALL),
+            inputs: lent_where(&inputs, &ALL),
+            states: lent_where(&states, &ALL),
         };
         // SAFETY: the arrays live as long as the call.
         unsafe { batch.backward(&bars, &to) }?;
@@ -306,6 +319,33 @@ fn lent_arrays_give_what_the_processor_gives() {
     }
 }
 
+/// Every spec: with states where they belong, with all of them given, and with resets where no state starts at random.
+#[test]
+fn every_spec_of_the_library_agrees() {
+    let Some(device) = device() else { return };
+    let mut count = 0;
+    for path in specs() {
+        for case in Library::of(&path, None) {
+            let of = || (Arc::clone(&case.model), case.sizes.clone());
+            let random: Vec<bool> = case.model.states.iter().map(|s| is_random(&s.init)).collect();
+            let resets = if random.contains(&true) { vec![] } else { questions().swap_remove(3).resets };
+            let asked = [
+                Question { carried: random.clone(), resets, last: true, penalty: 1.0 },
+                Question { carried: vec![true; random.len()], last: true, ..Question::default() },
+            ];
+            let lent = Case::of(&device, of(), Tier::Auto).expect("a model on the device");
+            let held = lent.bind().expect("parameters");
+            for question in &asked {
+                let found = lent.ask(&held, question).expect("a batch");
+                let what = format!("{}, {question:?}", path.display());
+                close(&what, &found, &on_the_processor_of(of(), question), 5e-4);
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 20, "{count} models");
+}
+
 /// Parameters are read when they are bound, and a tape keeps its own whatever is bound after it.
 #[test]
 fn a_tape_keeps_its_parameters() {
@@ -330,7 +370,7 @@ fn wrong_lengths_are_refused_before_anything_runs() {
     let held = case.bind().expect("parameters");
     let wrong = Array::new(&device, 4);
     let right = std::mem::replace(&mut case.inputs[0], wrong);
-    let run = || case.forward(&held, &Question::default(), Mode::Train).map(|_| ());
+    let run = || case.forward(&held, &questions()[0], Mode::Train).map(|_| ());
     let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
     assert!(refused.is_err(), "an input of 4 numbers");
     case.inputs[0] = right;
