@@ -37,8 +37,8 @@ def view(name, value):
         place, where = place_of(value)
         if place[0] not in _HOST_DEVICES:
             raise ValueError(
-                f"tensor `{name}` is on {where}, but the model is on the processor: copy it there, as `.cpu()` does, or "
-                "load the model with device="
+                f"tensor `{name}` is on {where}, but the model is on the processor: copy it there, as `.cpu()` does, "
+                "or load the model with device="
             )
         try:
             return np.from_dlpack(value)

@@ -1,8 +1,8 @@
 """Where arrays lie, and what that changes: the memory of the processor, or that of a device.
 
 On a device arrays come through DLPack, from PyTorch, CuPy, JAX, or as a `DeviceArray` that bpm has made. Whoever has an
-array makes bpm's work wait for his own (`__dlpack__(stream=…)`), and a call of bpm returns when its work is done: nobody
-waits for bpm. Nothing is copied to the host and back.
+array makes bpm's work wait for his own (`__dlpack__(stream=…)`), and a call of bpm returns when its work is done:
+nobody waits for bpm. Nothing is copied to the host and back.
 """
 
 import numpy as np
@@ -160,8 +160,8 @@ class Accelerator:
         if not hasattr(value, "__dlpack__"):
             kind = type(value).__name__
             raise ValueError(
-                f"tensor `{name}` is a {kind}, but it must be an array on {self.name}: bpm.to_device(…), or a tensor that "
-                "speaks DLPack"
+                f"tensor `{name}` is a {kind}, but it must be an array on {self.name}: bpm.to_device(…), or a tensor "
+                "that speaks DLPack"
             )
         place, where = place_of(value)
         if place != self.place:

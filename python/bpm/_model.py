@@ -7,6 +7,7 @@ has `[B, axes…]` for inputs and outputs; states are `[B, axes…]` always.
 import os
 import threading
 import warnings
+import weakref
 from dataclasses import dataclass
 from typing import Dict, Mapping, NamedTuple, Optional, Tuple
 
@@ -176,8 +177,8 @@ class Model:
         device = native.device()
         self._where = Processor() if device is None else Accelerator(device)
         self.device, self.route = self._where.name, native.route()
-        # The same model on other devices, by their names.
-        self._family = _Family() if family is None else family
+        # The same model on other devices, by their names; whoever has made one keeps it.
+        self._family, self._made = _Family() if family is None else family, []
         self._family.members[self.device] = self
         self.name, self.backend, self.dtype = native.name, native.backend, np.dtype(native.dtype)
         self.axes = native.axes()
@@ -215,7 +216,8 @@ class Model:
         """
         name = "cpu" if device == "cpu" else _native.Device(device).name
         with self._family.lock:
-            if name not in self._family.members:
+            found = self._family.members.get(name)
+            if found is None:
                 place, text, spec, axes, (backend, _, tier), threads = self._native.recipe()
                 if name != "cpu" and backend not in ("auto", "interp"):
                     backend = "auto"
@@ -223,8 +225,9 @@ class Model:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", _native.SpecWarning)
                     native = _native.Native(place, text, spec, axes, (backend, device, tier), threads)
-                Model(native, self._family)
-            return self._family.members[name]
+                found = Model(native, self._family)
+                self._made.append(found)
+            return found
 
     # ------------------------------------------------------------- what is drawn
 
@@ -472,11 +475,9 @@ class Model:
 
     def _mask(self, reset):
         """Resets are read on the processor: an array of NumPy, or one where the model is."""
-        if isinstance(reset, np.ndarray):
-            array = reset
-        else:
-            array = self._view("reset", reset)
-            array = array if str(array.dtype) != "bool" else self._where.read(array)
+        array = reset if isinstance(reset, np.ndarray) else self._view("reset", reset)
+        if not isinstance(array, np.ndarray):
+            array = self._where.read(check("reset", array, tuple(array.shape), "bool"))
         if str(array.dtype) != "bool":
             raise ValueError(f"tensor `reset` has dtype {array.dtype}, but it must have dtype bool")
         return np.ascontiguousarray(array)
@@ -499,10 +500,7 @@ class _Family:
     """A model on several devices."""
 
     def __init__(self):
-        self.members, self.lock = {}, threading.Lock()
-
-    def __deepcopy__(self, memo):
-        return self
+        self.members, self.lock = weakref.WeakValueDictionary(), threading.Lock()
 
 
 def load(path, spec=None, axes=None, backend="auto", threads=None, device="cpu", tier="auto") -> Model:
@@ -516,8 +514,8 @@ def load(path, spec=None, axes=None, backend="auto", threads=None, device="cpu",
         threads: at most so many threads for a batch; all of the machine if `None`. Results do not depend on it.
         device: `cpu`, or `cuda` and `cuda:N`: there all arrays lie on the device. Where `BPM_EMULATED_CUDA` is set, the
             emulated device is in the place of all others.
-        tier: on a device, as `--tier` of the commands: a kernel for each step (`1`), for a whole sequence (`2`), or for a
-            sequence where that fits (`auto`).
+        tier: on a device, as `--tier` of the commands: a kernel for each step (`1`), for a whole sequence (`2`), or for
+            a sequence where that fits (`auto`).
 
     Raises:
         DeviceError: the device, its driver or its compiler is missing, or has failed.

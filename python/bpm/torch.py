@@ -144,8 +144,8 @@ def run(model: Model, params, inputs, state=None, reset=None):
     """Runs a sequence, or a single step, on tensors; shapes and errors as in `bpm.Model.__call__`.
 
     Args:
-        params: by parameter, a tensor in the units of the spec. Where the first of them is, there the model runs: `model`
-            itself, or `model.on(…)`.
+        params: by parameter, a tensor in the units of the spec. Where the first of them is, there the model runs:
+            `model` itself, or `model.on(…)`.
         inputs, state, reset: tensors in place of arrays, on the same device; `reset` is read on the processor.
 
     Returns:

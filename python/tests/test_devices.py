@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import unittest
+import weakref
 
 import bpm
 import numpy as np
@@ -153,12 +154,14 @@ class Arrays(Base):
         self.refused("cannot lie on a device", bpm.to_device, np.array(["a"]))
         self.refused("is a str", bpm.to_device, "abc")
         self.refused(".numpy() copies", np.asarray, there, error=TypeError)
-        self.assertIn(f"DeviceArray [2, 3] float32 on {self.model.device}", repr(bpm.to_device(numbers(1, (2, 3), "f4"))))
+        shown = repr(bpm.to_device(numbers(1, (2, 3), "f4")))
+        self.assertIn(f"DeviceArray [2, 3] float32 on {self.model.device}", shown)
 
     def test_capsules(self):
         there = bpm.to_device(numbers(1, (2, 3), "f4"))
         for versions in (None, (0, 8), (1, 0), (1, 3)):
-            self.assertIn("versioned" if versions and versions[0] else "dltensor", repr(there.__dlpack__(max_version=versions)))
+            name = "dltensor_versioned" if versions and versions[0] else "dltensor"
+            self.assertIn(f'"{name}"', repr(there.__dlpack__(max_version=versions)))
         self.refused("is on", there.__dlpack__, dl_device=(9, 0), error=BufferError)
         self.refused("no copy", there.__dlpack__, copy=True, error=BufferError)
         if self.model.device != "emulated":
@@ -229,6 +232,9 @@ class Arrays(Base):
         self.assertIs(other, model.on("cuda:0"))
         self.assertIs(other.on("cpu"), model)
         self.assertIs(model.on("cpu"), model)
+        gone = weakref.ref(other), weakref.ref(model)
+        del model, other
+        self.assertEqual([x() for x in gone], [None, None], "models do not hold each other")
         self.refused("back end `interp` runs on the processor", bpm.load(CELL, axes=AXES, backend="interp").on, "cuda")
 
 
@@ -248,7 +254,8 @@ class Mistakes(Base):
         self.refused("tensor `W` has shape [5, 3], but it must have shape [5, 5]", self.model, wrong, self.inputs)
         self.refused("tensor `H` has shape [6, 3], but", self.model, self.params, self.inputs, {"H": self.inputs["s"]})
         tape = self.model.forward(self.params, self.inputs)
-        self.refused("tensor `a` has shape [6, 3], but it must have shape [6, 3, 2]", tape.backward, {"a": self.bars["b"]})
+        words = "tensor `a` has shape [6, 3], but it must have shape [6, 3, 2]"
+        self.refused(words, tape.backward, {"a": self.bars["b"]})
         self.refused("there is no output `c`", tape.backward, {"c": 0})
         self.refused("there is no input `v`", *say(v=0))
         self.refused("parameters are missing", self.model, {}, self.inputs)
@@ -261,7 +268,8 @@ class Mistakes(Base):
             self.skipTest("arrays of NumPy are on the processor")
         turned = np.ascontiguousarray(self.host_inputs["u"].transpose(1, 0, 2)).transpose(1, 0, 2)
         given = {**self.inputs, "u": turned}
-        self.refused("tensor `u` of shape [6, 3, 3] is not contiguous (its strides are [12, 72, 4] bytes)", self.model, self.params, given)
+        words = "tensor `u` of shape [6, 3, 3] is not contiguous (its strides are [12, 72, 4] bytes)"
+        self.refused(words, self.model, self.params, given)
         odd = np.zeros(4 * N + 1, np.uint8)[1:].view(np.float32)
         self.refused("tensor `wm`", self.model, {**self.params, "wm": odd}, self.inputs)
         swapped = {**self.inputs, "u": self.host_inputs["u"].astype(">f4")}
@@ -279,12 +287,17 @@ class Mistakes(Base):
                 return self.place
 
         name = self.model.device
-        for place, words in [((2, 5), f"tensor `u` is on cuda:5, but the model is on {name}"), ((10, 0), "is on rocm:0"), ((8, 1), "is on DLPack device 8:1")]:
+        for place, words in [
+            ((2, 5), f"tensor `u` is on cuda:5, but the model is on {name}"),
+            ((10, 0), "is on rocm:0"),
+            ((8, 1), "is on DLPack device 8:1"),
+        ]:
             self.refused(words, self.model, self.params, {**self.inputs, "u": Elsewhere(place)})
         # What a model on a GPU says of an array of NumPy, wherever this runs.
         accelerator = bpm._device.Accelerator(type("Device", (), {"name": "cuda:1", "place": (2, 1)}))
         self.refused("tensor `u` is on cpu, but the model is on cuda:1", accelerator.view, "u", self.host_inputs["u"])
-        self.refused("is on cuda:0, but the model is on the processor", self.cpu, self.host_params, {**self.host_inputs, "u": Elsewhere((2, 0))})
+        given = {**self.host_inputs, "u": Elsewhere((2, 0))}
+        self.refused("is on cuda:0, but the model is on the processor", self.cpu, self.host_params, given)
 
     def test_resets_from_a_device(self):
         expected, _ = self.model(self.params, self.inputs, None, RESET)
@@ -370,7 +383,8 @@ class Threads(Base):
         """Two models on one device, and a tape that all threads run backward."""
         other = bpm.load(CELL, axes=AXES, device="cuda", tier="1")
         shared = self.model.forward(self.params, self.inputs, self.states)
-        expected = {m: m.forward(self.params, self.inputs, self.states).backward(self.bars) for m in (self.model, other)}
+        run = lambda m: m.forward(self.params, self.inputs, self.states).backward(self.bars)
+        expected = {m: run(m) for m in (self.model, other)}
         expected = {m: {k: x.numpy() for k, x in g.params.items()} for m, g in expected.items()}
         wrong = []
 

@@ -230,8 +230,8 @@ class Modules(unittest.TestCase):
 
 @unittest.skipIf(torch is None, "PyTorch is not installed")
 class OnADevice(unittest.TestCase):
-    """Tensors that a device reads and writes: those of the processor, which the emulated device reads where they lie; and
-    on a GPU, if the tests run there, those of PyTorch's CUDA.
+    """Tensors that a device reads and writes: those of the processor, which the emulated device reads where they lie;
+    and on a GPU, if the tests run there, those of PyTorch's CUDA.
     """
 
     @classmethod

@@ -24,7 +24,8 @@
 //! # Memory
 //!
 //! A tape, and memory for parameters, are kept when they are done with, and used again by a call of the same shape: from
-//! the second one on a sequence without resets is one recording. [`Lending::shed`] gives that memory back.
+//! the second one on a sequence without resets is one recording. Where the device has too little memory for something
+//! else, all models give back what they keep.
 //!
 //! # What it must not know
 //!
@@ -47,7 +48,7 @@ use compiler::ir::Shape;
 use compiler::model::Init;
 use std::ffi::c_int;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// An array that is lent: numbers of single precision, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +114,7 @@ impl Block {
     /// # Errors
     /// If there is too little.
     pub fn new(device: &Arc<dyn Device>, bytes: usize) -> Result<Block, Fault> {
-        Ok(Block(Buffer::new(device, bytes)?))
+        Ok(Block(with_room(&desk_of(device), || Buffer::new(device, bytes))?))
     }
 
     /// Bytes of the host.
@@ -121,12 +122,13 @@ impl Block {
     /// # Errors
     /// If there is too little memory, or the device fails.
     pub fn of(device: &Arc<dyn Device>, bytes: &[u8]) -> Result<Block, Fault> {
+        let block = Block::new(device, bytes.len())?;
         in_turn(device, || {
-            let block = Block(Buffer::of(device, bytes)?);
+            block.0.put(0, bytes)?;
             // From here on everybody may read it.
-            device.wait()?;
-            Ok(block)
-        })
+            device.wait()
+        })?;
+        Ok(block)
     }
 
     /// Where it lies.
@@ -163,8 +165,8 @@ pub fn in_turn<T, E: From<Fault>>(
     device: &Arc<dyn Device>,
     work: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
-    let turn = turn_of(device);
-    let _turn = locked(&turn);
+    let desk = desk_of(device);
+    let _turn = locked(&desk.turn);
     device.admit()?;
     work()
 }
@@ -203,25 +205,48 @@ pub struct Lending {
     states: Vec<State>,
     tapes: Mutex<Vec<Spare>>,
     values: Mutex<Vec<Values>>,
-    turn: Arc<Mutex<()>>,
+    desk: Arc<Desk>,
 }
 
-/// Who is at work on which device.
-static TURNS: Mutex<Vec<(usize, Arc<Mutex<()>>)>> = Mutex::new(vec![]);
+/// What all models of a device share.
+struct Desk {
+    /// The device, by its place in memory.
+    device: usize,
+    /// Held by whoever is at work.
+    turn: Mutex<()>,
+    models: Mutex<Vec<Weak<Lending>>>,
+}
+
+static DESKS: Mutex<Vec<Arc<Desk>>> = Mutex::new(vec![]);
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn turn_of(device: &Arc<dyn Device>) -> Arc<Mutex<()>> {
+fn desk_of(device: &Arc<dyn Device>) -> Arc<Desk> {
     let key = Arc::as_ptr(device).cast::<()>() as usize;
-    let mut turns = locked(&TURNS);
-    if let Some((_, turn)) = turns.iter().find(|(known, _)| *known == key) {
-        return Arc::clone(turn);
+    let mut desks = locked(&DESKS);
+    if let Some(desk) = desks.iter().find(|desk| desk.device == key) {
+        return Arc::clone(desk);
     }
-    let turn = Arc::new(Mutex::new(()));
-    turns.push((key, Arc::clone(&turn)));
-    turn
+    let desk = Arc::new(Desk { device: key, turn: Mutex::new(()), models: Mutex::new(vec![]) });
+    desks.push(Arc::clone(&desk));
+    desk
+}
+
+/// Takes memory; where there is too little, once more when all models have given back what they keep.
+fn with_room<T>(desk: &Desk, take: impl Fn() -> Result<T, Fault>) -> Result<T, Fault> {
+    match take() {
+        Err(fault) if fault.kind == FaultKind::OutOfMemory => {
+            let models: Vec<Arc<Lending>> = locked(&desk.models).iter().filter_map(Weak::upgrade).collect();
+            for model in models {
+                locked(&model.tapes).clear();
+                locked(&model.values).clear();
+            }
+            take()
+        }
+        taken => taken,
+    }
 }
 
 /// The time of a call. When it ends the device has done all that it was asked for, whatever has happened.
@@ -247,22 +272,22 @@ impl Lending {
             return Err(Fault::new(FaultKind::NoDevice, "the model is on no device").into());
         };
         let code = Arc::clone(code);
-        let turn = turn_of(&code.device);
+        let desk = desk_of(&code.device);
         let made = || Ok::<_, Fault>((Rules::new(&code)?, states(&engine, &code)?));
         let (rules, states) = in_turn(&code.device, made)?;
         let (tapes, values) = (Mutex::new(vec![]), Mutex::new(vec![]));
-        Ok(Arc::new(Lending { engine, code, rules, states, tapes, values, turn }))
+        let lending = Lending { engine, code, rules, states, tapes, values, desk: Arc::clone(&desk) };
+        let lending = Arc::new(lending);
+        let mut models = locked(&desk.models);
+        models.retain(|model| 0 < model.strong_count());
+        models.push(Arc::downgrade(&lending));
+        drop(models);
+        Ok(lending)
     }
 
     /// The model.
     pub fn engine(&self) -> &Engine {
         &self.engine
-    }
-
-    /// Gives back what is kept for later calls.
-    pub fn shed(&self) {
-        let _turn = locked(&self.turn);
-        self.drop_spares();
     }
 
     /// Reads parameters, by parameter, in the units of the spec. What changes later is not seen.
@@ -293,29 +318,18 @@ impl Lending {
     }
 
     fn call(&self) -> Result<Call<'_>, Fault> {
-        let call = Call { device: &self.code.device, _turn: locked(&self.turn) };
+        let call = Call { device: &self.code.device, _turn: locked(&self.desk.turn) };
         self.code.verdict()?;
         self.code.device.admit()?;
         Ok(call)
     }
 
-    fn drop_spares(&self) {
-        locked(&self.tapes).clear();
-        locked(&self.values).clear();
-    }
-
-    /// Memory for parameters; where there is too little of it, what is kept is given back.
+    /// Memory for parameters.
     fn room(&self) -> Result<Values, Fault> {
         if let Some(spare) = locked(&self.values).pop() {
             return Ok(spare);
         }
-        match Values::new(&self.engine, &self.code) {
-            Err(fault) if fault.kind == FaultKind::OutOfMemory => {
-                self.drop_spares();
-                Values::new(&self.engine, &self.code)
-            }
-            made => made,
-        }
+        with_room(&self.desk, || Values::new(&self.engine, &self.code))
     }
 
     /// Waits until the device has done everything.
@@ -335,15 +349,11 @@ impl Lending {
         // Every segment has a frame of its own before its first step.
         let steps = steps + segments - 1;
         let room = Room { rows, steps, mode, interval: self.engine.options.checkpoint_every };
-        let made = || Tape::new(&self.engine, &self.code, room);
-        // A tape takes its memory in a turn of its own, and has none if that fails.
-        let mut tape = made();
-        if self.code.fault().is_some_and(|f| f.kind == FaultKind::OutOfMemory) {
-            let _ = self.code.verdict();
-            self.drop_spares();
-            tape = made();
-        }
-        self.code.verdict()?;
+        let tape = with_room(&self.desk, || {
+            // A tape takes its memory in a turn of its own, and has none if that fails.
+            let tape = Tape::new(&self.engine, &self.code, room);
+            self.code.verdict().map(|()| tape)
+        })?;
         Ok((tape, false))
     }
 

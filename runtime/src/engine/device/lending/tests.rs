@@ -399,6 +399,10 @@ fn memory_that_is_not_there_is_forgiven() {
     }
     drop(rest);
     assert_eq!(case.ask(&held, &question).expect("a batch"), expected);
+    // What a model keeps, it gives back to others.
+    let free = device.memory().expect("memory").free as usize;
+    let more = Block::new(&device, free + 4096).expect("all of it, and what was kept");
+    assert!(free < more.bytes());
 }
 
 /// A device that is lost at any moment is an error of the call, and nothing else.
