@@ -274,7 +274,7 @@ class Measure:
             failed = [line for line in lines if line.startswith(("FAIL:", "ERROR:"))]
             found[name] = "; ".join([*failed, *lines[-1:]])
             self.wrong |= done.returncode != 0
-        return found
+        return found | {"result": "; ".join(f"{name}: {said}" for name, said in found.items())}
 
     def run_peers(self):
         """The same networks elsewhere."""

@@ -1,6 +1,8 @@
 //! Lent arrays on the emulated device against the same batch on the processor: with and without resets, carried states
 //! and cotangents of final states, for kernels of steps and of sequences, launched and recorded.
 
+mod watched;
+
 use super::super::tests::{Case as Library, Failing, device, emulated, specs};
 use super::*;
 use crate::engine::device::{DeviceId, Emulated, Tier};
