@@ -3,24 +3,24 @@
 # with the loop IR, its outputs and gradients with this machine's. Needs x86-64 with Linux, qemu-user, a C
 # cross-compiler for AArch64, and Rust's standard library for it. What is missing is said; with --require
 # it is an error.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
+subject="other processors"
+. "$(dirname "$0")/begin.sh"
+takes_no_arguments
 
 target=aarch64-unknown-linux-gnu
 libraries=/usr/aarch64-linux-gnu
-missing=()
-[ "$(uname -sm)" = "Linux x86_64" ] || missing+=("x86-64 with Linux")
+lacks=()
+[ "$(uname -sm)" = "Linux x86_64" ] || lacks+=("x86-64 with Linux")
 for tool in qemu-x86_64 qemu-aarch64 aarch64-linux-gnu-gcc; do
-  command -v "$tool" >/dev/null || missing+=("$tool")
+  command -v "$tool" >/dev/null || lacks+=("$tool")
 done
-[ -d "$(rustc --print sysroot)/lib/rustlib/$target" ] || missing+=("the Rust target $target")
-if [ ${#missing[@]} -gt 0 ]; then
-  for what in "${missing[@]}"; do
-    echo "NOT RUN: other processors: $what is missing" >&2
+[ -d "$(rustc --print sysroot)/lib/rustlib/$target" ] || lacks+=("the Rust target $target")
+if [ ${#lacks[@]} -gt 0 ]; then
+  for what in "${lacks[@]}"; do
+    echo "NOT RUN: $subject: $what is missing" >&2
   done
   echo "on Debian: apt-get install qemu-user gcc-aarch64-linux-gnu; rustup target add $target" >&2
-  [ "${1:-}" = "--require" ] && exit 1
+  [ -z "$required" ] || exit 1
   exit 0
 fi
 
@@ -34,6 +34,5 @@ CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="qemu-x86_64 -cpu qemu64" \
   cargo test --locked -p bpm-compiler --test bits -- --nocapture
 echo "== bpm on other processors"
 cargo build --locked --target "$target" -p bpm-runtime
-folder=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 BPM_AARCH64="$folder/$target/debug/bpm" BPM_AARCH64_ROOT="$libraries" \
   cargo test --locked -p bpm-runtime --test processors

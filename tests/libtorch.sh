@@ -2,20 +2,11 @@
 # Builds bpm with libtorch and compares values, gradients and training with it. libtorch comes from LIBTORCH, if that
 # is set, else from the Python wheel torch, put into a virtual environment in the target folder: half a gigabyte, and
 # minutes of C++. What is missing is said; with --require it is an error.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
-
-required=
-[ "${1:-}" = "--require" ] && required=1
-missing() {
-  echo "NOT RUN: libtorch: $1" >&2
-  [ -n "$required" ] && exit 1
-  exit 0
-}
+subject="libtorch"
+. "$(dirname "$0")/begin.sh"
+takes_no_arguments
 
 command -v c++ >/dev/null || missing "a C++ compiler is missing"
-folder=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 if [ -z "${LIBTORCH:-}" ]; then
   command -v python3 >/dev/null || missing "python3 is missing, and LIBTORCH is not set"
   version=$(sed -n 's/^const WANTED: &str = "\(.*\)";$/\1/p' torch/build.rs)

@@ -82,17 +82,20 @@ class Program:
         self.nvrtc.nvrtcDestroyProgram(ctypes.byref(self.handle))
 
 
+def output(*command):
+    """What a command prints, to both of its streams; what it says if it fails is said."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(done.stderr or f"{' '.join(map(str, command))} failed")
+    return done.stdout, done.stderr
+
+
 def specs(bpmc, files):
     """Every spec: the file, its name, its open axes."""
     for path in files:
-        said = subprocess.run([bpmc, "check", "-v", path], capture_output=True, text=True, check=True).stderr
+        _, said = output(bpmc, "check", "-v", path)
         for name in re.findall(r"^spec (\w+): ", said, re.M):
-            model = subprocess.run(
-                [bpmc, "compile", path, "--spec", name, "--emit", "model"],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
+            model, _ = output(bpmc, "compile", path, "--spec", name, "--emit", "model")
             axes = model.split("axes\n", 1)[1].split("parameters\n", 1)[0]
             yield path, name, re.findall(r"^  (\w+) = (?:\?|\d+)$", axes, re.M)
 
@@ -102,7 +105,7 @@ def emit(bpmc, path, name, sizes, batch, tier, arch):
     options = ["--target", "cuda", "--tier", tier, "--arch", arch, "--batch", str(batch)]
     command = [bpmc, "compile", path, "--spec", name, *options]
     command += [f"--axis={axis}={size}" for axis, size in sizes.items()]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text, _ = output(*command)
     return text, re.search(r"Compile it with (.*)\.$", text, re.M).group(1).split()
 
 

@@ -3,21 +3,12 @@
 # tests and its example with NumPy alone. Tests with PyTorch run where BPM_TORCH names a Python that has it. Tests of a
 # device are those of the emulated one, which needs a C++ compiler; BPM_TEST_DEVICE=cuda takes a GPU in its place.
 # What is missing is said; with --require it is an error.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
-
-required=
-[ "${1:-}" = "--require" ] && required=1
-missing() {
-  echo "NOT RUN: Python: $1" >&2
-  [ -n "$required" ] && exit 1
-  exit 0
-}
+subject="Python"
+. "$(dirname "$0")/begin.sh"
+takes_no_arguments
 
 command -v python3 >/dev/null || missing "python3 is missing"
 python3 -c "import sys; sys.exit(sys.version_info < (3, 11))" || missing "python3 is older than 3.11"
-folder=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 environment="$folder/python"
 export BPM_CACHE="$folder/kernels"
 if ! "$environment/bin/python" -c "import maturin, numpy" 2>/dev/null; then

@@ -3,27 +3,15 @@
 # that tests/torch.rs compares with the interpreter and with machine code. PyTorch is put into a virtual environment
 # in the target folder (1.4 GB), unless benches/peers/setup.sh has made one. Then `bpm bench --against torch` runs two
 # specs. What is missing is said; with --require it is an error.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never
-
-required=
-if [ "${1:-}" = "--require" ]; then
-  required=1
-  shift
-fi
-missing() {
-  echo "NOT RUN: PyTorch: $1" >&2
-  [ -n "$required" ] && exit 1
-  exit 0
-}
+subject="PyTorch"
+. "$(dirname "$0")/begin.sh"
+takes_no_arguments
 
 python=${PYTHON:-python3}
 command -v "$python" >/dev/null || missing "$python is missing"
 [ "$(uname -s)" = Linux ] || missing "it is installed here on Linux alone"
 command -v cc >/dev/null || missing "a C compiler is missing"
 cargo build --workspace --locked
-folder=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 environment="$folder/torch"
 [ -x "$folder/peers/bin/python" ] && environment="$folder/peers"
 # Empty libraries stand for those for GPUs, which are loaded but never called.

@@ -57,10 +57,11 @@ VARIANTS = {
     "JAX, remat of segments": ("jax_peer.py", ["--variant", "segments"]),
 }
 
-# Recipes whose episodes live on the device, and their toy sizes.
+# Recipes whose episodes live on the device, their toy sizes, and a score.
 RECIPES = {
-    "maze": ("examples/maze/simple.toml", ["--set", "task.size=5", "--set", "sizes.N=6"]),
-    "cue-reward": ("examples/cue-reward/small.toml", ["--set", "sizes.N=6"]),
+    "maze": ("examples/maze/simple.toml", ["--set", "task.size=5", "--set", "sizes.N=6", "--set", "task.steps=8"], "return"),
+    "cue-reward": ("examples/cue-reward/small.toml", ["--set", "sizes.N=6", "--set", "task.steps=8"], "return"),
+    "pattern-completion": ("examples/pattern-completion/small.toml", ["--set", "task.bits=8"], "accuracy"),
 }
 
 
@@ -236,25 +237,25 @@ class Measure:
         return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
     def run_training(self):
-        """Updates of tasks whose environment answers: episodes on the device, with a transfer per step, and on the processor."""
+        """Updates of tasks with code for devices: there as a whole, with the processor's answers and losses, and on the processor."""
         found = {}
         ways = {
             "device": ["--device", "cuda"],
             "host": ["--device", "cuda", "--episodes", "host"],
             "cpu": ["--device", "cpu"],
         }
-        for name, (recipe, toy) in RECIPES.items():
-            small = [*toy, "--set", "task.steps=8", "--set", "run.batch=2"] if self.emulated else []
+        for name, (recipe, toy, score) in RECIPES.items():
+            small = [*toy, "--set", "run.batch=2"] if self.emulated else []
             lines = {}
             with tempfile.TemporaryDirectory() as folder:
                 for way, options in ways.items():
                     lines[way] = self.trained(recipe, [*options, *small], Path(folder) / way)
-            first = {way: one[0]["return"] for way, one in lines.items()}
+            first = {way: one[0][score] for way, one in lines.items()}
             # Same seed, same episodes: before parameters have moved, to the last place.
             self.wrong |= len(set(first.values())) != 1
             each = {way: 1e3 * (one[-1]["seconds"] - one[0]["seconds"]) / (len(one) - 1) for way, one in lines.items()}
-            last = {way: one[-1]["return"] for way, one in lines.items()}
-            found[name] = {"ms_per_update": each, "first_return": first, "last_return": last}
+            last = {way: one[-1][score] for way, one in lines.items()}
+            found[name] = {"ms_per_update": each, "first_score": first, "last_score": last}
         return found
 
     def run_python(self):
@@ -362,7 +363,7 @@ def table(results):
     for name, one in steps.get("training", {}).items():
         if isinstance(one, dict):
             each = ", ".join(f"{way} {ms:.2f} ms" for way, ms in one["ms_per_update"].items())
-            same = "the same" if len(set(one["first_return"].values())) == 1 else "OTHER"
+            same = "the same" if len(set(one["first_score"].values())) == 1 else "OTHER"
             lines.append(f"| update, {name} | {each}; {same} first episodes |")
     return "\n".join(lines) + "\n"
 

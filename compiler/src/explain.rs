@@ -95,6 +95,7 @@ pages! {
     "BPM0311"
     "BPM0312"
     "BPM0313"
+    "BPM0314"
     "BPM0401"
     "BPM0402"
     "BPM0403"

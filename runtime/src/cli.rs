@@ -112,7 +112,7 @@ pub struct Train {
     /// What runs the model.
     #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
     pub backend: BackendName,
-    /// On a GPU: whole episodes there where the task has code for it (auto), or answers from the processor at every step
+    /// On a GPU: whole updates there where the task has code for it (auto), or answers and losses from the processor
     /// (host).
     #[arg(long, value_enum, default_value_t, value_name = "PLACE")]
     pub episodes: Episodes,

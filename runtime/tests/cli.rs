@@ -1,9 +1,10 @@
 //! `bpm` as a user calls it: arguments in; output, files, error text and exit code out.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod place;
 
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+use place::{Outcome, Place};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 const SPEC: &str = "spec tiny {
   axis I = ?, N = 6, A = ?
@@ -36,48 +37,9 @@ log_every = 5
 checkpoint_every = 2
 ";
 
-struct Place(tempfile::TempDir);
-
 impl Place {
     fn new() -> std::io::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        std::fs::write(folder.path().join("tiny.bpm"), SPEC)?;
-        std::fs::write(folder.path().join("r.toml"), RECIPE)?;
-        Ok(Place(folder))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, args: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bpm"));
-        command.current_dir(self.0.path()).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
-        command.args(args.split_whitespace());
-        command
-    }
-
-    fn bpm(&self, args: &str) -> std::io::Result<Output> {
-        self.command(args).output()
-    }
-
-    /// Runs a command that must succeed; gives stdout.
-    fn ok(&self, args: &str) -> Result<String, Box<dyn std::error::Error>> {
-        let out = self.bpm(args)?;
-        assert_eq!(out.status.code(), Some(0), "{args}: {}", String::from_utf8_lossy(&out.stderr));
-        Ok(String::from_utf8(out.stdout)?)
-    }
-
-    /// Runs a command that must fail with a code and say all of these words.
-    fn fails(&self, args: &str, code: i32, words: &[&str]) -> Outcome {
-        let out = self.bpm(args)?;
-        let text = String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(code), "{args}: {text}");
-        assert!(!text.contains("panicked"), "{text}");
-        for word in words {
-            assert!(text.contains(word), "{args}: no `{word}` in\n{text}");
-        }
-        Ok(())
+        Place::of(&[("tiny.bpm", SPEC), ("r.toml", RECIPE)])
     }
 
     /// The curve without its clock.
@@ -85,16 +47,6 @@ impl Place {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl"))?;
         let strip = |l: &str| l.split(",\"seconds\"").next().unwrap_or(l).to_string();
         Ok(text.lines().map(strip).collect())
-    }
-
-    fn checkpoints(&self, run: &str) -> std::io::Result<Vec<PathBuf>> {
-        let mut found = vec![];
-        for entry in std::fs::read_dir(self.path(run).join("checkpoints"))? {
-            found.push(entry?.path());
-        }
-        found.retain(|p| p.extension().is_some_and(|x| x == "safetensors"));
-        found.sort();
-        Ok(found)
     }
 
     fn same_end(&self, a: &str, b: &str) -> Outcome {

@@ -1,5 +1,8 @@
 //! Language models: gradients, carried states, evaluation, runs, and what is refused.
 
+mod place;
+
+use place::{Outcome, Place};
 use runtime::engine::{Backend, Mode};
 use runtime::language::Split;
 use runtime::language::report::{Carry, Reading, read_split};
@@ -7,10 +10,7 @@ use runtime::recipe::{Override, Recipe};
 use runtime::rng::{Address, Domain};
 use runtime::train::Trainer;
 use runtime::{Error, setup, spec};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+use std::path::Path;
 
 /// A plastic layer with a fan-out per receiving neuron: the published code applies it to the sending
 /// neurons when the batch has one row.
@@ -89,26 +89,21 @@ fn text(words: usize) -> String {
         + "\n"
 }
 
-struct Place(tempfile::TempDir);
-
 impl Place {
     fn new() -> std::io::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        std::fs::write(folder.path().join("fast.bpm"), SPEC)?;
-        std::fs::write(folder.path().join("deep.bpm"), DEEP)?;
-        std::fs::write(folder.path().join("r.toml"), RECIPE)?;
-        for (name, words) in [("train.txt", 120), ("valid.txt", 40), ("test.txt", 40)] {
-            std::fs::write(folder.path().join(name), text(words))?;
-        }
-        Ok(Place(folder))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        let [train, rest] = [120, 40].map(text);
+        Place::of(&[
+            ("fast.bpm", SPEC),
+            ("deep.bpm", DEEP),
+            ("r.toml", RECIPE),
+            ("train.txt", &train),
+            ("valid.txt", &rest),
+            ("test.txt", &rest),
+        ])
     }
 
     fn trainer(&self, sets: &[&str], backend: Backend, threads: usize) -> Result<Trainer, Error> {
-        let mut all = vec![Override::new("task.data", self.0.path().display().to_string())];
+        let mut all = vec![Override::new("task.data", self.path("").display().to_string())];
         for set in sets {
             all.push(Override::parse(set)?);
         }
@@ -120,28 +115,6 @@ impl Place {
     /// The deep network, with plain gradient descent of rate 1.
     fn deep(&self, backend: Backend, threads: usize) -> Result<Trainer, Error> {
         self.trainer(&["spec=deep.bpm", "optimiser.rate=1.0", "optimiser.clip=0"], backend, threads)
-    }
-
-    fn bpm(&self, args: &str) -> std::io::Result<Output> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bpm"));
-        command.current_dir(self.0.path()).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
-        command.args(args.split_whitespace()).output()
-    }
-
-    fn ok(&self, args: &str) -> Result<String, Box<dyn std::error::Error>> {
-        let out = self.bpm(args)?;
-        assert_eq!(out.status.code(), Some(0), "{args}: {}", String::from_utf8_lossy(&out.stderr));
-        Ok(String::from_utf8(out.stdout)?)
-    }
-
-    fn fails(&self, args: &str, words: &[&str]) -> Outcome {
-        let out = self.bpm(args)?;
-        let text = String::from_utf8_lossy(&out.stderr);
-        assert!(matches!(out.status.code(), Some(1 | 2)), "{args}: {text}");
-        for word in words {
-            assert!(text.contains(word), "{args}: no `{word}` in\n{text}");
-        }
-        Ok(())
     }
 }
 
@@ -363,14 +336,14 @@ fn evaluation_and_samples() -> Outcome {
         json["test_words"],
         2 * (std::fs::read_to_string(p.path("test.txt"))?.split_whitespace().count() as u64 + 6) / 2 - 2
     );
-    p.fails("eval run --max-perplexity 1.01", &["above 1.01"])?;
-    p.fails("eval run --batch 30", &["too few for 30 rows"])?;
+    p.refuses("eval run --max-perplexity 1.01", &["above 1.01"])?;
+    p.refuses("eval run --batch 30", &["too few for 30 rows"])?;
     let words = p.ok("sample run --tokens 12 --prompt w1 --seed 3")?;
     assert_eq!(words, p.ok("sample run --tokens 12 --prompt w1 --seed 3")?);
     assert!(words.starts_with("w1") && words.split_whitespace().all(|w| w.starts_with('w')), "{words}");
     p.ok("sample run --temperature 0")?;
-    p.fails("sample run --prompt w99", &["`w99`", "did you mean `w9`"])?;
-    p.fails("sample run --temperature -1", &["--temperature"])
+    p.refuses("sample run --prompt w99", &["`w99`", "did you mean `w9`"])?;
+    p.refuses("sample run --temperature -1", &["--temperature"])
 }
 
 #[test]
@@ -392,24 +365,24 @@ fn the_best_epoch_is_kept() -> Outcome {
 #[test]
 fn what_does_not_fit_is_refused() -> Outcome {
     let p = Place::new()?;
-    p.fails("train r.toml", &["no folder is given", "--data"])?;
-    p.fails("train r.toml --data nowhere", &["train.txt"])?;
-    p.fails("train r.toml --data . --set task.corpus=ptb", &["ptb.train.txt"])?;
-    p.fails("train r.toml --data . --set learner.tied=true", &["tied", "5", "6"])?;
-    p.fails("train r.toml --data . --set learner.name=squared-error", &["does not suit"])?;
+    p.refuses("train r.toml", &["no folder is given", "--data"])?;
+    p.refuses("train r.toml --data nowhere", &["train.txt"])?;
+    p.refuses("train r.toml --data . --set task.corpus=ptb", &["ptb.train.txt"])?;
+    p.refuses("train r.toml --data . --set learner.tied=true", &["tied", "5", "6"])?;
+    p.refuses("train r.toml --data . --set learner.name=squared-error", &["does not suit"])?;
     p.ok("train r.toml --data . --out run --updates 8")?;
     std::fs::create_dir(p.path("other"))?;
     for name in ["train.txt", "valid.txt", "test.txt"] {
         std::fs::write(p.path("other").join(name), "w0 zebra w2\n".repeat(20))?;
     }
-    p.fails("eval run --data other", &["vocabulary.txt:", "another vocabulary", "zebra"])?;
-    p.fails("train run --resume --data other --updates 9", &["another vocabulary"])?;
+    p.refuses("eval run --data other", &["vocabulary.txt:", "another vocabulary", "zebra"])?;
+    p.refuses("train run --resume --data other --updates 9", &["another vocabulary"])?;
     std::fs::write(p.path("fast.bpm"), SPEC.replace("out y[N] = h'", "out a[N] = h'\n  out b[N] = h'"))?;
-    p.fails("train r.toml --data . --out new", &["no output `y`", "a, b"])?;
+    p.refuses("train r.toml --data . --out new", &["no output `y`", "a, b"])?;
     std::fs::write(p.path("valid.txt"), "w1 w2\nw3 gnu\n")?;
-    p.fails("train r.toml --data . --out new", &["valid.txt:2", "`gnu`", "task.unknown"])?;
+    p.refuses("train r.toml --data . --out new", &["valid.txt:2", "`gnu`", "task.unknown"])?;
     std::fs::write(p.path("valid.txt"), "")?;
-    p.fails("train r.toml --data . --out new", &["valid.txt", "is empty"])
+    p.refuses("train r.toml --data . --out new", &["valid.txt", "is empty"])
 }
 
 /// The spec's parameters go to PyTorch; embedding and decoder stay, unless they are asked for.
@@ -417,22 +390,16 @@ fn what_does_not_fit_is_refused() -> Outcome {
 fn the_spec_of_a_language_model_goes_to_pytorch() -> Outcome {
     let p = Place::new()?;
     p.ok("train r.toml --data . --out run --updates 8")?;
-    let said = |args: &str| -> Result<String, Box<dyn std::error::Error>> {
-        let out = p.bpm(args)?;
-        let text = String::from_utf8(out.stderr)?;
-        assert_eq!(out.status.code(), Some(0), "{args}: {text}");
-        Ok(text)
-    };
-    let text = said("export run -o spec.safetensors")?;
+    let text = p.said("export run -o spec.safetensors")?;
     assert!(text.contains("left out") && text.contains("embedding"), "{text}");
-    let text = said("export run -o all.safetensors --all")?;
+    let text = p.said("export run -o all.safetensors --all")?;
     assert!(!text.contains("left out"), "{text}");
     let names = |file: &str| runtime::tensors::read(&p.path(file)).map(|(t, _)| t.contains_key("embedding"));
     assert!(!names("spec.safetensors")? && names("all.safetensors")?);
     let start = "train r.toml --data . --updates 0";
-    let text = said(&format!("{start} --params spec.safetensors --out one"))?;
+    let text = p.said(&format!("{start} --params spec.safetensors --out one"))?;
     assert!(text.contains("has no embedding") && text.contains("drawn anew"), "{text}");
-    let text = said(&format!("{start} --params all.safetensors --out two"))?;
+    let text = p.said(&format!("{start} --params all.safetensors --out two"))?;
     assert!(!text.contains("drawn anew"), "{text}");
     assert_eq!(p.ok("eval run --split test")?, p.ok("eval two --split test")?);
     assert_ne!(p.ok("eval run --split test")?, p.ok("eval one --split test")?);

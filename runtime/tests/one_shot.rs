@@ -1,13 +1,13 @@
 //! One-shot classification: an encoder outside of the spec, a plastic layer inside, labels and classes.
 
+mod place;
+
+use place::{Outcome, Place};
 use runtime::engine::{Backend, Mode};
 use runtime::recipe::{Override, Recipe};
 use runtime::train::Trainer;
 use runtime::{Error, setup, spec};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const RECIPE: &str = "spec = \"head.bpm\"
 [task]
@@ -32,53 +32,18 @@ log_every = 1
 checkpoint_every = 3
 ";
 
-struct Place(tempfile::TempDir);
-
 impl Place {
     fn new() -> std::io::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let head = root().join("specs/differentiable_plasticity/omniglot_head.bpm");
-        std::fs::copy(head, folder.path().join("head.bpm"))?;
-        std::fs::write(folder.path().join("r.toml"), RECIPE)?;
-        Ok(Place(folder))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        let head = include_str!("../../specs/differentiable_plasticity/omniglot_head.bpm");
+        Place::of(&[("head.bpm", head), ("r.toml", RECIPE)])
     }
 
     fn trainer(&self, sets: &[&str], backend: Backend, threads: usize) -> Result<Trainer, Error> {
         load(&self.path("r.toml"), sets, backend, threads)
     }
 
-    fn bpm(&self, args: &str) -> std::io::Result<Output> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bpm"));
-        command.current_dir(self.0.path()).env("RUST_BACKTRACE", "0").stdin(Stdio::null());
-        command.args(args.split_whitespace()).output()
-    }
-
-    fn ok(&self, args: &str) -> Result<String, Box<dyn std::error::Error>> {
-        let out = self.bpm(args)?;
-        assert_eq!(out.status.code(), Some(0), "{args}: {}", String::from_utf8_lossy(&out.stderr));
-        Ok(String::from_utf8(out.stdout)?)
-    }
-
-    fn fails(&self, args: &str, words: &[&str]) -> Outcome {
-        let out = self.bpm(args)?;
-        let text = String::from_utf8_lossy(&out.stderr);
-        assert!(matches!(out.status.code(), Some(1 | 2)), "{args}: {text}");
-        for word in words {
-            assert!(text.contains(word), "{args}: no `{word}` in\n{text}");
-        }
-        Ok(())
-    }
-
-    fn last_checkpoint(&self, run: &str) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(self.path(run).join("checkpoints"))?
-            .map(|f| f.map(|f| f.path()))
-            .collect::<Result<_, _>>()?;
-        files.sort();
-        Ok(std::fs::read(files.last().ok_or("no checkpoint")?)?)
+    fn last_checkpoint(&self, run: &str) -> std::io::Result<Vec<u8>> {
+        std::fs::read(self.checkpoints(run)?.last().map_or(Path::new(""), |p| p))
     }
 }
 
@@ -197,26 +162,26 @@ fn resumed_runs_have_the_same_bits() -> Outcome {
 fn mistakes_are_told() -> Outcome {
     let p = Place::new()?;
     std::fs::write(p.path("wide.toml"), RECIPE.replace("size = 3", "size = 30"))?;
-    p.fails(
+    p.refuses(
         "train wide.toml --out a",
         &["wide.toml:10", "do not fit into a map of 9 by 9", "smaller sizes"],
     )?;
-    p.fails(
+    p.refuses(
         "train r.toml --set task.ways=40 --out a",
         &["r.toml:5", "10 are held out; an episode needs 40"],
     )?;
-    p.fails("train r.toml --data nowhere --out a", &["nowhere", "--data"])?;
-    p.fails("train r.toml --set learner.name=squared-error --out a", &["does not suit", "cross-entropy"])?;
+    p.refuses("train r.toml --data nowhere --out a", &["nowhere", "--data"])?;
+    p.refuses("train r.toml --set learner.name=squared-error --out a", &["does not suit", "cross-entropy"])?;
     std::fs::write(p.path("images_x.zip"), b"PK no archive")?;
-    p.fails("train r.toml --data . --out a", &["images_x.zip", "fetch the archive again"])?;
+    p.refuses("train r.toml --data . --out a", &["images_x.zip", "fetch the archive again"])?;
     let unknown = RECIPE.replace("stride = 2 }", "strides = 2 }");
     std::fs::write(p.path("u.toml"), unknown)?;
-    p.fails("train u.toml --out a", &["strides", "stride"])?;
+    p.refuses("train u.toml --out a", &["strides", "stride"])?;
     // Another encoder than the one that was trained.
     p.ok("train r.toml --out run")?;
     let text = std::fs::read_to_string(p.path("run/recipe.toml"))?;
     std::fs::write(p.path("run/recipe.toml"), text.replace("channels = 4", "channels = 5"))?;
-    p.fails("eval run", &["encoder.0.weight"])?;
+    p.refuses("eval run", &["encoder.0.weight"])?;
     assert!(!p.path("a").exists());
     Ok(())
 }

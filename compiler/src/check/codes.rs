@@ -103,6 +103,8 @@ codes! {
     LOCALITY = "BPM0312";
     /// A remark: the form of a write.
     WRITE_CLASS = "BPM0313";
+    /// The sending neuron after the step with the receiving neuron before it.
+    REVERSED_COINCIDENCE = "BPM0314";
 
     /// A parameter without a gradient path.
     NO_GRADIENT = "BPM0401";

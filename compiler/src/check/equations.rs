@@ -323,7 +323,7 @@ impl<'a> Checker<'a> {
             [Some(false)] => Some(Brackets::Pre),
             [Some(true), Some(false)] => Some(Brackets::Both),
             [Some(false), Some(true)] => {
-                self.bad_target(target, "the post neuron stands first", "[j,i]");
+                self.exchanged_indices(target);
                 None
             }
             [] => {
@@ -344,6 +344,23 @@ impl<'a> Checker<'a> {
             }
             _ => Some(Brackets::Shape(self.shape_of_axes(axes, target.span)?)),
         }
+    }
+
+    /// `[i,j]`. Exchanging the indices here alone is right for those whose `j` is the post neuron, and wrong for
+    /// those whose `i` is: nothing is offered to be put in without a look.
+    fn exchanged_indices(&mut self, target: &Target) {
+        let fixed = format!("{}{}[j,i]", target.name.name, if target.primed { "'" } else { "" });
+        self.report(
+            Diagnostic::error(
+                codes::BAD_TARGET,
+                "the left side is not understood",
+                target.span,
+                "`j` is the post neuron, `i` the pre neuron, and post stands first",
+            )
+            .help(format!(
+                "write `{fixed} = …`, and if your `i` is the post neuron, exchange `i` and `j` on the right, too"
+            )),
+        );
     }
 
     fn bad_target(&mut self, target: &Target, why: &str, brackets: &str) {

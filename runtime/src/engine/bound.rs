@@ -150,23 +150,16 @@ impl Bound<'_> {
         self.backward(tape, grads, penalty_bar, None);
     }
 
-    /// An episode of all rows of a team on a device, whose rows have been started: forward, losses, backward. The
-    /// gradients of the parameters are those in `grads` afterwards; where parameters live on the device, they move, and
-    /// `grads` are not needed. `noise` fills the inputs that are drawn on the host.
+    /// An episode of all rows of a team on a device, whose rows have been started: forward, losses, backward; then the
+    /// parameters, which live there, move. `noise` fills the inputs that are drawn on the host.
     pub fn train_episode(
         &self,
         tape: &mut Tape,
-        grads: Option<&mut Grads>,
         training: (&mut device::Training, device::Update),
         noise: Option<&mut TeamInputs<'_>>,
     ) -> device::Results {
         let TapeKind::Device(tape) = &mut tape.0 else { unreachable!("only a device trains on itself") };
-        let own = match grads.map(|g| &mut g.0) {
-            None => None,
-            Some(GradsKind::Device(own)) => own.as_mut(),
-            Some(_) => unreachable!("tape and gradients come from one engine"),
-        };
-        tape.train_episode(self, own, training, noise)
+        tape.train_episode(self, training, noise)
     }
 
     /// How many rows step together on a tape.

@@ -539,17 +539,11 @@ impl Engine {
         if self.device().is_some() { device::training_bytes(self, plan) } else { 0 }
     }
 
-    /// Whether the parameters of this model can live on a device, where they are learned. Not where a state starts at a
-    /// learned matrix, or at learned numbers and outlives an episode.
-    pub fn descends(&self) -> bool {
-        device::suits(self)
-    }
-
-    /// The parameters that live on the device, if training keeps them there.
-    pub fn bind_trained(&self, training: &device::Training) -> Option<Bound<'_>> {
-        let on_device = Some(Arc::clone(training.params()?));
+    /// The parameters that live on the device.
+    pub fn bind_trained(&self, training: &device::Training) -> Bound<'_> {
+        let on_device = Some(Arc::clone(training.params()));
         let (packed, initial) = (jit::Buffer::new(0), training.initial());
-        Some(Bound { engine: self, params: vec![], packed, on_device, links: vec![], initial })
+        Bound { engine: self, params: vec![], packed, on_device, links: vec![], initial }
     }
 
     fn bind_links<'e>(

@@ -20,7 +20,11 @@
 //! ```
 //!
 //! where no term is a difference of large numbers: `p_j / q_k` is at most 1.
+//!
+//! Logarithms and powers are those of [`super::elementary`], so that a device gives the same bits
+//! (`engine/device/training/known.cu`).
 
+use super::elementary::{exp, ln};
 use crate::options::Options;
 use crate::task::hot;
 
@@ -62,7 +66,7 @@ impl Logs {
 fn log_sum(z: impl Iterator<Item = f64> + Clone) -> f64 {
     let top = z.clone().fold(f64::NEG_INFINITY, f64::max);
     match top.is_finite() {
-        true => top + z.map(|z| (z - top).exp()).sum::<f64>().ln(),
+        true => top + ln(z.map(|z| exp(z - top)).sum::<f64>()),
         false => top,
     }
 }
@@ -91,16 +95,16 @@ impl CrossEntropy {
     /// Writes the cotangent of the logits of one step. `share` is 1/B.
     pub fn logits_bar(&self, logits: &[f32], target: &[f32], share: f64, bar: &mut [f32]) {
         let (logs, class, classes) = (Logs::new(logits), hot(target), logits.len());
-        let p = |k: usize| logs.own[k].exp();
+        let p = |k: usize| exp(logs.own[k]);
         let pulls = |j: usize| {
             let others = (0..classes).filter(|k| *k != class && *k != j);
-            others.map(|k| p(k) * (logs.own[j] - logs.others[k]).exp()).sum::<f64>()
+            others.map(|k| p(k) * exp(logs.own[j] - logs.others[k])).sum::<f64>()
         };
         for (j, slot) in bar.iter_mut().enumerate() {
             let slope = match (self.form, j == class) {
-                (Form::Categorical, true) => -logs.others[j].exp(),
+                (Form::Categorical, true) => -exp(logs.others[j]),
                 (Form::Categorical, false) => p(j),
-                (Form::Binary, true) => (-logs.others[j].exp() - pulls(j)) / classes as f64,
+                (Form::Binary, true) => (-exp(logs.others[j]) - pulls(j)) / classes as f64,
                 (Form::Binary, false) => (2.0 * p(j) - pulls(j)) / classes as f64,
             };
             *slot = (slope * share) as f32;

@@ -7,16 +7,6 @@ enum { FLIP };
 enum { TARGET, START, LENGTH, SHOWN, LAST_ACTION, ORDER };
 enum { LAST_REWARD, CUES };
 
-__device__ static inline void swap(int *items, int a, int b) {
-  const int kept = items[a];
-  items[a] = items[b];
-  items[b] = kept;
-}
-
-__device__ static inline void shuffle(Stream &stream, int *items, int count) {
-  for (int k = count - 1; k >= 1; --k) swap(items, k, stream.below(k + 1));
-}
-
 // Whether a cue differs from all before it.
 __device__ static inline bool is_new(const float *cues, int number, int bits) {
   for (int other = 0; other < number; ++other) {

@@ -75,9 +75,9 @@ pub trait Task: Send + Sync {
 
 /// A task's world as code for a device, beside the task's file: the same episodes, number by number.
 ///
-/// The source is CUDA C that defines `world_begin`, `world_observe`, `world_act` and `world_reward`
-/// (`engine/device/training/episode.cu`), and draws from the same addresses. The only score of such a task is the sum
-/// of rewards.
+/// The source is CUDA C that draws from the same addresses. Where a network acts it defines `world_begin`,
+/// `world_observe`, `world_act` and `world_reward` (`engine/device/training/episode.cu`), and the only score is the sum
+/// of rewards; where outputs have targets, what is named at the head of `engine/device/training/known.cu`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceTask {
     /// The source.

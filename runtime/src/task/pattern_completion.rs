@@ -5,7 +5,7 @@
 //! its bits at zero. The network, one neuron per bit, must fill in the rest. Inputs are multiplied
 //! by `scale` and added to the neurons' drive; they do not clamp them.
 
-use super::{Episode, Goal, Task};
+use super::{DeviceTask, Episode, Goal, Task};
 use crate::options::Options;
 use crate::rng::{Address, Purpose, Stream};
 
@@ -60,10 +60,14 @@ impl PatternCompletion {
         if !self.exactly {
             return (0..self.bits).map(|_| stream.chance(self.dropped)).collect();
         }
-        let count = (self.dropped * self.bits as f64).round() as usize;
-        let mut dropped: Vec<bool> = (0..self.bits).map(|k| k < count).collect();
+        let mut dropped: Vec<bool> = (0..self.bits).map(|k| k < self.count_dropped()).collect();
         stream.shuffle(&mut dropped);
         dropped
+    }
+
+    /// The bits that are missing in the test, if exactly that part is.
+    fn count_dropped(&self) -> usize {
+        (self.dropped * self.bits as f64).round() as usize
     }
 }
 
@@ -95,6 +99,19 @@ impl Task for PatternCompletion {
         let tested = stream.below(self.patterns);
         let dropped = self.draw_dropped(&mut stream);
         Box::new(Run { task: self, patterns, order, tested, dropped })
+    }
+
+    fn device(&self) -> Option<DeviceTask> {
+        let sizes = [self.bits, self.patterns, self.cycles, self.shows, self.blanks, self.count_dropped()];
+        let flags = [self.exactly, self.balanced, self.bias];
+        Some(DeviceTask {
+            source: include_str!("pattern_completion.cu"),
+            ints: sizes.map(|n| n as i32).into_iter().chain(flags.map(i32::from)).collect(),
+            floats: vec![self.scale],
+            doubles: vec![self.dropped],
+            row_ints: 1 + self.cycles * self.patterns + self.bits,
+            row_floats: self.patterns * self.bits,
+        })
     }
 }
 

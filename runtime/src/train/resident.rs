@@ -1,52 +1,35 @@
-//! Episodes that live on a device: what a recipe is to the engine, and updates without a transfer per step.
+//! Updates that live on a device: what a recipe is to the engine, and updates without a transfer per step.
 //!
-//! A task brings its world as code for a device ([`Task::device`](crate::task::Task::device)); the engine runs it between the
-//! steps of the network ([`crate::engine::device::Training`]). Where the model allows it, parameters and the
-//! optimiser's memory live on the device, too, and the trainer's own are behind until [`Trainer::settle`].
-//! Whatever has no such code keeps to the path on which the processor answers every step.
+//! A task brings its world as code for a device ([`Task::device`](crate::task::Task::device)), and the learner says what is
+//! asked of the network ([`Aim`]); the engine runs the world between the steps of the network, or before and after them
+//! where all inputs are known ([`crate::engine::device::Training`]). Parameters and the optimiser's memory live on the
+//! device, too, and the trainer's own are behind until [`Trainer::settle`]. Whatever has no such code, and whatever an
+//! encoder of the processor shows, keeps to the path on which the processor answers steps and makes losses.
 
-use super::{Chunk, NonFinite, Outcome, Outcomes, Pass, Place, RowError, RowOutcome, Trainer, Worker, stage};
+use super::pass::Pass;
+use super::{Outcome, RowError, RowOutcome, Trainer, Worker};
 use crate::engine::device::{
-    self, Motion, Parameter, Plan, Results, RowResult, Update, Weights, Wires, World,
+    self, Aim, Loss, Motion, Parameter, Plan, Results, RowResult, Update, Weights, World,
 };
-use crate::engine::{EngineError, Grads, Mode, RowState, Tape};
+use crate::engine::{EngineError, Mode, RowState};
 use crate::error::Error;
-use crate::learner::{ActorCritic, Baseline, Learner, Terms};
+use crate::learner::{Baseline, Form, Learner, Terms};
 use crate::optim::Rule;
-use crate::rollout::carries;
+use crate::params::About;
+use crate::rollout::{NonFinite, Place, carries};
 use crate::setup;
-use crate::task::DeviceTask;
-use crate::timings::{self, Phase, Stopwatch};
+use crate::task::{DeviceTask, Goal};
+use crate::timings::{self, Phase};
 use compiler::loops::plan::Use;
+use std::mem::take;
 
 /// Training on a device.
+#[derive(Default)]
 pub(super) struct Resident {
-    part: Part,
     /// Made for the first update, when parameters are those to begin with.
     training: Option<device::Training>,
     /// Whether the device's parameters have moved since the trainer's were written.
     is_ahead: bool,
-}
-
-impl Resident {
-    /// Whether parameters live on the device.
-    pub(super) fn descends(&self) -> bool {
-        self.part == Part::EpisodesAndOptimiser
-    }
-}
-
-/// Whether the optimiser runs on the device, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Episodes,
-    EpisodesAndOptimiser,
-}
-
-/// What of training is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
-    Room,
-    Kernels,
 }
 
 impl Trainer {
@@ -66,22 +49,47 @@ impl Trainer {
         if !self.recipe.encoder.layers.is_empty() {
             return stays("images are encoded there");
         }
-        let (Some(task), Learner::ActorCritic(learner)) = (self.recipe.task.device(), &self.recipe.learner)
-        else {
+        let Some((task, aim)) = self.device_task() else {
             return stays(&format!("task {} has no code for devices", self.recipe.task_name));
         };
-        let part = if self.engine.descends() { Part::EpisodesAndOptimiser } else { Part::Episodes };
-        self.training((&task, learner), part, Wanted::Room)?;
-        self.resident = Some(Resident { part, training: None, is_ahead: false });
-        Ok(Some(match part {
-            Part::EpisodesAndOptimiser => format!(
-                "on {name} run the network, the task, losses and the optimiser: one transfer each way per update"
-            ),
-            Part::Episodes => format!(
-                "on {name} run the network, the task and losses; the optimiser stays on the processor, because a \
-                 state of the spec starts at a learned matrix, or keeps what it learned for several episodes"
-            ),
-        }))
+        let (parameters, values) = (self.about_parameters(), self.params.values());
+        let motion = self.motion(&parameters, &values);
+        let beside = |usage: &Use| {
+            self.engine.training_bytes(&self.plan((&task, aim), (usage.batch, usage.steps), motion))
+        };
+        let mut need = setup::need(&self.engine, &self.recipe, self.workers.len(), Mode::Train);
+        need.beside = Some(&beside);
+        need.check(None)?;
+        self.resident = Some(Resident::default());
+        Ok(Some(format!(
+            "on {name} run the network, the task, losses and the optimiser: one transfer each way per update"
+        )))
+    }
+
+    /// The task as code for devices, and what it asks of the network; nothing if it has none.
+    fn device_task(&self) -> Option<(DeviceTask, Aim)> {
+        let (wiring, task) = (&self.wiring, self.recipe.task.device()?);
+        let matches = |loss| Aim::Match { label: wiring.label, output: wiring.output, loss };
+        let aim = match &self.recipe.learner {
+            Learner::ActorCritic(learner) => Aim::Act {
+                reward: wiring.reward,
+                policy: wiring.output,
+                value: wiring.value?,
+                weights: Weights {
+                    gamma: learner.gamma,
+                    value: learner.value,
+                    entropy: learner.entropy,
+                    shared_baseline: learner.baseline == Baseline::First,
+                },
+            },
+            Learner::SquaredError(_) => matches(Loss::Squared),
+            Learner::CrossEntropy(learner) => matches(match learner.form {
+                Form::Categorical => Loss::Categorical,
+                Form::Binary => Loss::Binary,
+            }),
+            Learner::NextWord(_) => return None,
+        };
+        Some((task, aim))
     }
 
     /// Compiles kernels and takes memory, if that has not been done.
@@ -89,58 +97,22 @@ impl Trainer {
     /// # Errors
     /// If the device refuses.
     pub(super) fn board(&mut self) -> Result<(), Error> {
-        let Some(Resident { part, training: None, .. }) = self.resident else { return Ok(()) };
-        let (Some(task), Learner::ActorCritic(learner)) = (self.recipe.task.device(), &self.recipe.learner)
-        else {
-            return Ok(());
-        };
-        let training = self.training((&task, learner), part, Wanted::Kernels)?;
-        self.resident = training.map(|t| Resident { part, training: Some(t), is_ahead: false });
+        let Some(Resident { training: None, .. }) = self.resident else { return Ok(()) };
+        let Some((task, aim)) = self.device_task() else { return Ok(()) };
+        let (parameters, values) = (self.about_parameters(), self.params.values());
+        let size = (self.recipe.schedule.batch, self.recipe.task.steps());
+        let plan = self.plan((&task, aim), size, self.motion(&parameters, &values));
+        let training = self.engine.training(&plan)?;
+        self.resident = training.map(|t| Resident { training: Some(t), is_ahead: false });
         timings::lap(&mut self.timings, Phase::Parameters);
         Ok(())
     }
 
-    /// Looks whether there is room for training, or makes it.
-    fn training(
-        &self,
-        of: (&DeviceTask, &ActorCritic),
-        part: Part,
-        wanted: Wanted,
-    ) -> Result<Option<device::Training>, Error> {
-        let (schedule, steps) = (&self.recipe.schedule, self.recipe.task.steps());
-        let values = self.params.values();
-        let parameters: Vec<Parameter> = self
-            .params
-            .about
-            .iter()
-            .map(|a| Parameter { learned: a.learned, range: a.range, gradscale: a.gradscale })
-            .collect();
-        let plan = |rows: usize, steps: usize| {
-            let descent = (part == Part::EpisodesAndOptimiser).then(|| Motion {
-                parameters: &parameters,
-                raw: &self.params.raw,
-                values: &values,
-                memory: self.optimiser.memory(),
-                adam: matches!(self.recipe.optimiser.rule, Rule::Adam { .. }),
-                numbers: self.recipe.optimiser.numbers(1, 1.0),
-                clip: self.recipe.optimiser.clip,
-            });
-            self.plan(of, (rows, steps), descent)
-        };
-        if wanted == Wanted::Kernels {
-            return Ok(self.engine.training(&plan(schedule.batch, steps))?);
-        }
-        let beside = |usage: &Use| self.engine.training_bytes(&plan(usage.batch, usage.steps));
-        let mut need = setup::need(&self.engine, &self.recipe, self.workers.len(), Mode::Train);
-        need.beside = Some(&beside);
-        need.check(None).map(|()| None)
-    }
-
     fn plan<'a>(
-        &'a self,
-        (task, learner): (&'a DeviceTask, &ActorCritic),
+        &self,
+        (task, aim): (&'a DeviceTask, Aim),
         (rows, steps): (usize, usize),
-        descent: Option<Motion<'a>>,
+        motion: Motion<'a>,
     ) -> Plan<'a> {
         let world = World {
             source: task.source,
@@ -150,19 +122,27 @@ impl Trainer {
             row_ints: task.row_ints,
             row_floats: task.row_floats,
         };
-        let wires = Wires {
-            input: self.wiring.input,
-            reward: self.wiring.reward,
-            policy: self.wiring.output,
-            value: self.wiring.value.unwrap_or(self.wiring.output),
-        };
-        let weights = Weights {
-            gamma: learner.gamma,
-            value: learner.value,
-            entropy: learner.entropy,
-            shared_baseline: learner.baseline == Baseline::First,
-        };
-        Plan { world, wires, weights, rows, steps, descent }
+        Plan { world, input: self.wiring.input, aim, rows, steps, motion }
+    }
+
+    /// What a device must know of the parameters.
+    fn about_parameters(&self) -> Vec<Parameter> {
+        let one = |a: &About| Parameter { learned: a.learned, range: a.range, gradscale: a.gradscale };
+        self.params.about.iter().map(one).collect()
+    }
+
+    /// How parameters move, which have these values now.
+    fn motion<'a>(&'a self, parameters: &'a [Parameter], values: &'a [Vec<f32>]) -> Motion<'a> {
+        let optimiser = &self.recipe.optimiser;
+        Motion {
+            parameters,
+            raw: &self.params.raw,
+            values,
+            memory: self.optimiser.memory(),
+            adam: matches!(optimiser.rule, Rule::Adam { .. }),
+            numbers: optimiser.numbers(1, 1.0),
+            clip: optimiser.clip,
+        }
     }
 
     /// Brings parameters and the optimiser's memory back from the device, if they have moved there.
@@ -172,7 +152,7 @@ impl Trainer {
     pub fn settle(&mut self) -> Result<(), Error> {
         let Some(resident) = self.resident.as_mut().filter(|r| r.is_ahead) else { return Ok(()) };
         let fetched = resident.training.as_ref().map(device::Training::fetch).transpose();
-        if let Some([raw, mean, square]) = fetched.map_err(EngineError::from)?.flatten() {
+        if let Some([raw, mean, square]) = fetched.map_err(EngineError::from)? {
             self.params.raw = raw;
             for (to, from) in self.optimiser.memory_mut().into_iter().zip([mean, square]) {
                 to.iter_mut().zip(from).for_each(|(to, from)| *to = from);
@@ -184,88 +164,54 @@ impl Trainer {
 
     /// An update of which everything happens on the device.
     pub(super) fn step_on_device(&mut self) -> Result<Outcome, Error> {
-        self.workers.iter_mut().for_each(|w| w.watch.reset(self.timings.as_ref()));
         let learns = self.update >= self.recipe.learner.burn_in();
         let numbers = self.recipe.optimiser.numbers(self.optimiser.steps() + 1, 1.0);
-        let update =
-            Update { learns: i32::from(learns), rate: numbers.rate, root: numbers.root, ..self.numbered() };
-        let bound = match &self.resident {
-            Some(Resident { training: Some(training), .. }) => self.engine.bind_trained(training),
-            _ => None,
-        };
-        let (Some(resident), Some(bound)) = (&mut self.resident, bound) else {
-            return Err(Error::device("no parameters live on the device"));
-        };
-        let sums = self.engine.sums();
-        let pass = Pass {
-            stage: stage(&self.engine, &self.wiring, &self.recipe, &bound, &self.params),
-            engine: &self.engine,
-            learner: &self.recipe.learner,
+        let update = Update {
             seed: self.recipe.schedule.seed,
             episode: self.update as u32,
-            batch: self.recipe.schedule.batch,
-            carried: &self.carried,
-            sums: &sums,
+            learns: i32::from(learns),
+            rate: numbers.rate,
+            root: numbers.root,
         };
-        resident.is_ahead = true;
-        let Worker { tape, watch } = &mut self.workers[0];
-        let (results, rows) = pass.live((tape, watch), resident, update, None);
+        let Some(Resident { training: Some(mut training), .. }) = self.resident.take() else {
+            return Err(Error::device("no parameters live on the device"));
+        };
+        self.reset_watches();
+        let mut workers = take(&mut self.workers);
+        let bound = self.engine.bind_trained(&training);
+        let (results, rows) =
+            self.pass(&bound, &self.engine.sums()).live(&mut workers[0], (&mut training, update));
+        drop(bound);
         if let Some(timings) = &mut self.timings {
-            timings.collect(self.workers.iter().map(|w| &w.watch));
+            timings.collect(workers.iter().map(|w| &w.watch));
         }
+        self.workers = workers;
+        self.resident = Some(Resident { training: Some(training), is_ahead: true });
         self.engine.check()?;
-        let rows = match rows {
-            Ok(rows) => rows,
-            Err((row, at)) => {
-                self.settle()?;
-                return Err(self.bad_number(row, self.locate(row).unwrap_or(at)));
-            }
-        };
-        if !results.finite {
+        if rows.is_err() || !results.finite {
             self.settle()?;
-            let gradients =
-                self.resident.as_ref().and_then(|r| r.training.as_ref()).map(device::Training::gradients);
-            let gradients = gradients.transpose().map_err(EngineError::from)?.unwrap_or_default();
-            return Err(self.bad_gradient(&gradients));
+        }
+        let rows = rows.map_err(|failure| self.bad_row(failure))?;
+        if !results.finite {
+            let training = self.resident.as_ref().and_then(|r| r.training.as_ref());
+            let gradients = training.map(device::Training::gradients).transpose();
+            return Err(self.bad_gradient(&gradients.map_err(EngineError::from)?.unwrap_or_default()));
         }
         if learns {
             self.optimiser.set_steps(self.optimiser.steps() + 1);
         }
-        self.update += 1;
-        let outcome = self.outcome(&rows, self.recipe.task.steps(), results.norm);
-        if rows.iter().all(|r| r.state.is_some()) {
-            self.carried = rows.into_iter().filter_map(|r| r.state).collect();
-        }
+        let outcome = self.concluded(rows, self.recipe.task.steps(), results.norm);
         timings::lap(&mut self.timings, Phase::Losses);
-        match outcome.loss.is_finite() {
-            true => Ok(outcome),
-            false => Err(Error::diverged(format!("update {}: the loss is not finite", self.update))),
-        }
-    }
-
-    /// The numbers of the next update, without those of a step of the optimiser.
-    fn numbered(&self) -> Update {
-        Update { seed: self.recipe.schedule.seed, episode: self.update as u32, ..Update::default() }
+        outcome
     }
 }
 
 impl Pass<'_> {
-    /// Episodes on the device; gradients come back.
-    pub(super) fn on_device(&self, Worker { tape, watch }: &mut Worker, resident: &mut Resident) -> Outcomes {
-        let mut grads = self.sums.zeros();
-        let update = Update { seed: self.seed, episode: self.episode, ..Update::default() };
-        let (_, rows) = self.live((tape, watch), resident, update, Some(&mut grads));
-        self.sums.add(0, grads);
-        Ok(Chunk { rows: rows?, ..self.chunk() })
-    }
-
-    /// An episode of all rows.
+    /// An episode of all rows, and what it leaves on the device.
     fn live(
         &self,
-        (tape, watch): (&mut Option<Tape>, &mut Stopwatch),
-        resident: &mut Resident,
-        update: Update,
-        grads: Option<&mut Grads>,
+        Worker { tape, watch }: &mut Worker,
+        training: (&mut device::Training, Update),
     ) -> (Results, Result<Vec<RowOutcome>, RowError>) {
         watch.start();
         let (stage, steps) = (&self.stage, self.stage.task.steps());
@@ -277,26 +223,26 @@ impl Pass<'_> {
         let mut draw = |row: usize, t: usize, id, x: &mut [f32]| self.draw(row, t, id, x);
         let noise: Option<&mut crate::engine::TeamInputs<'_>> =
             if stage.wiring.noise.is_empty() { None } else { Some(&mut draw) };
-        let training = resident.training.as_mut().map(|training| (training, update));
-        let results = training.map(|t| stage.bound.train_episode(tape, grads, t, noise)).unwrap_or_default();
+        let results = stage.bound.train_episode(tape, training, noise);
         watch.lap(Phase::Device);
-        let first = |r: &RowResult| r.broken;
-        let broken = results.rows.iter().enumerate().filter_map(|(row, r)| Some((first(r)?, row))).min();
-        if let Some((step, row)) = broken {
-            return (results, Err((row, NonFinite { step, at: Place::Output(stage.wiring.output) })));
+        if let Some(broken) = self.first_broken(&results) {
+            return (results, Err(broken));
         }
-        let state = |tape: &mut Tape, row: usize| {
-            stage.bound.select(tape, row);
-            stage.bound.state(tape)
-        };
         let keeps = carries(stage.model);
-        let rows = results
-            .rows
-            .iter()
-            .enumerate()
-            .map(|(row, r)| RowOutcome { state: keeps.then(|| state(tape, row)), ..self.lived(r) });
-        let rows = rows.collect();
+        let mut rows: Vec<RowOutcome> = results.rows.iter().map(|r| self.lived(r)).collect();
+        for (row, outcome) in rows.iter_mut().enumerate().filter(|_| keeps) {
+            stage.bound.select(tape, row);
+            outcome.state = Some(stage.bound.state(tape));
+        }
         (results, Ok(rows))
+    }
+
+    /// The first row whose output is not finite: of the first step where rows act side by side, else the first of all.
+    fn first_broken(&self, results: &Results) -> Option<RowError> {
+        let acts = matches!(self.stage.task.goal(), Goal::Act(_));
+        let rows = results.rows.iter().enumerate().filter_map(|(row, r)| Some((r.broken?, row)));
+        let (step, row) = rows.min_by_key(|(step, row)| (if acts { *step } else { 0 }, *row))?;
+        Some((row, NonFinite { step, at: Place::Output(self.stage.wiring.output) }))
     }
 
     /// Noise that the world does not show.
@@ -309,12 +255,18 @@ impl Pass<'_> {
     }
 
     fn lived(&self, r: &RowResult) -> RowOutcome {
-        let terms = Terms { policy: r.policy, squares: r.squares, value: r.value, entropy: r.entropy };
-        let loss = match self.learner {
-            Learner::ActorCritic(a) => a.loss(&terms) / self.stage.task.steps() as f64,
-            Learner::SquaredError(_) | Learner::NextWord(_) | Learner::CrossEntropy(_) => 0.0,
+        let [policy, squares, value, entropy] = r.terms;
+        let (terms, loss) = match self.learner {
+            Learner::ActorCritic(a) => {
+                let terms = Terms { policy, squares, value, entropy };
+                (terms, a.loss(&terms) / self.stage.task.steps() as f64)
+            }
+            Learner::SquaredError(_) | Learner::NextWord(_) | Learner::CrossEntropy(_) => {
+                (Terms::default(), r.terms[0])
+            }
         };
-        RowOutcome { scores: vec![r.reward], terms, loss, penalty: r.penalty, state: None }
+        let scores = r.scores[..self.stage.task.scores().len().min(r.scores.len())].to_vec();
+        RowOutcome { scores, terms, loss, penalty: r.penalty, state: None }
     }
 }
 

@@ -178,6 +178,25 @@ impl<'m> Flow<'m> {
         }
     }
 
+    /// Whether a synaptic value enters a state, in this step or by way of other states.
+    pub(super) fn feeds(&self, v: Value, s: StateId) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![v];
+        while let Some(v) = open.pop() {
+            if !seen.insert(v) {
+                continue;
+            }
+            for t in self.states().filter(|t| self.next(*t) == Some(v)) {
+                if t == s {
+                    return true;
+                }
+                open.extend(self.load(Source::State(t)));
+            }
+            open.extend(self.users(v).iter().filter(|u| is_elementwise(self.op(**u))));
+        }
+        false
+    }
+
     /// Whether a state starts at a parameter.
     pub(super) fn starts_at(&self, s: StateId, p: ParamId) -> bool {
         self.model.states[s.index()].init == Init::Param(p)
@@ -235,4 +254,8 @@ fn linear_in(op: &Op, v: Value, sign: Sign, u: Value) -> Vec<(Value, Sign)> {
         | Op::MaxAll(_) => {}
     }
     found
+}
+
+fn is_elementwise(op: &Op) -> bool {
+    matches!(op, Op::Unary(..) | Op::Binary(..) | Op::Select(..) | Op::Clip { .. } | Op::StopGrad(_))
 }

@@ -1,6 +1,7 @@
 //! Judgements of a whole step: roles, gradients and numbers. They read the typed model alone, and
 //! speak only when they can prove what they say from it.
 
+mod causality;
 mod flow;
 mod forms;
 mod gradients;
@@ -38,6 +39,7 @@ pub(super) fn lint(model: &Model, facts: &Facts) -> Vec<Diagnostic> {
     let at_start = ranges::propagate(model, Start::Initial);
     let mut found = vec![];
     roles::check(model, facts, &flow, &always, &mut found);
+    causality::check(model, &flow, &mut found);
     gradients::check(model, &flow, &at_start, &mut found);
     numerics::check(model, facts, &flow, &always, &at_start, &mut found);
     redundancy::check(model, &flow, &mut found);

@@ -32,7 +32,7 @@ fn latency(model: &Model, flow: &Flow<'_>, s: StateId, state: &State) -> Option<
     let steps = model
         .step
         .values()
-        .filter(|(v, i)| matches!(i.op, Op::Outer(..)) && feeds(flow, *v, s))
+        .filter(|(v, i)| matches!(i.op, Op::Outer(..)) && flow.feeds(*v, s))
         .filter_map(|(v, _)| distance(flow, v, &outputs))
         .min()?;
     let when = match steps {
@@ -55,25 +55,6 @@ fn outputs(model: &Model) -> BTreeSet<Value> {
     model.step.results.iter().filter(|(sink, _)| matches!(sink, Sink::Output(_))).map(|(_, v)| *v).collect()
 }
 
-/// Whether a synaptic value enters a state, in this step or by way of other states.
-fn feeds(flow: &Flow<'_>, v: Value, s: StateId) -> bool {
-    let mut seen = BTreeSet::new();
-    let mut open = vec![v];
-    while let Some(v) = open.pop() {
-        if !seen.insert(v) {
-            continue;
-        }
-        for t in flow.states().filter(|t| flow.next(*t) == Some(v)) {
-            if t == s {
-                return true;
-            }
-            open.extend(flow.load(Source::State(t)));
-        }
-        open.extend(flow.users(v).iter().filter(|u| is_elementwise(flow.op(**u))));
-    }
-    false
-}
-
 /// The fewest steps between a value and one of the targets.
 fn distance(flow: &Flow<'_>, from: Value, targets: &BTreeSet<Value>) -> Option<usize> {
     let mut seen = BTreeSet::new();
@@ -93,10 +74,6 @@ fn distance(flow: &Flow<'_>, from: Value, targets: &BTreeSet<Value>) -> Option<u
         }
     }
     None
-}
-
-fn is_elementwise(op: &Op) -> bool {
-    matches!(op, Op::Unary(..) | Op::Binary(..) | Op::Select(..) | Op::Clip { .. } | Op::StopGrad(_))
 }
 
 /// What enters a write from outside of the synapse.

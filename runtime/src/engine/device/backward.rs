@@ -305,14 +305,6 @@ impl Tape {
         (0..self.rows).map(row).collect()
     }
 
-    /// Learned initial values get their share of an episode that ran on the device.
-    pub(super) fn learn_starts(&self, bound: &Bound<'_>, grads: &mut Grads) {
-        if grads.initial.iter().any(|x| !x.is_empty()) {
-            let bars = self.collect_bars(bound, 0);
-            self.add_start(grads, 0, &bars);
-        }
-    }
-
     /// Learned initial values get their share where a state started at its own, row after row.
     fn add_start(&self, grads: &mut Grads, stretch: usize, bars: &[Vec<Vec<f32>>]) {
         let own = &self.stretches[stretch].own;

@@ -55,7 +55,7 @@ mod regions;
 mod sequences;
 mod tape;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod training;
 
 pub use choice::{Choice, Mapped, Work, choose};
@@ -66,8 +66,10 @@ pub use open::{DeviceId, open};
 pub(super) use regions::{Room, bytes};
 pub use sequences::{Route, Tier};
 pub(super) use tape::Tape;
-pub use training::{Motion, Parameter, Plan, Results, RowResult, Training, Update, Weights, Wires, World};
-pub(super) use training::{bytes as training_bytes, suits};
+pub(super) use training::bytes as training_bytes;
+pub use training::{
+    Aim, Loss, Motion, Parameter, Plan, Results, RowResult, Training, Update, Weights, World,
+};
 
 use std::ffi::c_int;
 

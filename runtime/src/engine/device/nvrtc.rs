@@ -183,11 +183,16 @@ mod tests {
         let good = compile(include_str!("moves.cu"), "moves", "sm_90").expect("it compiles");
         assert!(good.starts_with(b"\x7fELF"));
         let shared = include_str!("training/training.cuh");
-        let episode = include_str!("training/episode.cu");
-        let maze = [shared, include_str!("../../task/maze.cu"), episode].concat();
-        let cues = [shared, include_str!("../../task/cue_reward.cu"), episode].concat();
-        let descent = [shared, include_str!("training/descent.cu")].concat();
-        for (name, text) in [("maze", maze), ("cues", cues), ("descent", descent)] {
+        let (episode, known) = (include_str!("training/episode.cu"), include_str!("training/known.cu"));
+        let sources = [
+            ("maze", include_str!("../../task/maze.cu"), episode),
+            ("cues", include_str!("../../task/cue_reward.cu"), episode),
+            ("patterns", include_str!("../../task/pattern_completion.cu"), known),
+            ("characters", include_str!("../../task/one_shot/one_shot.cu"), known),
+            ("descent", "", include_str!("training/descent.cu")),
+        ];
+        for (name, world, rest) in sources {
+            let text = [shared, world, rest].concat();
             for architecture in ["sm_80", "sm_90a"] {
                 compile(&text, name, architecture).unwrap_or_else(|fault| panic!("{name}: {fault}"));
             }

@@ -474,6 +474,32 @@ impl Tape {
         Ok(true)
     }
 
+    /// Steps whose inputs lie in their frames, from the `first` on, with what stands apart from the loop over time.
+    /// `save` is the number of the next checkpoint.
+    pub(super) fn advance_known(
+        &self,
+        w: Work<'_>,
+        (first, steps): (usize, usize),
+        pending: bool,
+        save: Option<usize>,
+    ) -> Result<(), Fault> {
+        let frame = self.frame_of(first);
+        w.forward_apart(BEFORE, frame, steps)?;
+        if !self.advance_whole(w, (first, steps), save)? {
+            let mut number = save;
+            for t in first..first + steps {
+                self.advance(w, t, pending || t > first, number)?;
+                if self.due_at(t) {
+                    number = number.map(|n| n + 1);
+                }
+            }
+            if w.program.merged.0 {
+                w.forward(FLUSH, frame + steps)?;
+            }
+        }
+        w.forward_apart(AFTER, frame, steps)
+    }
+
     /// Several steps of all rows whose inputs are known.
     pub(in crate::engine) fn forward(
         &mut self,
@@ -523,21 +549,7 @@ impl Tape {
 
     /// The kernels of these steps, whose inputs lie in their frames; outputs and penalties are complete afterwards.
     pub(super) fn advance_all(&self, w: Work<'_>, ahead: Ahead) -> Result<(), Fault> {
-        let Ahead { first, steps, frame, pending, save } = ahead;
-        w.forward_apart(BEFORE, frame, steps)?;
-        if !self.advance_whole(w, (first, steps), save)? {
-            let mut number = save;
-            for t in first..first + steps {
-                self.advance(w, t, pending || t > first, number)?;
-                if self.due_at(t) {
-                    number = number.map(|n| n + 1);
-                }
-            }
-            if w.program.merged.0 {
-                w.forward(FLUSH, frame + steps)?;
-            }
-        }
-        w.forward_apart(AFTER, frame, steps)
+        self.advance_known(w, (ahead.first, ahead.steps), ahead.pending, ahead.save)
     }
 
     fn sequence(&mut self, bound: &Bound<'_>, steps: usize, inputs: &[f32]) {

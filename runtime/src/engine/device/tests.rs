@@ -31,6 +31,11 @@ pub(super) fn emulated() -> Option<Arc<Emulated>> {
     }
 }
 
+/// Whether there is the emulated device; else the same is said.
+pub(crate) fn has_device() -> bool {
+    emulated().is_some()
+}
+
 /// Whether the tests of results run on a GPU: where `BPM_TEST_DEVICE` is `cuda`.
 fn on_a_gpu() -> bool {
     std::env::var_os("BPM_TEST_DEVICE").is_some_and(|d| d == "cuda")

@@ -20,7 +20,7 @@ mod archive;
 mod characters;
 mod generated;
 
-use super::{Episode, Goal, Task, hot, likeliest};
+use super::{DeviceTask, Episode, Goal, Task, hot, likeliest};
 use crate::encoder::Map;
 use crate::options::Options;
 use crate::rng::{Address, Domain, Purpose, Stream};
@@ -167,6 +167,29 @@ impl Task for OneShot {
         shown.extend(test);
         let target = (0..self.ways).map(|k| f32::from(u8::from(k == tested))).collect();
         Box::new(Run { task: self, views: shown, target })
+    }
+
+    fn device(&self) -> Option<DeviceTask> {
+        let pool = self.pool(Domain::Train);
+        let sizes = [self.side, self.ways, self.shots, self.rotations, pool.len()];
+        let mut ints: Vec<i32> = sizes.map(|n| n as i32).into();
+        let (mut drawn, mut pixels) = (0, vec![]);
+        for character in pool {
+            let drawings = &self.characters().all[*character].drawings;
+            ints.extend([drawn, drawings.len() as i32]);
+            drawn += drawings.len() as i32;
+            drawings.iter().for_each(|drawing| pixels.extend_from_slice(drawing));
+        }
+        pixels.resize(pixels.len().next_multiple_of(4), 0);
+        ints.extend(pixels.as_chunks().0.iter().map(|four| i32::from_le_bytes(*four)));
+        Some(DeviceTask {
+            source: include_str!("one_shot.cu"),
+            ints,
+            floats: vec![],
+            doubles: vec![],
+            row_ints: 1 + 3 * self.steps() + self.ways + self.shots + 1 + 2 * self.ways.max(self.shots + 1),
+            row_floats: 0,
+        })
     }
 }
 

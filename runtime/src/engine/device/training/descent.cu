@@ -2,9 +2,9 @@
 // processor does, operation by operation; a thread has an element, and a sum is one thread's, in the order of the
 // processor, unless it says otherwise.
 
-// An operation on values in double precision (`Instruction`), by the numbers that `prologue.rs` gives them.
+// An operation on values in double precision (`Instruction`), by the numbers that `unbatched.rs` gives them.
 enum {
-  CONSTANT, WIDEN, ADD_ROWS, GATHER, ADD, ZERO, COPY,
+  CONSTANT, WIDEN, GATHER, ADD, ZERO, COPY,
   NEG, TANH, SIGMOID, EXP, LOG, SQRT, SOFTPLUS, RELU, ABS, SIGN,
   PLUS, MINUS, TIMES, OVER, MIN, MAX, LESS, LESS_EQUAL, EQUAL,
   SELECT, CLIP, SPLAT, ROWS, COLS, SUM_ALL, MAX_ALL, SUM_PRE, SUM_POST, CONTRACT, CONTRACT_T, OUTER, ELEMENT, ONE_HOT
@@ -19,7 +19,7 @@ struct Instruction {
   int op;
   int post, pre;     // of the matrix that it is about
   int stride;        // of a gradient in a tile, [pre][stride]; 0 for row-major
-  int index;         // of an element; rows that are added
+  int index;         // of an element
   int is_first;      // whether nothing has been added to the result before
 };
 
@@ -49,6 +49,19 @@ struct Piece {
   long long first, count;
 };
 
+// A learned initial state (`Start`), where it lies in the memory of the first row.
+struct Start {
+  const float *values;
+  float *to;         // the state before the first step
+  const float *bar;  // its cotangent; null where there is none
+  double *sum;       // of the cotangents of all rows
+  long long to_length, bar_length;  // from row to row
+  long long count;
+  int pre, stride;  // of a matrix, which lies there as [pre][stride]; stride 0: no matrix
+  int rows;
+  int own;  // whether rows start there, and not at what they were left at
+};
+
 struct Descent {
   const Update *update;
   const double *results;  // of the rows
@@ -68,8 +81,6 @@ struct Descent {
 
 // What the host is told: the norm of the gradients, whether all numbers are finite, and whether parameters moved.
 enum { NORM, FINITE, MOVED, FACTOR };
-
-__device__ static inline long long element() { return (long long)blockIdx.x * blockDim.x + threadIdx.x; }
 
 __device__ static inline double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 __device__ static inline double softplus(double x) { return (x < 0.0 ? 0.0 : x) + log1p(exp(-fabs(x))); }
@@ -110,13 +121,6 @@ __device__ static inline double sum(const double *v, long long count, long long 
   return total;
 }
 
-// Over the rows of a batch, in their order.
-__device__ static inline double add_rows(const float *v, int rows, long long step) {
-  double total = 0.0;
-  for (int row = 0; row < rows; ++row) total += (double)v[row * step];
-  return total;
-}
-
 __device__ static inline double largest(const double *v, long long count) {
   double most = with_bits(0xfff0000000000000ull);
   for (long long k = 0; k < count; ++k) most = v[k] > most ? v[k] : most;
@@ -127,10 +131,32 @@ __device__ static inline double clipped(double x, double low, double high) {
   return x < low ? low : x > high ? high : x;
 }
 
+// Where an element lies.
+__device__ static inline long long place_of(const Start &s, long long e) {
+  return s.stride ? e % s.pre * s.stride + e / s.pre : e;
+}
+
+// Learned initial states of all rows. Block rows are states.
+extern "C" __global__ void place_starts(const Start *starts, int) {
+  const Start &s = starts[blockIdx.y];
+  const long long n = thread(), row = n / s.count, e = n - row * s.count;
+  if (row < s.rows && s.own) s.to[row * s.to_length + place_of(s, e)] = s.values[e];
+}
+
+// Their cotangents, over the rows of the batch in their order.
+extern "C" __global__ void add_starts(const Start *starts, int) {
+  const Start &s = starts[blockIdx.y];
+  const long long e = thread();
+  if (e >= s.count) return;
+  double total = 0.0;
+  for (int row = 0; row < s.rows && s.own && s.bar; ++row) total += (double)s.bar[row * s.bar_length + place_of(s, e)];
+  s.sum[e] = total;
+}
+
 // Launched for at least as many threads as the result has elements.
 extern "C" __global__ void evaluate(const Descent *d, int number) {
   const Instruction &i = d->code[number];
-  const long long e = element();
+  const long long e = thread();
   if (e >= i.count) return;
   const long long pre = i.pre, row = e / (pre < 1 ? 1 : pre), column = e - row * (pre < 1 ? 1 : pre);
   const double *a = i.a, *b = i.b;
@@ -139,7 +165,6 @@ extern "C" __global__ void evaluate(const Descent *d, int number) {
   switch (i.op) {
     case CONSTANT: x = i.constant; break;
     case WIDEN: x = (double)i.narrow[e]; break;
-    case ADD_ROWS: x = add_rows(i.narrow + e, i.index, i.stride); break;
     case GATHER: x = before + (i.stride ? a[column * i.stride + row] : a[e]); break;
     case ADD: x = before + a[e]; break;
     case ZERO: x = 0.0; break;
@@ -184,13 +209,13 @@ __device__ static inline double slope_of(const Tensor &t, double raw) {
 
 // Nothing is wrong yet.
 extern "C" __global__ void acquit(const Descent *d, int) {
-  if (element() == 0) d->verdict[FINITE] = 1.0;
+  if (thread() == 0) d->verdict[FINITE] = 1.0;
 }
 
 // Gradients by raw numbers. Block rows are parameters.
 extern "C" __global__ void chain(const Descent *d, int) {
   const Tensor &t = d->tensors[blockIdx.y];
-  const long long e = element();
+  const long long e = thread();
   if (e >= t.count) return;
   const long long at = t.first + e;
   float g = (float)t.bar[e];
@@ -222,7 +247,7 @@ extern "C" __global__ void squares(const Descent *d, int) {
 
 // The norm, the factor that bounds it, and whether parameters may move: not if any number is not finite.
 extern "C" __global__ void judge(const Descent *d, int) {
-  if (element() != 0) return;
+  if (thread() != 0) return;
   double total = 0.0;
   for (long long k = 0; k < d->pieces_count; ++k) total += d->sums[k];
   const double norm = sqrt(total), factor = d->clip / (norm + 1e-6);
@@ -237,7 +262,7 @@ extern "C" __global__ void judge(const Descent *d, int) {
 // Adam, or gradient descent with or without momentum, as `optim.rs` has them.
 extern "C" __global__ void move(const Descent *d, int) {
   const Tensor &t = d->tensors[blockIdx.y];
-  const long long e = element();
+  const long long e = thread();
   if (e >= t.count || !t.learned || d->verdict[MOVED] == 0.0) return;
   const long long at = t.first + e;
   const float rate = d->update->rate, factor = (float)d->verdict[FACTOR];
@@ -263,7 +288,7 @@ extern "C" __global__ void move(const Descent *d, int) {
 // The numbers that the equations see.
 extern "C" __global__ void images(const Descent *d, int) {
   const Tensor &t = d->tensors[blockIdx.y];
-  const long long e = element();
+  const long long e = thread();
   if (e >= t.count) return;
   const float raw = d->raw[t.first + e];
   d->values[t.first + e] = t.range == FREE ? raw : (float)value_of(t, (double)raw);
@@ -272,7 +297,7 @@ extern "C" __global__ void images(const Descent *d, int) {
 // What the network's kernels read, where they read it: matrices as [pre][stride].
 extern "C" __global__ void pack(const Descent *d, int) {
   const Packed &p = d->packed[blockIdx.y];
-  const long long e = element();
+  const long long e = thread();
   if (e >= p.count) return;
   const float x = p.wide ? (float)p.wide[e] : p.narrow[e];
   p.to[p.stride ? e % p.pre * p.stride + e / p.pre : e] = x;

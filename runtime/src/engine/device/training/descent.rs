@@ -1,13 +1,13 @@
 //! Parameters that live on the device: their raw numbers, what the optimiser remembers of them, and how they move.
 
-use super::super::code::{Buffer, Code, Params, Plain, packed_of};
+use super::super::code::{Buffer, Code, Params, Plain};
 use super::super::{Address, Call, Fault, Kernel, Module};
-use super::unbatched::{Instruction, Places, Read, Start, Unbatched};
+use super::starts::{self, Starts};
+use super::unbatched::{Instruction, Places, Read, Unbatched};
 use super::{SHARED, THREADS, VERDICT, load};
 use crate::engine::{Engine, device};
-use compiler::ir::ParamId;
 use compiler::loops::padded;
-use compiler::model::{Init, Range};
+use compiler::model::Range;
 use std::ffi::c_int;
 use std::sync::Arc;
 
@@ -145,36 +145,12 @@ pub(super) struct Descent {
     lengths: Vec<usize>,
     raw: Buffer,
     memory: [Buffer; 2],
-    values: Buffer,
     gradients: Buffer,
-    start_bars: Buffer,
-    /// Learned initial states: the first of their values, their state, elements.
-    starts: Vec<(usize, usize, usize)>,
+    starts: Starts,
     params: Arc<Params>,
     grads: device::Grads,
     initial: Vec<Vec<f32>>,
     _kept: Vec<Buffer>,
-}
-
-/// The learned initial states: by parameter, state, place among cotangents.
-fn starts(engine: &Engine, slots: &[Option<(usize, usize)>]) -> Vec<(Start, usize)> {
-    let found = engine.model().states.iter().enumerate().filter_map(|(k, state)| {
-        let Init::Param(ParamId(param)) = state.init else { return None };
-        let place = packed_of(slots, k)?;
-        Some((Start { param: param as usize, at: place.start, count: place.len() }, k))
-    });
-    found.collect()
-}
-
-/// Whether the parameters of a model can live on a device: a learned initial state must be a vector, and start every
-/// episode.
-pub(in crate::engine) fn suits(engine: &Engine) -> bool {
-    let states = || engine.model().states.iter().enumerate();
-    let learned = |init: &Init| matches!(init, Init::Param(_));
-    let anew = states().all(|(_, s)| s.reset == compiler::model::ResetPolicy::EveryEpisodes(1));
-    let p = &engine.program;
-    let is_vector = |k: usize| p.states[k].is_some() && p.state_bars[k].is_some();
-    states().all(|(k, s)| !learned(&s.init) || anew && is_vector(k))
 }
 
 /// The first number of every tensor among all of them, and how many there are.
@@ -198,16 +174,17 @@ fn pieces(firsts: &[usize], lengths: &[usize]) -> Vec<Piece> {
 }
 
 /// Bytes of all memory.
-pub(super) fn bytes(engine: &Engine, rows: usize, motion: &Motion<'_>) -> Vec<usize> {
+pub(super) fn bytes(engine: &Engine, motion: &Motion<'_>) -> Vec<usize> {
     let lengths: Vec<usize> = motion.raw.iter().map(Vec::len).collect();
     let (firsts, total) = firsts(&lengths);
     let code = match &engine.kind {
         crate::engine::Kind::Device(code) => code,
         _ => return vec![],
     };
-    let starts = starts(engine, &code.slots.state_bars);
-    let width = if starts.is_empty() { 0 } else { code.state_bars.width };
-    let unbatched = unbatched(engine, &Places::default(), &firsts, rows, (&starts, width));
+    let learned = starts::find(engine, code);
+    let places = Places { starts: starts::sums(&learned, 0), ..Places::default() };
+    let unbatched = Unbatched::new(engine, &places, &firsts);
+    let [starts, sums] = starts::bytes(&learned);
     let pieces = pieces(&firsts, &lengths).len();
     let memory = motion.memory.map(|m| 4 * m.iter().map(Vec::len).sum::<usize>());
     vec![
@@ -217,7 +194,8 @@ pub(super) fn bytes(engine: &Engine, rows: usize, motion: &Motion<'_>) -> Vec<us
         memory[0],
         memory[1],
         unbatched.bytes,
-        4 * rows * width,
+        starts,
+        sums,
         size_of::<Instruction>() * (unbatched.backward.len() + unbatched.forward.len()),
         size_of::<Tensor>() * lengths.len(),
         size_of::<Packed>() * unbatched.reads.len(),
@@ -225,17 +203,6 @@ pub(super) fn bytes(engine: &Engine, rows: usize, motion: &Motion<'_>) -> Vec<us
         8 * pieces,
         size_of::<Told>(),
     ]
-}
-
-fn unbatched(
-    engine: &Engine,
-    places: &Places,
-    firsts: &[usize],
-    rows: usize,
-    (starts, width): (&[(Start, usize)], usize),
-) -> Unbatched {
-    let starts: Vec<Start> = starts.iter().map(|(s, _)| *s).collect();
-    Unbatched::new(engine, places, firsts, (rows, width, &starts))
 }
 
 /// A range as the source numbers it.
@@ -289,21 +256,20 @@ impl Descent {
         let initial = engine.interpreter.initial(&wide);
         let initial = initial.into_iter().map(|t| t.iter().map(|x| *x as f32).collect()).collect();
         let grads = device::Grads::new(engine, code)?;
-        let starts = starts(engine, &code.slots.state_bars);
-        let width = if starts.is_empty() { 0 } else { code.state_bars.width };
-        let start_bars = Buffer::new(device, 4 * rows * width)?;
+        let [place, add] = ["place_starts", "add_starts"].map(kernel);
+        let learned = starts::find(engine, code);
+        let starts = Starts::new(code, learned, [place?, add?], (values.at(), &firsts), rows)?;
         let mut places = Places {
             memory: 0,
             values: values.at(),
             sums: grads.sums.at(),
             products: grads.hoisted.iter().map(Buffer::at).collect(),
-            starts: start_bars.at(),
-            start_sums: vec![],
+            starts: starts.sums(),
         };
-        let first = unbatched(engine, &places, &firsts, rows, (&starts, width));
+        let first = Unbatched::new(engine, &places, &firsts);
         let results_of_values = Buffer::new(device, first.bytes)?;
         places.memory = results_of_values.at();
-        let unbatched = unbatched(engine, &places, &firsts, rows, (&starts, width));
+        let unbatched = Unbatched::new(engine, &places, &firsts);
         let instructions = Buffer::of(device, &[unbatched.backward.as_slice(), &unbatched.forward].concat())?;
         let tensors: Vec<Tensor> = (0..lengths.len())
             .map(|k| motion.parameters[k].tensor(unbatched.bars[k], firsts[k], lengths[k]))
@@ -354,17 +320,15 @@ impl Descent {
             kernels,
             told: Buffer::of(device, &[told])?,
             counts,
-            starts: starts.iter().map(|(s, state)| (firsts[s.param], *state, s.count)).collect(),
             lengths,
             raw,
             memory,
-            values,
             gradients,
-            start_bars,
+            starts,
             params: Arc::new(params),
             grads,
             initial,
-            _kept: kept.into_iter().chain([results_of_values, instructions]).collect(),
+            _kept: kept.into_iter().chain([values, results_of_values, instructions]).collect(),
         })
     }
 
@@ -376,14 +340,13 @@ impl Descent {
         self.initial.clone()
     }
 
-    /// Learned initial states: where their values lie, which state, elements.
-    pub(super) fn starts(&self) -> impl Iterator<Item = (Address, usize, usize)> {
-        self.starts.iter().map(|(first, state, count)| (self.values.at() + 4 * first, *state, *count))
+    /// Learned initial states.
+    pub(super) fn starts(&self) -> &Starts {
+        &self.starts
     }
 
-    /// Where the cotangents of the initial states of all rows go; null if none is learned.
-    pub(super) fn start_bars(&self) -> Address {
-        self.start_bars.at()
+    pub(super) fn starts_mut(&mut self) -> &mut Starts {
+        &mut self.starts
     }
 
     /// From the sums of gradients to the parameters of the next episode.
@@ -400,6 +363,7 @@ impl Descent {
         };
         let [tensors, widest] = c.tensors;
         let [packed, longest] = c.packed;
+        self.starts.add(code)?;
         launch(k.acquit, [1, 1], 0)?;
         for (number, count) in c.backward.iter().enumerate() {
             launch(k.evaluate, [*count, 1], number)?;

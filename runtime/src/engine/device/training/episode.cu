@@ -1,5 +1,5 @@
-// An episode of all rows, one thread for each: the world, sampling from the policy, what is kept of a step. A task's
-// source stands before this and defines
+// Episodes of worlds that answer actions, one thread for each row: the world, sampling from the policy, what is kept of
+// a step. A task's source stands before this and defines
 //
 //   world_begin(row)                  a row at its beginning
 //   world_observe(row, step, input)   what the network sees; `input` is zero
@@ -18,9 +18,7 @@ extern "C" __global__ void begin_rows(const Lesson *l, int) {
   const int number = blockIdx.x * blockDim.x + threadIdx.x;
   if (number >= l->rows) return;
   const Row row(l, number);
-  double *results = l->results + (long long)number * RESULTS;
-  for (int k = 0; k < RESULTS; ++k) results[k] = 0.0;
-  results[BROKEN] = -1.0;
+  clear_results(l, number);
   world_begin(row);
   observe(row, 0);
 }
@@ -63,21 +61,21 @@ extern "C" __global__ void answer(const Lesson *l, int step) {
   const int number = blockIdx.x * blockDim.x + threadIdx.x;
   if (number >= l->rows) return;
   const Row row(l, number);
-  const float *frame = frame_of(l, step, number), *logits = frame + l->policy;
-  double *results = l->results + (long long)number * RESULTS;
+  const float *frame = frame_of(l, step, number), *logits = frame + l->output;
+  double *results = results_of(l, number);
   bool finite = is_finite(frame[l->value]);
-  for (int k = 0; k < l->policies; ++k) finite = finite && is_finite(logits[k]);
+  for (int k = 0; k < l->outputs; ++k) finite = finite && is_finite(logits[k]);
   if (!finite && results[BROKEN] < 0.0) results[BROKEN] = step;
   int action = 0;
   if (finite) {
     Stream stream(l->update, ACTION, number, step);
-    action = draw(Softmax(logits, l->policies), stream);
+    action = draw(Softmax(logits, l->outputs), stream);
   }
   const float reward = world_act(row, step, action);
   const long long at = (long long)step * l->rows + number;
   l->actions[at] = action;
   l->rewards[at] = reward;
-  results[REWARD] += (double)reward;
+  results[SCORES] += (double)reward;
   if (step + 1 < l->steps) observe(row, step + 1);
 }
 
@@ -116,7 +114,7 @@ extern "C" __global__ void cotangents(const Lesson *l, int) {
   if (at >= (long long)l->steps * l->rows) return;
   const int step = (int)(at / l->rows), row = (int)(at % l->rows), action = l->actions[at];
   float *frame = frame_of(l, step, row);
-  const Softmax p(frame + l->policy, l->policies);
+  const Softmax p(frame + l->output, l->outputs);
   const double advantage = l->returns[at] - value_of(l, step, l->shared_baseline ? 0 : row);
   double squares = 0.0, negative_entropy = 0.0;
   for (int k = 0; k < p.count; ++k) {
@@ -133,7 +131,7 @@ extern "C" __global__ void cotangents(const Lesson *l, int) {
     const double share = p.of(k);
     const double slope =
         (share - (k == action ? 1.0 : 0.0)) * advantage + l->entropy_weight * 2.0 * share * (share - squares);
-    frame[l->policy_bar + k] = (float)(l->share * slope);
+    frame[l->output_bar + k] = (float)(l->share * slope);
   }
   frame[l->value_bar] = (float)(-2.0 * l->value_weight * held(l, step, row, advantage) * l->share);
 }
@@ -143,22 +141,11 @@ extern "C" __global__ void totals(const Lesson *l, int) {
   const int row = blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= l->rows) return;
   double sums[TERMS] = {0.0, 0.0, 0.0, 0.0};
-  double penalty = 0.0;
   for (int step = 0; step < l->steps; ++step) {
     const double *terms = l->terms + ((long long)step * l->rows + row) * TERMS;
-    sums[POLICY] += terms[POLICY];
-    sums[SQUARES] += terms[SQUARES];
-    sums[VALUE] += terms[VALUE];
-    sums[ENTROPY] += terms[ENTROPY];
-    const float *frame = frame_of(l, step, row);
-    float of_step = 0.0f;
-    for (int k = 0; k < l->penalty_count; ++k) of_step = of_step + frame[l->penalties[k]];
-    penalty += (double)of_step;
+    for (int k = 0; k < TERMS; ++k) sums[k] += terms[k];
   }
-  double *results = l->results + (long long)row * RESULTS;
-  results[POLICY] = sums[POLICY];
-  results[SQUARES] = sums[SQUARES];
-  results[VALUE] = sums[VALUE];
-  results[ENTROPY] = sums[ENTROPY];
-  results[PENALTY] = penalty;
+  double *results = results_of(l, row);
+  for (int k = 0; k < TERMS; ++k) results[k] = sums[k];
+  results[PENALTY] = penalty_of(l, row);
 }

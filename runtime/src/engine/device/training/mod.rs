@@ -6,27 +6,35 @@
 //!
 //! ```text
 //! host     the seed, the episode, this step's rate
-//! device   begin_rows                                 the world of every row; what it shows at step 0
+//! device   place_starts, begin_rows                   learned initial states; the world of every row
+//!        where the network acts:
 //!          for every step: the network's kernels, answer
 //!                                                     answer: outputs are finite? softmax, action, reward,
 //!                                                     what is seen next, straight into the next frame
-//!          returns, cotangents, totals                losses, and cotangents straight into the frames
+//!          returns, cotangents                        losses, and cotangents straight into the frames
+//!        where outputs have targets:
+//!          show                                       what is seen at all steps, straight into the frames
+//!          the network's kernels, for all steps
+//!          losses, cotangents                         the same for squared errors and cross-entropies
+//!        then:
+//!          totals                                     by row: the loss, penalties, scores
 //!          the network's backward pass, sums over rows
-//!          evaluate …, chain, squares, judge, move    gradients by raw numbers, their norm, Adam or SGD
+//!          add_starts, evaluate …, chain, squares, judge, move
+//!                                                     gradients by raw numbers, their norm, Adam or SGD
 //!          images, evaluate …, pack                   the parameters of the next episode
-//! host     returns, terms of the loss and penalties by row, the norm, whether all numbers are finite
+//! host     terms of the loss, penalties and scores by row, the norm, whether all numbers are finite
 //! ```
 //!
-//! The first part is a [`Course`], made of hand-written sources: `episode.cu`, around the source of a world that a
-//! task brings ([`World`]). The second is a [`Descent`](descent::Descent), `descent.cu`; what a spec computes with parameters alone becomes
-//! instructions for it ([`unbatched`]). A course can do without a descent: then gradients go to the host once per update,
-//! and parameters come back. What the host draws or keeps between episodes (noise, random and carried initial states)
-//! travels once per episode, before the recording is replayed.
+//! The first part is a [`Course`], made of hand-written sources: `episode.cu` or `known.cu`, behind the source of a world
+//! that a task brings ([`World`]). The second is a [`Descent`](descent::Descent), `descent.cu`; what a spec computes with
+//! parameters alone becomes instructions for it ([`unbatched`]), and learned initial states are a part of it
+//! ([`starts`]). What the host draws or keeps between episodes (noise, random and carried initial states) travels once
+//! per episode, before the recording is replayed.
 //!
 //! # Bits
 //!
 //! The same seed gives the same episodes as on a processor: random numbers are functions of their address, and all
-//! that decides over an action is made of operations that are rounded in one way (`learner/elementary.rs`). Losses,
+//! that decides over an action or makes a loss is made of operations that are rounded in one way (`learner/elementary.rs`). Losses,
 //! gradients by raw numbers, the norm and the steps of the optimiser have the processor's bits for the same
 //! gradients and parameters; sums over rows are those of the device's engine. Two things can differ in the last place
 //! on a GPU: ranges and what a spec computes with parameters alone go through the device's own `exp`, `ln` and
@@ -40,12 +48,13 @@
 
 mod descent;
 mod episode;
+mod lesson;
+mod starts;
 #[cfg(test)]
 mod tests;
 mod unbatched;
 mod values;
 
-pub(in crate::engine) use descent::suits;
 pub use descent::{Motion, Parameter};
 pub(super) use values::{Rules, Values};
 
@@ -54,13 +63,16 @@ use super::{Address, Call, Fault, Kernel, Module, cache};
 use crate::engine::Engine;
 use compiler::ir::{InputId, OutputId};
 use descent::Descent;
+use lesson::Lesson;
 use std::ffi::c_int;
 use std::sync::Arc;
 
 /// What all sources share.
 const SHARED: &str = include_str!("training.cuh");
-/// Episodes.
+/// Episodes whose actions a world answers.
 const EPISODE: &str = include_str!("episode.cu");
+/// Episodes whose inputs are known.
+const KNOWN: &str = include_str!("known.cu");
 
 /// Threads of a block where a thread has a row: few, for there are few rows and many multiprocessors.
 const ROW_THREADS: usize = 32;
@@ -68,11 +80,11 @@ const ROW_THREADS: usize = 32;
 const THREADS: usize = 128;
 
 /// Numbers that the host is told of a row, and at their beginning of the descent.
-const RESULTS: usize = 8;
+const RESULTS: usize = 9;
 const VERDICT: usize = 4;
 
-/// A world that lives on the device: CUDA C that defines `world_begin`, `world_observe`, `world_act` and `world_reward`
-/// (`episode.cu`), and what it is told.
+/// A world that lives on the device: CUDA C that defines what is named at the head of `episode.cu` or of `known.cu`, and
+/// what it is told.
 #[derive(Clone, Copy, Debug)]
 pub struct World<'a> {
     /// The source.
@@ -89,17 +101,40 @@ pub struct World<'a> {
     pub row_floats: usize,
 }
 
-/// What of a model the world and the learner use.
+/// What is asked of a network, and where it says it.
 #[derive(Clone, Copy, Debug)]
-pub struct Wires {
-    /// What the world shows motion here.
-    pub input: InputId,
-    /// The previous reward motion here, if anywhere.
-    pub reward: Option<InputId>,
-    /// Logits of actions.
-    pub policy: OutputId,
-    /// The value of the state.
-    pub value: OutputId,
+pub enum Aim {
+    /// Actions, which the world answers with rewards: an actor-critic loss.
+    Act {
+        /// The previous reward goes here, if anywhere.
+        reward: Option<InputId>,
+        /// Logits of actions.
+        policy: OutputId,
+        /// The value of the state.
+        value: OutputId,
+        /// Of the loss.
+        weights: Weights,
+    },
+    /// Outputs that are compared with targets. What is seen is known before the network runs.
+    Match {
+        /// Labels go here, if there are any.
+        label: Option<InputId>,
+        /// What is compared.
+        output: OutputId,
+        /// How.
+        loss: Loss,
+    },
+}
+
+/// The loss of an output that has a target, as the source numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The sum of squared errors.
+    Squared,
+    /// −ln of the probability of the class that the target names.
+    Categorical,
+    /// The mean over classes of binary entropies.
+    Binary,
 }
 
 /// The weights of an actor-critic loss.
@@ -120,16 +155,16 @@ pub struct Weights {
 pub struct Plan<'a> {
     /// The world.
     pub world: World<'a>,
-    /// Its connections with the model.
-    pub wires: Wires,
-    /// The loss.
-    pub weights: Weights,
+    /// What it shows goes here.
+    pub input: InputId,
+    /// What it asks for, and the loss.
+    pub aim: Aim,
     /// Rows of the batch.
     pub rows: usize,
     /// Steps of an episode.
     pub steps: usize,
-    /// How parameters move, if they do so on the device.
-    pub descent: Option<Motion<'a>>,
+    /// How parameters move.
+    pub motion: Motion<'a>,
 }
 
 /// What changes from update to update.
@@ -153,16 +188,11 @@ impl Plain for Update {}
 /// What a row has lived through.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowResult {
-    /// Σ −ln p(a) adv.
-    pub policy: f64,
-    /// Σ Σ p².
-    pub squares: f64,
-    /// Σ adv².
-    pub value: f64,
-    /// Σ entropy of the policy, in nats.
-    pub entropy: f64,
-    /// The sum of rewards.
-    pub reward: f64,
+    /// The terms of the loss, summed over steps: Σ −ln p(a) adv, Σ Σ p², Σ adv² and the entropy of the policy in nats
+    /// where the network acts; else the first is the loss itself.
+    pub terms: [f64; 4],
+    /// The scores, or the sum of rewards; as many as the task has.
+    pub scores: [f64; 3],
     /// The sum of penalties.
     pub penalty: f64,
     /// The first step after which an output was not finite.
@@ -174,59 +204,45 @@ pub struct RowResult {
 pub struct Results {
     /// By row.
     pub rows: Vec<RowResult>,
-    /// The norm of the gradients; zero without a descent.
+    /// The norm of the gradients.
     pub norm: f64,
-    /// Whether all gradients were finite; true without a descent.
+    /// Whether all gradients were finite.
     pub finite: bool,
 }
 
-/// What the kernels are told, on the device (`Lesson` in the source).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Lesson {
-    update: Address,
-    frames: Address,
-    penalties: Address,
-    ints: Address,
-    floats: Address,
-    doubles: Address,
-    row_ints: Address,
-    row_floats: Address,
-    actions: Address,
-    rewards: Address,
-    returns: Address,
-    terms: Address,
-    results: Address,
-    gamma: f64,
-    value_weight: f64,
-    entropy_weight: f64,
-    share: f64,
-    frame_length: i64,
-    first_frame: c_int,
-    rows: c_int,
-    steps: c_int,
-    int_count: c_int,
-    float_count: c_int,
-    input: c_int,
-    reward: c_int,
-    policy: c_int,
-    policies: c_int,
-    value: c_int,
-    policy_bar: c_int,
-    value_bar: c_int,
-    penalty_count: c_int,
-    shared_baseline: c_int,
-}
-
-impl Plain for Lesson {}
-
-/// The kernels of `episode.cu`.
+/// The kernels of an episode.
 struct Kernels {
     begin_rows: Kernel,
-    answer: Kernel,
-    returns: Kernel,
+    course: Course,
     cotangents: Kernel,
     totals: Kernel,
+}
+
+/// Those of a kind of episodes.
+enum Course {
+    /// `episode.cu`
+    Acting { answer: Kernel, returns: Kernel },
+    /// `known.cu`; logarithms of probabilities are for cross-entropies.
+    Known { show: Kernel, logs: Option<Kernel>, losses: Kernel },
+}
+
+impl Kernels {
+    fn new(code: &Code, module: Module, aim: &Aim) -> Result<Kernels, Fault> {
+        let kernel = |name| code.device.kernel(module, name);
+        let course = match aim {
+            Aim::Act { .. } => Course::Acting { answer: kernel("answer")?, returns: kernel("returns")? },
+            Aim::Match { loss, .. } => {
+                let logs = (*loss != Loss::Squared).then(|| kernel("logs")).transpose()?;
+                Course::Known { show: kernel("show")?, logs, losses: kernel("losses")? }
+            }
+        };
+        Ok(Kernels {
+            begin_rows: kernel("begin_rows")?,
+            course,
+            cotangents: kernel("cotangents")?,
+            totals: kernel("totals")?,
+        })
+    }
 }
 
 /// Training on a device, with its memory.
@@ -241,7 +257,7 @@ pub struct Training {
     results: Buffer,
     rows: usize,
     steps: usize,
-    descent: Option<Descent>,
+    descent: Descent,
     /// Memory that the kernels are told of, and nobody else needs.
     _kept: Vec<Buffer>,
 }
@@ -265,30 +281,10 @@ fn sum_of(bytes: impl IntoIterator<Item = usize>) -> u64 {
     bytes.into_iter().fold(0, |sum: u64, n| sum.saturating_add((n as u64).next_multiple_of(512)))
 }
 
-/// Bytes of what an episode keeps beside the tape: by row and step, by row, once.
-fn episode_bytes(engine: &Engine, plan: &Plan<'_>) -> [usize; 12] {
-    let (world, rows) = (&plan.world, plan.rows);
-    let steps = rows.saturating_mul(plan.steps);
-    [
-        4 * engine.program.penalties.len(),
-        size_of_val(world.ints),
-        size_of_val(world.floats),
-        size_of_val(world.doubles),
-        (4 * world.row_ints).saturating_mul(rows),
-        (4 * world.row_floats).saturating_mul(rows),
-        steps.saturating_mul(4),
-        steps.saturating_mul(4),
-        steps.saturating_mul(8),
-        steps.saturating_mul(32),
-        8 * (VERDICT + RESULTS * rows),
-        size_of::<Lesson>() + size_of::<Update>(),
-    ]
-}
-
 /// Bytes that training takes on a device beside the tape of its rows.
 pub(in crate::engine) fn bytes(engine: &Engine, plan: &Plan<'_>) -> u64 {
-    let descent = plan.descent.map_or(0, |motion| sum_of(descent::bytes(engine, plan.rows, &motion)));
-    sum_of(episode_bytes(engine, plan)).saturating_add(512).saturating_add(descent)
+    let episode = sum_of(lesson::bytes(engine, plan)).saturating_add(512);
+    episode.saturating_add(sum_of(descent::bytes(engine, &plan.motion)))
 }
 
 impl Training {
@@ -312,24 +308,14 @@ impl Training {
         plan: &Plan<'_>,
         modules: &mut Vec<Module>,
     ) -> Result<Training, Fault> {
-        let module = load(code, "episodes", &[SHARED, plan.world.source, EPISODE], modules)?;
-        let kernel = |name| code.device.kernel(module, name);
-        let kernels = Kernels {
-            begin_rows: kernel("begin_rows")?,
-            answer: kernel("answer")?,
-            returns: kernel("returns")?,
-            cotangents: kernel("cotangents")?,
-            totals: kernel("totals")?,
-        };
+        let source = if matches!(plan.aim, Aim::Act { .. }) { EPISODE } else { KNOWN };
+        let module = load(code, "episodes", &[SHARED, plan.world.source, source], modules)?;
+        let kernels = Kernels::new(code, module, &plan.aim)?;
         let update_at = Buffer::of(&code.device, &[Update::default()])?;
         let results = Buffer::zeros(&code.device, 8 * (VERDICT + RESULTS * plan.rows))?;
-        let (lesson, kept) = lesson(engine, code, plan, (update_at.at(), results.at() + 8 * VERDICT))?;
-        let descent = match plan.descent {
-            None => None,
-            Some(motion) => {
-                Some(Descent::new(engine, code, plan.rows, motion, (update_at.at(), results.at()), modules)?)
-            }
-        };
+        let (lesson, kept) = Lesson::new(engine, code, plan, (update_at.at(), results.at() + 8 * VERDICT))?;
+        let told = (update_at.at(), results.at());
+        let descent = Descent::new(engine, code, plan.rows, plan.motion, told, modules)?;
         Ok(Training {
             code: Arc::clone(code),
             modules: std::mem::take(modules),
@@ -345,39 +331,37 @@ impl Training {
         })
     }
 
-    /// The parameters, if they live on the device.
-    pub(in crate::engine) fn params(&self) -> Option<&Arc<Params>> {
-        self.descent.as_ref().map(Descent::params)
+    /// The parameters.
+    pub(in crate::engine) fn params(&self) -> &Arc<Params> {
+        self.descent.params()
     }
 
     /// The initial states as they were when training began; learned ones live on the device.
     pub(in crate::engine) fn initial(&self) -> Vec<Vec<f32>> {
-        self.descent.as_ref().map_or(vec![], Descent::initial)
+        self.descent.initial()
     }
 
-    /// Raw parameters, and what the optimiser remembers of them, by tensor; nothing without a descent.
+    /// Raw parameters, and what the optimiser remembers of them, by tensor.
     ///
     /// # Errors
     /// If the device fails, now or before.
-    pub fn fetch(&self) -> Result<Option<[Vec<Vec<f32>>; 3]>, Fault> {
-        let Some(descent) = &self.descent else { return Ok(None) };
-        let fetched = self.code.attempt(|| descent.fetch());
-        self.code.fault().map_or(Ok(fetched), Err)
+    pub fn fetch(&self) -> Result<[Vec<Vec<f32>>; 3], Fault> {
+        let fetched = self.code.attempt(|| self.descent.fetch());
+        self.code.fault().map_or(Ok(fetched.unwrap_or_default()), Err)
     }
 
-    /// The last gradients by raw numbers, by tensor; none without a descent.
+    /// The last gradients by raw numbers, by tensor.
     ///
     /// # Errors
     /// If the device fails, now or before.
     pub fn gradients(&self) -> Result<Vec<Vec<f32>>, Fault> {
-        let Some(descent) = &self.descent else { return Ok(vec![]) };
-        let read = self.code.attempt(|| descent.gradients());
+        let read = self.code.attempt(|| self.descent.gradients());
         self.code.fault().map_or(Ok(read.unwrap_or_default()), Err)
     }
 
     /// Writes down what has changed since the last update.
     fn prepare(&mut self, (frames, first_frame): (Address, c_int), update: Update) -> Result<(), Fault> {
-        let lesson = Lesson { frames, first_frame, ..self.lesson };
+        let lesson = self.lesson.at(frames, first_frame);
         if lesson != self.lesson {
             self.lesson_at.put(0, &[lesson])?;
             self.lesson = lesson;
@@ -402,75 +386,14 @@ impl Training {
         self.results.get(0, &mut numbers)?;
         let (verdict, rows) = numbers.split_at(VERDICT);
         let row = |x: &[f64]| RowResult {
-            policy: x[0],
-            squares: x[1],
-            value: x[2],
-            entropy: x[3],
-            reward: x[4],
-            penalty: x[5],
-            broken: (x[6] >= 0.0).then_some(x[6] as usize),
+            terms: [x[0], x[1], x[2], x[3]],
+            scores: [x[4], x[5], x[6]],
+            penalty: x[7],
+            broken: (x[8] >= 0.0).then_some(x[8] as usize),
         };
         let rows = rows.chunks(RESULTS).map(row).collect();
-        let [norm, finite] = if self.descent.is_some() { [verdict[0], verdict[1]] } else { [0.0, 1.0] };
-        Ok(Results { rows, norm, finite: finite != 0.0 })
+        Ok(Results { rows, norm: verdict[0], finite: verdict[1] != 0.0 })
     }
-}
-
-/// Takes the memory of an episode, and says what is where. `update` and `results` lie elsewhere.
-fn lesson(
-    engine: &Engine,
-    code: &Code,
-    plan: &Plan<'_>,
-    (update, results): (Address, Address),
-) -> Result<(Lesson, Vec<Buffer>), Fault> {
-    let p = &engine.program;
-    let (world, wires, weights) = (&plan.world, &plan.wires, &plan.weights);
-    let place = |n: usize| n as c_int;
-    let penalties: Vec<c_int> = p.penalties.iter().map(|n| place(*n)).collect();
-    let told = [
-        Buffer::of(&code.device, &penalties)?,
-        Buffer::of(&code.device, world.ints)?,
-        Buffer::of(&code.device, world.floats)?,
-        Buffer::of(&code.device, world.doubles)?,
-    ];
-    let room: Result<Vec<Buffer>, Fault> =
-        episode_bytes(engine, plan)[4..10].iter().map(|n| Buffer::new(&code.device, *n)).collect();
-    let room = room?;
-    let lesson = Lesson {
-        update,
-        frames: 0,
-        penalties: told[0].at(),
-        ints: told[1].at(),
-        floats: told[2].at(),
-        doubles: told[3].at(),
-        row_ints: room[0].at(),
-        row_floats: room[1].at(),
-        actions: room[2].at(),
-        rewards: room[3].at(),
-        returns: room[4].at(),
-        terms: room[5].at(),
-        results,
-        gamma: weights.gamma,
-        value_weight: weights.value,
-        entropy_weight: weights.entropy,
-        share: 1.0 / (plan.rows as f64 * plan.steps as f64),
-        frame_length: p.frame_len as i64,
-        first_frame: 0,
-        rows: place(plan.rows),
-        steps: place(plan.steps),
-        int_count: place(world.row_ints),
-        float_count: place(world.row_floats),
-        input: place(p.inputs[wires.input.index()]),
-        reward: wires.reward.map_or(-1, |id| place(p.inputs[id.index()])),
-        policy: place(p.outputs[wires.policy.index()]),
-        policies: place(engine.sizes().count(engine.model().outputs[wires.policy.index()].shape)),
-        value: place(p.outputs[wires.value.index()]),
-        policy_bar: place(p.output_bars[wires.policy.index()]),
-        value_bar: place(p.output_bars[wires.value.index()]),
-        penalty_count: place(penalties.len()),
-        shared_baseline: c_int::from(weights.shared_baseline),
-    };
-    Ok((lesson, told.into_iter().chain(room).collect()))
 }
 
 /// Zeros where a map says, in so many regions.

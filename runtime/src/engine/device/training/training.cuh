@@ -38,23 +38,34 @@ struct Lesson {
   float *rewards;     // [step][row]
   double *returns;    // [step][row]
   double *terms;      // [step][row][TERMS]
+  double *logs;       // [step][row][2][outputs]: ln p of every class, and ln (1 - p)
   double *results;    // [row][RESULTS]
   double gamma, value_weight, entropy_weight;
   double share;  // of a step of a row in the loss
   long long frame_length;
   int first_frame, rows, steps;
   int int_count, float_count;
-  int input, reward;           // places in a frame; a negative one is none
-  int policy, policies;        // the logits, and how many
+  // Places in a frame, a negative one is none; and how many numbers lie there.
+  int input, inputs;
+  int label, labels;
+  int reward;
+  int output, outputs;  // logits of actions or of classes, or what is compared with a target
   int value;
-  int policy_bar, value_bar;
+  int output_bar, value_bar;
   int penalty_count;
   int shared_baseline;  // whether all rows use the values of row 0
+  int loss;             // of outputs that have targets
 };
 
-// The terms of the loss of a step, and what the host is told of a row.
+// The losses of outputs that have targets (`Loss`).
+enum { SQUARED, CATEGORICAL, BINARY };
+
+// The terms of the loss of a step: those of an actor-critic, or else the loss itself, and whether the outputs are
+// finite.
 enum { POLICY, SQUARES, VALUE, ENTROPY, TERMS };
-enum { REWARD = TERMS, PENALTY, BROKEN, SPARE, RESULTS };
+enum { LOSS, OUTPUTS_FINITE };
+// What the host is told of a row: the terms, then these.
+enum { SCORES = TERMS, PENALTY = SCORES + 3, BROKEN, RESULTS };
 
 __device__ static inline bool is_finite(float x) { return fabsf(x) <= 3.402823466e38f; }
 
@@ -176,7 +187,7 @@ struct Stream {
 };
 
 // ---------------------------------------------------------------------------------------------------------------
-// What a world is given, and what it gives. A task's source defines the three functions below.
+// What a world is given.
 
 struct Row {
   const Lesson *lesson;
@@ -190,3 +201,38 @@ struct Row {
 
   __device__ inline Stream stream(unsigned step) const { return Stream(lesson->update, WORLD, row, step); }
 };
+
+__device__ static inline void swap(int *items, int a, int b) {
+  const int kept = items[a];
+  items[a] = items[b];
+  items[b] = kept;
+}
+
+__device__ static inline void shuffle(Stream &stream, int *items, int count) {
+  for (int k = count - 1; k >= 1; --k) swap(items, k, stream.below(k + 1));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// What all episodes begin and end with.
+
+__device__ static inline long long thread() { return (long long)blockIdx.x * blockDim.x + threadIdx.x; }
+
+__device__ static inline double *results_of(const Lesson *l, int row) { return l->results + (long long)row * RESULTS; }
+
+__device__ static inline void clear_results(const Lesson *l, int row) {
+  double *results = results_of(l, row);
+  for (int k = 0; k < RESULTS; ++k) results[k] = 0.0;
+  results[BROKEN] = -1.0;
+}
+
+// The penalties of a row, over its steps.
+__device__ static inline double penalty_of(const Lesson *l, int row) {
+  double penalty = 0.0;
+  for (int step = 0; step < l->steps; ++step) {
+    const float *frame = frame_of(l, step, row);
+    float of_step = 0.0f;
+    for (int k = 0; k < l->penalty_count; ++k) of_step = of_step + frame[l->penalties[k]];
+    penalty += (double)of_step;
+  }
+  return penalty;
+}

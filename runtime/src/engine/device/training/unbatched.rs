@@ -47,14 +47,13 @@ impl Instruction {
 enum Code {
     Constant,
     Widen,
-    AddRows,
     Gather,
     Add,
     Zero,
     Copy,
     Unary,
-    Binary = 17,
-    Select = 26,
+    Binary = 16,
+    Select = 25,
     Clip,
     Splat,
     Rows,
@@ -114,21 +113,8 @@ pub(super) struct Places {
     pub(super) sums: Address,
     /// Those of products, by their number.
     pub(super) products: Vec<Address>,
-    /// Cotangents of the initial states that are vectors: `[row][width]`.
-    pub(super) starts: Address,
-    /// Parameters at which states start, with the sums of the cotangents of these states, if they have been summed.
-    pub(super) start_sums: Vec<(usize, Address)>,
-}
-
-/// A learned state at its start.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Start {
-    /// The parameter.
-    pub(super) param: usize,
-    /// Its place among the cotangents of states.
-    pub(super) at: usize,
-    /// Elements.
-    pub(super) count: usize,
+    /// The cotangents of learned initial states, summed over rows: by state, its parameter and where they lie.
+    pub(super) starts: Vec<(usize, Address)>,
 }
 
 /// A value that the network's kernels read.
@@ -155,14 +141,9 @@ pub(super) struct Unbatched {
 
 impl Unbatched {
     /// The instructions of a model.
-    pub(super) fn new(
-        engine: &Engine,
-        places: &Places,
-        firsts: &[usize],
-        (rows, width, starts): (usize, usize, &[Start]),
-    ) -> Unbatched {
+    pub(super) fn new(engine: &Engine, places: &Places, firsts: &[usize]) -> Unbatched {
         let mut writer = Writer { engine, places, firsts, code: vec![], bytes: 0 };
-        let bars = writer.backward(rows, width, starts);
+        let bars = writer.backward();
         let backward = std::mem::take(&mut writer.code);
         let reads = writer.forward();
         Unbatched { backward, bars, forward: writer.code, reads, bytes: writer.bytes }
@@ -208,7 +189,7 @@ impl Writer<'_> {
     }
 
     /// The cotangents of all parameters; zeros where there is no path.
-    fn backward(&mut self, rows: usize, width: usize, starts: &[Start]) -> Vec<Address> {
+    fn backward(&mut self) -> Vec<Address> {
         let engine = self.engine;
         let adjoint = &engine.interpreter.prologue_adjoint;
         let results: Vec<(ParamId, Value)> = adjoint
@@ -224,22 +205,10 @@ impl Writer<'_> {
         let mut bars = vec![];
         for (k, param) in params.iter().enumerate() {
             let count = engine.sizes().count(param.shape);
-            let mut parts: Vec<Address> =
-                results.iter().filter(|(p, _)| p.index() == k).map(|(_, v)| values[v.index()]).collect();
-            for start in starts.iter().filter(|s| s.param == k && param.learned) {
-                let to = self.room(count);
-                let narrow = self.places.starts + 4 * start.at;
-                let rest = Instruction {
-                    narrow,
-                    index: rows as c_int,
-                    stride: width as c_int,
-                    ..Instruction::default()
-                };
-                self.push(Code::AddRows, to, count, rest);
-                parts.push(to);
-            }
-            let summed = self.places.start_sums.iter().filter(|(p, _)| *p == k && param.learned);
-            parts.extend(summed.map(|(_, at)| *at));
+            let direct = results.iter().filter(|(p, _)| p.index() == k).map(|(_, v)| values[v.index()]);
+            let starts =
+                self.places.starts.iter().filter(|(p, _)| *p == k && param.learned).map(|(_, at)| *at);
+            let parts: Vec<Address> = direct.chain(starts).collect();
             bars.push(match parts.as_slice() {
                 [only] => *only,
                 parts => self.total(count, parts),

@@ -106,10 +106,9 @@ impl Values {
             values: values.at(),
             sums: grads.sums.at(),
             products: grads.hoisted.iter().map(Buffer::at).collect(),
-            starts: 0,
-            start_sums: starts.iter().flatten().map(|(p, sum)| (*p, sum.at())).collect(),
+            starts: starts.iter().flatten().map(|(p, sum)| (*p, sum.at())).collect(),
         };
-        let unbatched = |places: &Places| Unbatched::new(engine, places, &firsts, (0, 0, &[]));
+        let unbatched = |places: &Places| Unbatched::new(engine, places, &firsts);
         let results = Buffer::new(device, unbatched(&places).bytes)?;
         places.memory = results.at();
         let unbatched = unbatched(&places);
