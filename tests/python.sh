@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Python package as a wheel, installs it into a virtual environment in the target folder, and runs its
-# tests and its example with NumPy alone. Tests with PyTorch run where BPM_TORCH names a Python that has it.
+# tests and its example with NumPy alone. Tests with PyTorch run where BPM_TORCH names a Python that has it. Tests of a
+# device are those of the emulated one, which needs a C++ compiler; BPM_TEST_DEVICE=cuda takes a GPU in its place.
 # What is missing is said; with --require it is an error.
 subject="Python"
 . "$(dirname "$0")/begin.sh"
@@ -9,6 +10,7 @@ takes_no_arguments
 command -v python3 >/dev/null || missing "python3 is missing"
 python3 -c "import sys; sys.exit(sys.version_info < (3, 11))" || missing "python3 is older than 3.11"
 environment="$folder/python"
+export BPM_CACHE="$folder/kernels"
 if ! "$environment/bin/python" -c "import maturin, numpy" 2>/dev/null; then
   python3 -m venv "$environment" || missing "a virtual environment cannot be made"
   "$environment/bin/pip" install --quiet --disable-pip-version-check maturin==1.16.0 numpy ||

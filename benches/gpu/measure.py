@@ -26,7 +26,7 @@ import driver
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PEERS = ROOT / "benches/peers"
-STEPS = ("machine", "build", "correctness", "sanitizer", "bandwidth", "targets", "memory", "compile", "training", "peers")
+STEPS = ("machine", "build", "correctness", "sanitizer", "bandwidth", "targets", "memory", "compile", "training", "python", "peers")
 
 RETROACTIVE = "specs/backpropamine/retroactive.bpm"
 SIMPLE = "specs/backpropamine/simple.bpm"
@@ -258,6 +258,25 @@ class Measure:
             last = {way: one[-1][score] for way, one in lines.items()}
             found[name] = {"ms_per_update": each, "first_score": first, "last_score": last}
         return found
+
+    def run_python(self):
+        """Models of Python on arrays and tensors of the device, against the processor: the tests of the package."""
+        if run([sys.executable, "-P", "-c", "import bpm, numpy"], check=False).returncode != 0:
+            raise NotImplementedError(f"{sys.executable} has no bpm: pip install ./python")
+        tests = [sys.executable, "-P", "-m", "unittest", "discover", "--start-directory", ROOT / "python/tests"]
+        found = {"NumPy": [*tests, "-p", "test_devices.py"], "PyTorch": [*tests, "-p", "test_torch.py", "-k", "OnADevice"]}
+        ready = "import torch" + ("" if self.emulated else "; assert torch.cuda.is_available()")
+        has_torch = run([sys.executable, "-P", "-c", ready], check=False).returncode == 0
+        for name, command in found.items():
+            if name == "PyTorch" and not has_torch:
+                found[name] = "NOT RUN: torch is not installed, or sees no GPU"
+                continue
+            done = run(command, self.env, check=False, limit=1800)
+            lines = done.stderr.strip().splitlines()
+            failed = [line for line in lines if line.startswith(("FAIL:", "ERROR:"))]
+            found[name] = "; ".join([*failed, *lines[-1:]])
+            self.wrong |= done.returncode != 0
+        return found | {"result": "; ".join(f"{name}: {said}" for name, said in found.items())}
 
     def run_peers(self):
         """The same networks elsewhere."""

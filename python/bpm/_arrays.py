@@ -2,7 +2,8 @@
 
 Arrays are read where they lie: NumPy arrays, whatever speaks the buffer protocol, and whatever speaks DLPack and lies
 in the memory of the processor (PyTorch, JAX, CuPy's host arrays). Nothing is converted and nothing is copied; an array
-of another type, another shape or another layout is refused with a `ValueError` that names it.
+of another type, another shape or another layout is refused with a `ValueError` that names it. Arrays on a device are
+borrowed (`_device.py`) and checked by the same words.
 """
 
 import difflib
@@ -11,6 +12,16 @@ import numpy as np
 
 # DLPack's numbers of devices whose memory the processor reads: kDLCPU, kDLCUDAHost, kDLROCMHost.
 _HOST_DEVICES = (1, 3, 11)
+
+# And of some others, as messages name them.
+_DEVICES = {1: "cpu", 2: "cuda:{}", 3: "cpu, pinned", 10: "rocm:{}", 13: "cuda, managed"}
+
+
+def place_of(value):
+    """Where an array that speaks DLPack lies, as DLPack numbers devices, and in words."""
+    kind, number = map(int, getattr(value, "__dlpack_device__", lambda: (1, 0))())
+    words = getattr(value, "device", None) or _DEVICES.get(kind, f"DLPack device {kind}:{{}}").format(number)
+    return (kind, number), words
 
 
 def brackets(shape):
@@ -23,12 +34,11 @@ def view(name, value):
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "__dlpack__"):
-        device = getattr(value, "__dlpack_device__", lambda: (1, 0))()
-        if int(device[0]) not in _HOST_DEVICES:
-            where = getattr(value, "device", f"DLPack device {tuple(map(int, device))}")
+        place, where = place_of(value)
+        if place[0] not in _HOST_DEVICES:
             raise ValueError(
-                f"tensor `{name}` is on {where}, but bpm computes on the processor here: copy it there, "
-                "as `.cpu()` does"
+                f"tensor `{name}` is on {where}, but the model is on the processor: copy it there, as `.cpu()` does, "
+                "or load the model with device="
             )
         try:
             return np.from_dlpack(value)
@@ -46,12 +56,13 @@ def view(name, value):
 
 def check(name, array, shape, dtype):
     """Refuses an array of another type, shape or layout; a shape is a tuple whose free sizes are words."""
-    if array.dtype != dtype:
+    if str(array.dtype) != str(dtype):
         raise ValueError(f"tensor `{name}` has dtype {array.dtype}, but it must have dtype {dtype}")
-    fits = len(array.shape) == len(shape)
-    if not fits or any(isinstance(b, int) and a != b for a, b in zip(array.shape, shape)):
-        raise ValueError(f"tensor `{name}` has shape {brackets(array.shape)}, but it must have shape {brackets(shape)}")
-    if not (array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative):
+    found = tuple(array.shape)
+    fits = len(found) == len(shape)
+    if not fits or any(isinstance(b, int) and a != b for a, b in zip(found, shape)):
+        raise ValueError(f"tensor `{name}` has shape {brackets(found)}, but it must have shape {brackets(shape)}")
+    if not _is_whole(array):
         raise ValueError(
             f"tensor `{name}` of shape {brackets(shape)} is not contiguous (its strides are "
             f"{brackets(array.strides)} bytes): pass numpy.ascontiguousarray(…) or tensor.contiguous()"
@@ -59,9 +70,17 @@ def check(name, array, shape, dtype):
     return array
 
 
+def _is_whole(array):
+    """Whether elements follow each other, row by row."""
+    if isinstance(array, np.ndarray):
+        return array.flags.c_contiguous and array.flags.aligned
+    return array.is_contiguous
+
+
 def lent(name, array, shape, dtype):
-    """A checked array, as the native half reads it: in one dimension, of the same memory."""
-    return check(name, array, shape, dtype).reshape(-1)
+    """A checked array, as the native half reads it: in one dimension, of the same memory, or borrowed."""
+    array = check(name, array, shape, dtype)
+    return array.reshape(-1) if isinstance(array, np.ndarray) else array
 
 
 def unknown(name, names, what):

@@ -5,6 +5,9 @@ has `[B, axes…]` for inputs and outputs; states are `[B, axes…]` always.
 """
 
 import os
+import threading
+import warnings
+import weakref
 from dataclasses import dataclass
 from typing import Dict, Mapping, NamedTuple, Optional, Tuple
 
@@ -12,6 +15,7 @@ import numpy as np
 
 from . import _native
 from ._arrays import brackets, check, check_names, lent, owned, view
+from ._device import Accelerator, DeviceArray, Processor
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Output:
 
 
 class Gradients(NamedTuple):
-    """What `Tape.backward` gives."""
+    """What `Tape.backward` gives; on a device a `DeviceArray` in the place of every array."""
 
     #: By learned parameter, in the parameter's shape, with respect to its value in the units of the spec.
     params: Dict[str, np.ndarray]
@@ -107,8 +111,8 @@ class Tape:
         state: by state, `[B, axes…]`, after the last step.
     """
 
-    def __init__(self, model, layout, native, outputs, state):
-        self._model, self._layout, self._native = model, layout, native
+    def __init__(self, model, layout, native, outputs, state, new):
+        self._model, self._layout, self._native, self._new = model, layout, native, new
         self.outputs, self.state = outputs, state
 
     def backward(self, cotangents: Mapping[str, object], state: Optional[Mapping[str, object]] = None) -> Gradients:
@@ -125,28 +129,22 @@ class Tape:
         model, front = self._model, self._layout.front
         names = list(model.outputs) + (["penalty"] if model.has_penalty else [])
         check_names(cotangents, names, "output")
-        bars = [_optional(cotangents, o, front, model.dtype) for o in model.outputs.values()]
+        bars = [model._optional(cotangents, o, front) for o in model.outputs.values()]
         states = model._states(state, self._layout.rows)
         penalty = _scalar("penalty", cotangents.get("penalty"))
-        params, inputs, starts = self._native.backward(bars, states, penalty)
-        named = zip(model.parameters.values(), params)
-        fed = zip(model.inputs.values(), inputs)
-        return Gradients(
-            {p.name: owned(x, p.shape, model.dtype) for p, x in named if p.learned},
-            {i.name: owned(x, front + i.shape, model.dtype) for i, x in fed if i.differentiable},
-            model._named_states(starts, self._layout.rows),
-        )
-
-
-def _optional(given, about, front, dtype):
-    value = given.get(about.name)
-    return None if value is None else lent(about.name, view(about.name, value), front + about.shape, dtype)
+        params = [(p.name, p.shape) if p.learned else None for p in model.parameters.values()]
+        inputs = [(i.name, front + i.shape) if i.differentiable else None for i in model.inputs.values()]
+        to = (params, inputs, model._state_shapes(self._layout.rows))
+        found = model._where.backward(self._native, bars, states, penalty, to, model.dtype, self._new)
+        return Gradients(*found)
 
 
 def _scalar(name, value):
     """A number, or an array of one; zero if there is none."""
     if value is None:
         return 0.0
+    if isinstance(value, DeviceArray):
+        value = value.numpy()
     array = np.asarray(value) if isinstance(value, (int, float)) else view(name, value)
     if array.shape != () or array.dtype.kind not in "fiu":
         raise ValueError(f"`{name}` has shape {brackets(array.shape)} and dtype {array.dtype}, but it must be a number")
@@ -165,15 +163,23 @@ class Model:
 
     Attributes:
         name: the name of the spec.
-        backend: what runs it: `x64`, `cranelift` or `interp`.
+        backend: what runs it: `x64`, `cranelift` or `interp`; `cuda` on a device.
+        device: where its arrays lie: `cpu`, `cuda:N`, or `emulated`.
+        route: which kernels run on a device, and why; `None` on the processor.
         dtype: the type of all arrays: float32, and float64 for `interp`.
         axes: the sizes of all axes.
         parameters, inputs, states, outputs: what the spec declares, by name, in its order.
         has_penalty: whether the spec has penalty terms; outputs have `penalty` then.
     """
 
-    def __init__(self, native):
+    def __init__(self, native, family=None):
         self._native = native
+        device = native.device()
+        self._where = Processor() if device is None else Accelerator(device)
+        self.device, self.route = self._where.name, native.route()
+        # The same model on other devices, by their names; whoever has made one keeps it.
+        self._family, self._made = _Family() if family is None else family, []
+        self._family.members[self.device] = self
         self.name, self.backend, self.dtype = native.name, native.backend, np.dtype(native.dtype)
         self.axes = native.axes()
         self.threads = native.threads
@@ -186,7 +192,8 @@ class Model:
 
     def __repr__(self):
         axes = ", ".join(f"{name}={size}" for name, size in self.axes.items())
-        return f"<bpm.Model {self.name} ({axes}) on {self.backend}>"
+        place = "" if self.device in ("cpu", "emulated") else f", {self.device}"
+        return f"<bpm.Model {self.name} ({axes}) on {self.backend}{place}>"
 
     def __copy__(self):
         return self
@@ -197,12 +204,45 @@ class Model:
     def __reduce__(self):
         return _again, self._native.recipe()
 
+    def on(self, device: str) -> "Model":
+        """The same model on another device, compiled when it is asked for the first time.
+
+        Args:
+            device: `cpu`, `cuda` or `cuda:N`.
+
+        Raises:
+            DeviceError: there is no such device, or it cannot be used.
+            ValueError: the interpreter does not run there.
+        """
+        name = "cpu" if device == "cpu" else _native.Device(device).name
+        with self._family.lock:
+            found = self._family.members.get(name)
+            if found is None:
+                place, text, spec, axes, (backend, _, tier), threads = self._native.recipe()
+                if name != "cpu" and backend not in ("auto", "interp"):
+                    backend = "auto"
+                # What the compiler has to say of the spec it has said.
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", _native.SpecWarning)
+                    native = _native.Native(place, text, spec, axes, (backend, device, tier), threads)
+                found = Model(native, self._family)
+                self._made.append(found)
+            return found
+
     # ------------------------------------------------------------- what is drawn
 
     def init(self, seed: int = 0) -> Dict[str, np.ndarray]:
         """Parameters as the spec's initialisers say, in the units of the spec; the same as `bpm train --seed`."""
+        return self._given_away(self._init(seed))
+
+    def _init(self, seed):
+        """The same on the processor."""
         drawn = zip(self.parameters.values(), self._native.init(_seed(seed)))
         return {p.name: owned(x, p.shape, self.dtype) for p, x in drawn}
+
+    def _given_away(self, arrays):
+        """Arrays of the processor, where the model is."""
+        return {name: self._where.give(x) for name, x in arrays.items()}
 
     def initial_state(self, batch: int, params=None, seed: int = 0) -> Dict[str, np.ndarray]:
         """The states at the start of an episode, `[B, axes…]`: constants, draws by `seed` and row.
@@ -210,6 +250,10 @@ class Model:
         Args:
             params: where states that start at a parameter (`= learn`) find it; needed if there are any.
         """
+        return self._given_away(self._initial_state(batch, params, seed))
+
+    def _initial_state(self, batch, params, seed):
+        """The same on the processor."""
         if batch < 1:
             raise ValueError(f"a batch has at least 1 row, not {batch}")
         state = {}
@@ -220,7 +264,7 @@ class Model:
             name = list(self.parameters)[self._native.starts_at(k)]
             if params is None or name not in params:
                 raise ValueError(f"state `{about.name}` starts at parameter `{name}`: pass params=")
-            value = check(name, view(name, params[name]), self.parameters[name].shape, self.dtype)
+            value = check(name, self._on_host(name, params[name]), self.parameters[name].shape, self.dtype)
             state[about.name] = np.repeat(value.reshape((1, *about.shape)), batch, axis=0)
         return state
 
@@ -229,6 +273,10 @@ class Model:
 
         Out of training dropout is all ones. `episode` makes one draw differ from the next.
         """
+        return self._given_away(self._noise(steps, batch, seed, episode, training))
+
+    def _noise(self, steps, batch, seed, episode, training):
+        """The same on the processor."""
         front = (batch,) if steps is None else (steps, batch)
         if min(front) < 1 or not 0 <= episode < 1 << 32:
             raise ValueError(f"there is no noise of shape {brackets(front)} for episode {episode}")
@@ -250,19 +298,31 @@ class Model:
         return self._reparametrised(raw, False)
 
     def _reparametrised(self, given, to_raw):
-        flat = zip(self.parameters.values(), self._params(given))
-        arrays = {p.name: x.reshape(p.shape).copy() for p, x in flat}
+        self._check_params(given)
+        arrays = {}
+        for name, about in self.parameters.items():
+            arrays[name] = check(name, self._on_host(name, given[name]), about.shape, self.dtype).copy()
         for k, p in enumerate(self.parameters.values()):
             if not p.is_free:
                 numbers = arrays[p.name].ravel().tolist()
                 arrays[p.name] = owned(self._native.reparametrise(k, numbers, to_raw)[0], p.shape, self.dtype)
-        return arrays
+        return self._given_away(arrays)
 
     def chain(self, raw, gradients: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
         """Gradients by raw numbers, from gradients by values: times the slope of the range, times `gradscale`."""
         check_names(gradients, self.parameters, "parameter")
         check_names(raw, self.parameters, "parameter")
-        return {name: self._chained(self.parameters[name], raw[name], g) for name, g in gradients.items()}
+        host = self._on_host
+        scaled = {
+            name: self._chained(self.parameters[name], host(name, raw[name]), host(name, g))
+            for name, g in gradients.items()
+        }
+        return self._given_away(scaled)
+
+    @staticmethod
+    def _on_host(name, value):
+        """An array as one of NumPy: that of a device is copied."""
+        return value.numpy() if isinstance(value, DeviceArray) else view(name, value)
 
     def _chained(self, about, raw, gradient):
         low, high = about.range
@@ -286,7 +346,7 @@ class Model:
             if params._model is not self:
                 raise ValueError(f"these parameters were bound to another model than `{self.name}`")
             return params
-        return Bound(self, self._native.bind(self._params(params)))
+        return Bound(self, self._where.bind(self._native, self._params(params)))
 
     def __call__(self, params, inputs, state=None, reset=None):
         """Runs a sequence, or a single step, without a tape.
@@ -307,50 +367,66 @@ class Model:
             ValueError: a missing or unknown name, a wrong shape, type, device or layout.
             MemoryError: the batch does not fit into memory.
         """
-        layout, given, states, resets = self._given(inputs, state, reset)
-        extent = (layout.steps, layout.rows)
-        outputs, ends, penalty = self.bind(params)._native.infer(extent, given, states, resets)
-        return self._found(layout, outputs, ends, penalty)
+        _, outputs, ends, _ = self._run(params, inputs, state, reset, False, None)
+        return outputs, ends
 
     def forward(self, params, inputs, state=None, reset=None) -> Tape:
         """The same with a tape, which holds `outputs` and `state` and can run backward."""
+        return self._forward(params, inputs, state, reset, None)
+
+    def _forward(self, params, inputs, state, reset, new):
+        """The same, with results in arrays that `new(shape, dtype)` makes."""
+        layout, outputs, ends, tape = self._run(params, inputs, state, reset, True, new)
+        return Tape(self, layout, tape, outputs, ends, new)
+
+    def _run(self, params, inputs, state, reset, kept, new):
         layout, given, states, resets = self._given(inputs, state, reset)
-        extent = (layout.steps, layout.rows)
-        outputs, ends, penalty, tape = self.bind(params)._native.forward(extent, given, states, resets)
-        return Tape(self, layout, tape, *self._found(layout, outputs, ends, penalty))
-
-    def _found(self, layout, outputs, ends, penalty):
-        named = zip(self.outputs.values(), outputs)
-        found = {o.name: owned(x, layout.front + o.shape, self.dtype) for o, x in named}
+        binding = self.bind(params)._native
+        sequence = ((layout.steps, layout.rows), given, states, resets, self.dtype)
+        shapes = [(o.name, layout.front + o.shape) for o in self.outputs.values()]
+        ends = self._state_shapes(layout.rows)
+        outputs, ends, penalty, tape = self._where.run(binding, sequence, kept, shapes, ends, new)
         if self.has_penalty:
-            found["penalty"] = np.asarray(penalty, self.dtype)
-        return found, self._named_states(ends, layout.rows)
+            outputs["penalty"] = np.asarray(penalty, self.dtype)
+        return layout, outputs, ends, tape
 
-    def _named_states(self, arrays, rows):
-        named = zip(self.states.values(), arrays)
-        return {s.name: owned(x, (rows, *s.shape), self.dtype) for s, x in named}
+    def _state_shapes(self, rows):
+        return [(s.name, (rows, *s.shape)) for s in self.states.values()]
 
-    def _params(self, params):
+    def _view(self, name, value):
+        return self._where.view(name, value)
+
+    def _optional(self, given, about, front):
+        value = given.get(about.name)
+        if value is None:
+            return None
+        return lent(about.name, self._view(about.name, value), front + about.shape, self.dtype)
+
+    def _check_params(self, params):
         check_names(params, self.parameters, "parameter")
         missing = [p for p in self.parameters.values() if p.name not in params]
         if missing:
             shapes = ", ".join(f"`{p.name}` {brackets(p.shape)}" for p in missing)
             raise ValueError(f"parameters are missing: {shapes}")
+
+    def _params(self, params):
+        self._check_params(params)
         return [
-            lent(name, view(name, params[name]), about.shape, self.dtype) for name, about in self.parameters.items()
+            lent(name, self._view(name, params[name]), about.shape, self.dtype)
+            for name, about in self.parameters.items()
         ]
 
     def _states(self, state, rows):
         if state is None:
             return [None] * len(self.states)
         check_names(state, self.states, "state")
-        return [_optional(state, about, (rows,), self.dtype) for about in self.states.values()]
+        return [self._optional(state, about, (rows,)) for about in self.states.values()]
 
     def _given(self, inputs, state, reset):
         """Everything but parameters, checked, in the order of the spec."""
         check_names(inputs, self.inputs, "input")
-        arrays = {name: view(name, value) for name, value in inputs.items() if value is not None}
-        mask = None if reset is None else _mask(reset)
+        arrays = {name: self._view(name, value) for name, value in inputs.items() if value is not None}
+        mask = None if reset is None else self._mask(reset)
         layout = self._layout(arrays, mask)
         given = []
         for about in self.inputs.values():
@@ -371,8 +447,8 @@ class Model:
         """T and B, from the first input that is there, or from `reset`."""
         for name, about in self.inputs.items():
             if name in arrays:
-                front = arrays[name].ndim - len(about.shape)
-                shape = arrays[name].shape
+                shape = tuple(arrays[name].shape)
+                front = len(shape) - len(about.shape)
                 if front not in (1, 2) or shape[front:] != about.shape or min(shape[:front]) < 1:
                     wanted = ", ".join(["T", "B", *map(str, about.shape)])
                     step = ", ".join(["B", *map(str, about.shape)])
@@ -393,9 +469,18 @@ class Model:
         resets = None if mask is None else check("reset", mask, layout.front, np.dtype(bool))
         for about, array in zip(self.inputs.values(), given):
             if about.role == "reset" and array is not None:
-                mask = (array != 0).reshape(layout.front)
+                mask = (self._where.read(array) != 0).reshape(layout.front)
                 resets = mask if resets is None else resets | mask
         return resets if resets is not None and resets.any() else None
+
+    def _mask(self, reset):
+        """Resets are read on the processor: an array of NumPy, or one where the model is."""
+        array = reset if isinstance(reset, np.ndarray) else self._view("reset", reset)
+        if not isinstance(array, np.ndarray):
+            array = self._where.read(check("reset", array, tuple(array.shape), "bool"))
+        if str(array.dtype) != "bool":
+            raise ValueError(f"tensor `reset` has dtype {array.dtype}, but it must have dtype bool")
+        return np.ascontiguousarray(array)
 
     def _check_random(self, states, resets):
         for about, array in zip(self.states.values(), states):
@@ -411,14 +496,14 @@ class Model:
                 )
 
 
-def _mask(reset):
-    array = view("reset", reset)
-    if array.dtype != bool:
-        raise ValueError(f"tensor `reset` has dtype {array.dtype}, but it must have dtype bool")
-    return np.ascontiguousarray(array)
+class _Family:
+    """A model on several devices."""
+
+    def __init__(self):
+        self.members, self.lock = weakref.WeakValueDictionary(), threading.Lock()
 
 
-def load(path, spec=None, axes=None, backend="auto", threads=None) -> Model:
+def load(path, spec=None, axes=None, backend="auto", threads=None, device="cpu", tier="auto") -> Model:
     """Compiles a spec.
 
     Args:
@@ -427,8 +512,13 @@ def load(path, spec=None, axes=None, backend="auto", threads=None) -> Model:
         axes: sizes of axes, as `--axis` of the commands: `{"N": 100}`.
         backend: `auto`, `x64`, `cranelift` (float32) or `interp` (float64, slow, for checks).
         threads: at most so many threads for a batch; all of the machine if `None`. Results do not depend on it.
+        device: `cpu`, or `cuda` and `cuda:N`: there all arrays lie on the device. Where `BPM_EMULATED_CUDA` is set, the
+            emulated device is in the place of all others.
+        tier: on a device, as `--tier` of the commands: a kernel for each step (`1`), for a whole sequence (`2`), or for
+            a sequence where that fits (`auto`).
 
     Raises:
+        DeviceError: the device, its driver or its compiler is missing, or has failed.
         SpecError: the spec has errors; the message shows them all with their places.
         FileNotFoundError, OSError: the file cannot be read.
         ValueError: an axis without a size, an unknown axis, an unknown back end.
@@ -445,9 +535,9 @@ def load(path, spec=None, axes=None, backend="auto", threads=None) -> Model:
         sizes[name] = int(size)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads is {threads!r}, but it must be an integer of at least 1, or None")
-    return Model(_native.Native(place, text, spec, sizes, backend, threads))
+    return Model(_native.Native(place, text, spec, sizes, (backend, device, tier), threads))
 
 
-def _again(place, text, name, axes, backend, threads):
+def _again(*recipe):
     """A model from its recipe, in another process."""
-    return Model(_native.Native(place, text, name, axes, backend, threads))
+    return Model(_native.Native(*recipe))

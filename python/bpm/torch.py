@@ -4,10 +4,13 @@
     outputs, state = module({"u": inputs})            # inputs [T, B, 3]
     outputs["policy"].square().mean().backward()
 
-Forward and backward are one `torch.autograd.Function`. Tensors lie in the memory of the processor and are read where
-they lie; one on another device is refused, never copied in silence. Only first derivatives exist.
+Forward and backward are one `torch.autograd.Function`. Tensors are read and written where they lie, on the processor or
+on a CUDA device: a model runs where its parameters are, and is compiled for a device when it first gets there, so that
+`module.to("cuda")` is all there is to do. A tensor on another device is refused, never copied in silence. Work on a
+device waits for PyTorch's current stream, and is done when a call returns. Only first derivatives exist.
 """
 
+import contextlib
 import math
 from typing import Dict
 
@@ -18,28 +21,74 @@ from ._arrays import brackets, check_names
 from ._model import Model
 
 
-def _array(name, tensor):
-    """A tensor as an array of the same memory."""
+def _place(tensor):
+    """Where a tensor lies, as models name devices; `None` where no model can be."""
+    if tensor.device.type == "cuda":
+        return f"cuda:{tensor.device.index or 0}"
+    return "cpu" if tensor.device.type == "cpu" else None
+
+
+def _fits(model, place):
+    """Whether a model takes tensors of a place; the memory of the emulated device is the processor's."""
+    return place == ("cpu" if model.device == "emulated" else model.device)
+
+
+def _model_for(model, tensors):
+    """The model on the device of the first of these tensors."""
+    for tensor in tensors:
+        place = _place(tensor) if isinstance(tensor, torch.Tensor) else None
+        if place is not None:
+            return model if _fits(model, place) else model.on(place)
+    return model
+
+
+def _array(model, name, tensor):
+    """A tensor as an array of the same memory that the model reads."""
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"tensor `{name}` is a {type(tensor).__name__}, but it must be a torch.Tensor")
-    if tensor.device.type != "cpu":
+    if not _fits(model, _place(tensor)):
+        device = "cpu" if model.device == "emulated" else model.device
         raise ValueError(
-            f"tensor `{name}` is on {tensor.device}, but bpm computes on the processor here: pass tensor.cpu(); "
+            f'tensor `{name}` is on {tensor.device}, but the model is on {model.device}: pass tensor.to("{device}"); '
             "gradients flow through the copy"
         )
     if tensor.layout != torch.strided or tensor.is_conj() or tensor.is_neg():
         raise ValueError(f"tensor `{name}` is not dense: pass a tensor of layout torch.strided")
     if tensor.dtype == torch.bfloat16:
         raise ValueError(f"tensor `{name}` has dtype bfloat16, which bpm does not compute in")
-    return tensor.detach().numpy()
+    return tensor.detach().numpy() if model.device == "cpu" else tensor.detach()
 
 
-def _arrays(named):
-    return {name: _array(name, tensor) for name, tensor in named.items() if tensor is not None}
+def _arrays(model, named):
+    return {name: _array(model, name, tensor) for name, tensor in named.items() if tensor is not None}
 
 
 def _mask(reset):
-    return None if reset is None else _array("reset", reset)
+    """Resets are read on the processor."""
+    if reset is not None and not isinstance(reset, torch.Tensor):
+        raise ValueError(f"tensor `reset` is a {type(reset).__name__}, but it must be a torch.Tensor")
+    return None if reset is None else reset.detach().cpu().numpy()
+
+
+def _new(model):
+    """Makes tensors for the results of a model; `None` where bpm makes them."""
+    if model.device == "cpu":
+        return None
+    device = "cpu" if model.device == "emulated" else model.device
+    return lambda shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype.name), device=device)
+
+
+def _tensor(model, found):
+    """A result as a tensor where the model is."""
+    if isinstance(found, torch.Tensor):
+        return found
+    tensor = torch.from_numpy(found)
+    return tensor.to(model.device) if model.device.startswith("cuda") else tensor
+
+
+def _at_home(model):
+    """The device of the model is PyTorch's current one."""
+    return torch.cuda.device(model.device) if model.device.startswith("cuda") else contextlib.nullcontext()
 
 
 # Whether the backward pass that runs keeps its graph (`retain_graph=True`). Without this function of PyTorch a tape
@@ -54,34 +103,40 @@ class _Sequence(torch.autograd.Function):
     def forward(ctx, model, names, reset, *tensors):
         groups = {"params": {}, "inputs": {}, "state": {}}
         for (group, name), tensor in zip(names, tensors):
-            groups[group][name] = _array(name, tensor)
-        tape = model.forward(groups["params"], groups["inputs"], groups["state"], reset)
+            groups[group][name] = _array(model, name, tensor)
+        with _at_home(model):
+            tape = model._forward(groups["params"], groups["inputs"], groups["state"], reset, _new(model))
         ctx.set_materialize_grads(False)
         ctx.model, ctx.names, ctx.tape = model, names, tape
         found = list(tape.outputs.values()) + list(tape.state.values())
         ctx.places = [("outputs", k) for k in tape.outputs] + [("state", k) for k in tape.state]
-        return tuple(torch.from_numpy(x) for x in found)
+        # A result that knew its tape, and its tape that result, would live forever.
+        tape.outputs = tape.state = None
+        return tuple(_tensor(model, x) for x in found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *bars):
-        tape = ctx.tape
+        model, tape = ctx.model, ctx.tape
         if tape is None:
             raise RuntimeError(
-                f"the tape of `{ctx.model.name}` was freed by an earlier backward pass: pass retain_graph=True to the "
+                f"the tape of `{model.name}` was freed by an earlier backward pass: pass retain_graph=True to the "
                 "first one to run backward again"
             )
         if not _keeps_graph():
             ctx.tape = None
         given = {"outputs": {}, "state": {}}
         for (group, name), bar in zip(ctx.places, bars):
-            if bar is not None:
-                given[group][name] = bar.contiguous().numpy()
-        found = tape.backward(given["outputs"], given["state"])._asdict()
+            if bar is not None and name == "penalty" and group == "outputs":
+                given[group][name] = bar.item()
+            elif bar is not None:
+                given[group][name] = _array(model, name, bar.contiguous())
+        with _at_home(model):
+            found = tape.backward(given["outputs"], given["state"])._asdict()
         gradients = []
         for (group, name), wanted in zip(ctx.names, ctx.needs_input_grad[3:]):
             gradient = found[group].get(name) if wanted else None
-            gradients.append(None if gradient is None else torch.from_numpy(gradient))
+            gradients.append(None if gradient is None else _tensor(model, gradient))
         return None, None, None, *gradients
 
 
@@ -89,8 +144,9 @@ def run(model: Model, params, inputs, state=None, reset=None):
     """Runs a sequence, or a single step, on tensors; shapes and errors as in `bpm.Model.__call__`.
 
     Args:
-        params: by parameter, a tensor in the units of the spec.
-        inputs, state, reset: tensors in place of arrays.
+        params: by parameter, a tensor in the units of the spec. Where the first of them is, there the model runs:
+            `model` itself, or `model.on(…)`.
+        inputs, state, reset: tensors in place of arrays, on the same device; `reset` is read on the processor.
 
     Returns:
         `(outputs, state)`, through which gradients flow to all that requires them.
@@ -102,15 +158,16 @@ def run(model: Model, params, inputs, state=None, reset=None):
         (state, model.states, "state"),
     ]:
         check_names(given, known, what)
-    reset = _mask(reset)
+    reset, model = _mask(reset), _model_for(model, [*params.values(), *inputs.values()])
     named = [(("params", k), t) for k, t in params.items()]
     named += [(("inputs", k), t) for k, t in inputs.items() if t is not None]
     named += [(("state", k), t) for k, t in state.items() if t is not None]
     needed = [t for _, t in named if isinstance(t, torch.Tensor) and t.requires_grad]
     if not (torch.is_grad_enabled() and needed):
-        outputs, ends = model(_arrays(params), _arrays(inputs), _arrays(state), reset)
-        found = list(outputs.values()) + list(ends.values())
-        found = [torch.from_numpy(x) for x in found]
+        with _at_home(model):
+            given = [_arrays(model, named) for named in (params, inputs, state)]
+            _, outputs, ends, _ = model._run(*given, reset, False, _new(model))
+        found = [_tensor(model, x) for x in (*outputs.values(), *ends.values())]
     else:
         found = _Sequence.apply(model, [place for place, _ in named], reset, *(t for _, t in named))
     names = list(model.outputs) + (["penalty"] if model.has_penalty else [])
@@ -168,6 +225,8 @@ class Module(torch.nn.Module):
     `load_state_dict` also takes what bpm writes: `params.safetensors`, where all parameters are in the units of the
     spec, and the `raw.NAME` of checkpoints. `values` gives parameters in these units.
 
+    Parameters begin on the model's device, and `to`, `cuda` and `cpu` move them; the model runs where they are.
+
     Args:
         model: what `bpm.load` gave.
         seed: of the initial parameters; the same as of `bpm train --seed`.
@@ -177,8 +236,8 @@ class Module(torch.nn.Module):
         super().__init__()
         self.model = model
         self._places = {}
-        for name, array in model.init(seed).items():
-            self._put(name, torch.from_numpy(array))
+        for name, array in model._init(seed).items():
+            self._put(name, _tensor(model, array))
 
     def _put(self, name, value):
         about = self.model.parameters[name]
@@ -225,14 +284,17 @@ class Module(torch.nn.Module):
 
     def initial_state(self, batch: int, seed: int = 0) -> Dict[str, torch.Tensor]:
         """The states at the start of an episode, `[B, axes…]`, without gradient: see `bpm.Model.initial_state`."""
-        values = {name: value.detach().numpy() for name, value in self.values().items()}
-        state = self.model.initial_state(batch, values, seed)
-        return {name: torch.from_numpy(x) for name, x in state.items()}
+        values = {name: value.detach().cpu().numpy() for name, value in self.values().items()}
+        return self._at_home(self.model._initial_state(batch, values, seed))
 
     def noise(self, steps, batch: int, seed: int = 0, episode: int = 0) -> Dict[str, torch.Tensor]:
         """The noise inputs, drawn for training or for evaluation as the module's mode says: see `bpm.Model.noise`."""
-        drawn = self.model.noise(steps, batch, seed, episode, self.training)
-        return {name: torch.from_numpy(x) for name, x in drawn.items()}
+        return self._at_home(self.model._noise(steps, batch, seed, episode, self.training))
+
+    def _at_home(self, arrays):
+        """Arrays of the processor as tensors where the parameters are."""
+        device = next((self._held(name).device for name in self._places), torch.device("cpu"))
+        return {name: torch.from_numpy(x).to(device) for name, x in arrays.items()}
 
     def forward(self, inputs, state=None, reset=None):
         """Runs a sequence, `[T, B, axes…]`, or a single step, `[B, axes…]`.

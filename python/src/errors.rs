@@ -4,6 +4,8 @@ use pyo3::exceptions::{
     PyFileNotFoundError, PyMemoryError, PyOSError, PyRuntimeError, PyUserWarning, PyValueError,
 };
 use pyo3::prelude::*;
+use runtime::engine::EngineError;
+use runtime::engine::device::Fault;
 use runtime::error::Kind;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,10 +18,46 @@ pyo3::create_exception!(
 );
 pyo3::create_exception!(
     bpm,
+    DeviceError,
+    PyRuntimeError,
+    "A device is missing, has too little memory, or has failed; or its driver or compiler is missing."
+);
+pyo3::create_exception!(
+    bpm,
     SpecWarning,
     PyUserWarning,
     "What the compiler warns of in a spec that compiles."
 );
+
+/// A fault of a device.
+pub(crate) fn of_fault(fault: &Fault) -> PyErr {
+    let words = fault.help.iter().fold(fault.message.clone(), |text, help| format!("{text}\n  help: {help}"));
+    DeviceError::new_err(in_python(&words))
+}
+
+/// An error of an engine: a fault of a device, or else of sizes and back ends.
+pub(crate) fn of_engine(py: Python<'_>, error: EngineError) -> PyErr {
+    match error {
+        EngineError::Device(fault) => of_fault(&fault),
+        other => of_runtime(py, &other.into()),
+    }
+}
+
+/// What commands are told, as a caller in Python says it.
+fn in_python(words: &str) -> String {
+    let said = [("--device cuda:N", "device=\"cuda:N\""), ("--device cuda:0", "device=\"cuda:0\"")];
+    let also =
+        [("--device cpu", "device=\"cpu\""), ("--tier 1", "tier=\"1\""), ("--tier auto", "tier=\"auto\"")];
+    said.iter().chain(&also).fold(words.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// An error of a model on a device: of the device, or as [`of_runtime`] has it.
+pub(crate) fn of_device(py: Python<'_>, error: &runtime::Error) -> PyErr {
+    match error.kind {
+        Kind::Device => DeviceError::new_err(in_python(&with_help(error))),
+        Kind::Input | Kind::Usage | Kind::Diverged | Kind::Interrupted => of_runtime(py, error),
+    }
+}
 
 /// An error of the runtime: a `SpecError` if it is about a spec, else a `ValueError`.
 pub(crate) fn of_runtime(py: Python<'_>, error: &runtime::Error) -> PyErr {

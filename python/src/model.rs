@@ -1,7 +1,8 @@
 //! A spec bound to sizes and a back end.
 
 use crate::arrays::given_away;
-use crate::errors::{SpecWarning, guarded, of_file, of_runtime};
+use crate::device::{Device, DeviceBinding, OnDevice, named, tier};
+use crate::errors::{SpecWarning, guarded, of_engine, of_file, of_runtime};
 use crate::run::{Binding, Machines};
 use compiler::ir::{Axis, Sizes};
 use compiler::loops::plan::{Tapes, Use};
@@ -11,7 +12,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use runtime::Error;
-use runtime::engine::{Backend, Engine, EngineOptions, Text};
+use runtime::engine::device;
+use runtime::engine::device::lending::{self, Lending};
+use runtime::engine::{Backend, Engine, EngineError, EngineOptions, Text};
 use runtime::params::{ParamStore, draw};
 use runtime::rng::{Address, Domain, Purpose};
 use runtime::rollout::is_random;
@@ -31,7 +34,34 @@ pub(crate) struct Native {
     engine: Arc<Engine>,
     axes: BTreeMap<String, usize>,
     threads: usize,
+    /// As they were asked for.
+    asked: Asked,
+    /// If it is on a device.
+    on: Option<OnDevice>,
 }
+
+/// What a model is to run on.
+#[derive(Clone)]
+struct Asked {
+    backend: String,
+    device: String,
+    tier: String,
+}
+
+impl Asked {
+    fn backend(&self) -> PyResult<Backend> {
+        match (named(&self.device)?, self.backend.as_str()) {
+            (None, name) => backend(name),
+            (Some(id), "auto") => Ok(Backend::Device(id)),
+            (Some(_), name) => Err(PyValueError::new_err(format!(
+                "back end `{name}` runs on the processor: leave backend= out, or take device=\"cpu\""
+            ))),
+        }
+    }
+}
+
+/// The arguments of [`Native::new`].
+type Recipe = (String, String, String, BTreeMap<String, usize>, (String, String, String), usize);
 
 /// What a spec is read from.
 fn read(py: Python<'_>, place: &str, text: Option<String>, name: Option<&str>) -> PyResult<Spec> {
@@ -69,8 +99,8 @@ fn backend(name: &str) -> PyResult<Backend> {
         "cranelift" => Ok(Backend::CRANELIFT),
         "interp" => Ok(Backend::Interp),
         _ => Err(PyValueError::new_err(format!(
-            "there is no back end `{name}`: take auto, x64, cranelift (float32) or interp (float64). Models run \
-             on the processor here"
+            "there is no back end `{name}`: take auto, x64, cranelift (float32) or interp (float64); a GPU is \
+             device=\"cuda\""
         ))),
     }
 }
@@ -140,24 +170,37 @@ impl Native {
         text: Option<String>,
         name: Option<&str>,
         axes: BTreeMap<String, usize>,
-        backend_name: &str,
+        runs_on: (String, String, String),
         threads: Option<NonZeroUsize>,
     ) -> PyResult<Self> {
-        let backend = backend(backend_name)?;
+        let (backend, device, wanted) = runs_on;
+        let asked = Asked { backend, device, tier: wanted };
+        let (backend, tier) = (asked.backend()?, tier(&asked.tier)?);
         let spec = read(py, place, text, name)?;
         warn(py, &spec)?;
-        let compile = || -> Result<(Sizes, Engine), Error> {
+        let bind = || -> Result<Sizes, Error> {
             let sizes = Sizes::bind(&spec.model.axes, &axes)?;
             compiler::ir::check_bounds(&spec.model.step, &sizes).map_err(|e| Error::input(e.to_string()))?;
+            Ok(sizes)
+        };
+        let sizes = bind().map_err(|e| of_runtime(py, &e))?;
+        let compile = || -> Result<(Arc<Engine>, Option<OnDevice>), EngineError> {
             let text = Text { file: &spec.path, source: &spec.source };
             let model = Arc::clone(&spec.model);
-            let options = EngineOptions::default();
-            let engine = Engine::of_text(model, sizes.clone(), backend, &options, text)?;
-            Ok((sizes, engine))
+            let options = EngineOptions { tier, ..EngineOptions::default() };
+            let make = || Engine::of_text(model, sizes.clone(), backend, &options, text).map(Arc::new);
+            match backend {
+                Backend::Device(id) => {
+                    let engine = lending::in_turn(&device::open(id)?, make)?;
+                    let lending = Lending::new(Arc::clone(&engine))?;
+                    Ok((engine, Some(OnDevice { id, lending })))
+                }
+                Backend::Interp | Backend::Compiled(_) | Backend::Torch(_) => Ok((make()?, None)),
+            }
         };
-        let (sizes, engine) = guarded(py, compile)?.map_err(|e| of_runtime(py, &e))?;
+        let (engine, on) = guarded(py, compile)?.map_err(|e| of_engine(py, e))?;
         let threads = threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, usize::from);
-        Ok(Native { spec, sizes, engine: Arc::new(engine), axes, threads })
+        Ok(Native { spec, sizes, engine, axes, threads, asked, on })
     }
 
     /// The name of the spec.
@@ -184,10 +227,24 @@ impl Native {
         self.threads
     }
 
-    /// What another process makes the same model of: place, text, name, axes as given, back end, threads.
-    fn recipe(&self) -> (String, String, String, BTreeMap<String, usize>, &'static str, usize) {
+    /// The device, if it is on one.
+    fn device(&self, py: Python<'_>) -> PyResult<Option<Device>> {
+        self.on.as_ref().map(|on| Device::open(py, on.id)).transpose()
+    }
+
+    /// Which kernels run on a device, and why.
+    fn route(&self) -> Option<String> {
+        self.engine.route().map(ToString::to_string)
+    }
+
+    /// What another process makes the same model of: place, text, name, axes as given; back end, device and tier; threads.
+    fn recipe(&self) -> Recipe {
         let Spec { path, source, model, .. } = &self.spec;
-        (path.clone(), source.clone(), model.name.clone(), self.axes.clone(), self.backend(), self.threads)
+        let Asked { backend, device, tier } = self.asked.clone();
+        let (path, source, name) = (path.clone(), source.clone(), model.name.clone());
+        // On the processor the one that was chosen.
+        let backend = if self.on.is_some() { backend } else { self.backend().to_owned() };
+        (path, source, name, self.axes.clone(), (backend, device, tier), self.threads)
     }
 
     /// The sizes of all axes.
@@ -339,7 +396,18 @@ impl Native {
 
     /// Binds parameters: arrays in the order of the spec.
     fn bind(&self, py: Python<'_>, params: &Bound<'_, PyList>) -> PyResult<Binding> {
+        if self.on.is_some() {
+            return Err(PyValueError::new_err("the model is on a device"));
+        }
         let machines = Machines::new(py, &self.engine, self.is_double(), params)?;
         Ok(Binding::new(machines, self.threads, Arc::clone(&self.engine)))
+    }
+
+    /// Binds parameters that lie on the model's device.
+    fn bind_on_device(&self, py: Python<'_>, params: &Bound<'_, PyList>) -> PyResult<DeviceBinding> {
+        match &self.on {
+            Some(on) => on.bind(py, params),
+            None => Err(PyValueError::new_err("the model is on the processor")),
+        }
     }
 }

@@ -69,6 +69,36 @@ def relative_error(found, expected):
     return error if np.isfinite(error) else np.inf
 
 
+def emulated():
+    """Puts the emulated device in the place of all others, unless the tests are to run on a GPU; says why not, if it
+    cannot be had.
+    """
+    import bpm
+
+    if os.environ.get("BPM_TEST_DEVICE") == "cuda":
+        return None
+    os.environ["BPM_EMULATED_CUDA"] = "1"
+    try:
+        bpm.to_device(np.zeros(1))
+    except bpm.DeviceError as reason:
+        first = str(reason).splitlines()[0]
+        print(f"NOT RUN: Python on a device: {first}", file=sys.stderr)
+        return first
+    return None
+
+
+def placed(named):
+    """Arrays by name, copied to the device."""
+    import bpm
+
+    return {k: bpm.to_device(x) for k, x in named.items()}
+
+
+def host(array):
+    """An array as one of NumPy, wherever it is."""
+    return array.numpy() if hasattr(array, "numpy") else np.asarray(array)
+
+
 def torch():
     """PyTorch, or `None`."""
     # Symbols of GPU libraries are resolved when called: an installation without them is good enough here.

@@ -108,7 +108,7 @@ class Tensors(Base):
                 return (2, 0)
 
         self.refused(
-            "tensor `u` is on cuda:0, but bpm computes on the processor",
+            "tensor `u` is on cuda:0, but the model is on the processor",
             self.model,
             self.params,
             {**self.inputs, "u": Elsewhere()},

@@ -1,9 +1,12 @@
 """PyTorch: derivatives, a network by hand beside the compiled one, training, state_dicts, mistakes."""
 
 import copy
+import gc
 import io
 import os
+import sys
 import unittest
+import weakref
 
 import numpy as np
 import support
@@ -226,22 +229,206 @@ class Modules(unittest.TestCase):
 
 
 @unittest.skipIf(torch is None, "PyTorch is not installed")
+class OnADevice(unittest.TestCase):
+    """Tensors that a device reads and writes: those of the processor, which the emulated device reads where they lie;
+    and on a GPU, if the tests run there, those of PyTorch's CUDA.
+    """
+
+    @classmethod
+    def setUpClass(cls):
+        missing = support.emulated()
+        if missing:
+            raise unittest.SkipTest(missing)
+        cls.place = "cuda:0" if os.environ.get("BPM_TEST_DEVICE") == "cuda" else "cpu"
+        cls.model = bpm.load(CELL, axes=AXES)
+        cls.other = bpm.load(CELL, axes=AXES, device="cuda")
+
+    def tensors(self, named):
+        return {k: x.to(self.place) for k, x in tensors(named).items()}
+
+    def everything(self, module, tensors, reset):
+        """Outputs, states and gradients of two windows, through which gradients flow."""
+        inputs, states, bars, ends = (tensors(x) for x in drawn(self.model))
+        inputs["u"].requires_grad_()
+        states = {k: x.requires_grad_() for k, x in states.items()}
+        one, middle = module({k: x[:2] for k, x in inputs.items()}, states, None if reset is None else reset[:2])
+        two, last = module({k: x[2:] for k, x in inputs.items()}, middle, None if reset is None else reset[2:])
+        found = {k: torch.cat([one[k], two[k]]) for k in ("a", "b")} | {"penalty": one["penalty"] + two["penalty"]}
+        loss = sum((found[k] * bars[k]).sum() for k in found) + sum((last[k] * ends[k]).sum() for k in last)
+        loss.backward()
+        found |= last | {f"grad.{k}": p.grad for k, p in module.named_parameters()}
+        found |= {"grad.u": inputs["u"].grad} | {f"grad.{k}": x.grad for k, x in states.items()}
+        return {k: x.detach().cpu() for k, x in found.items()}
+
+    def test_it_agrees_with_the_processor(self):
+        """Values and gradients, of which those of the processor pass `gradcheck` in double precision."""
+        for reset in (None, torch.from_numpy(RESET)):
+            expected = self.everything(bpm.torch.Module(self.model, seed=1), tensors, reset)
+            module = bpm.torch.Module(self.other, seed=1).to(self.place)
+            found = self.everything(module, self.tensors, None if reset is None else reset.to(self.place))
+            self.assertEqual(set(found), set(expected))
+            for name, x in expected.items():
+                # Of a state that nobody starts at.
+                if name == "grad.y.init" and reset is None:
+                    self.assertFalse(x.any() or found[name].any())
+                    continue
+                self.assertLess(support.relative_error(found[name], x), 3e-5, name)
+                self.assertGreater(x.norm(), 1e-5, f"{name} is vacuous")
+
+    def test_finite_differences(self):
+        """The derivative along the gradient, in single precision."""
+        module = bpm.torch.Module(self.other, seed=2).to(self.place)
+        inputs = self.tensors(drawn(self.model)[0])
+
+        def loss():
+            outputs, state = module(inputs)
+            return outputs["a"].square().mean() + state["H"].square().mean() + outputs["penalty"]
+
+        loss().backward()
+        # `gradscale` is a factor of the gradient, and no derivative.
+        params = [p for name, p in module.named_parameters() if name != "tau.raw"]
+        norm = sum(p.grad.square().sum() for p in params).sqrt()
+        sides = []
+        for h in (1e-2, -2e-2):
+            with torch.no_grad():
+                for p in params:
+                    p.add_(h * p.grad / norm)
+                sides.append(loss().item())
+        self.assertLess(abs((sides[0] - sides[1]) / 2e-2 - norm.item()), 2e-3 * norm.item())
+
+    def test_training_and_inference(self):
+        torch.manual_seed(0)
+        module = bpm.torch.Module(self.other, seed=0).to(self.place)
+        inputs = self.tensors(drawn(self.model, batch=4, steps=8)[0])
+        target = torch.sin(3 * inputs["u"][..., :2])
+        adam = torch.optim.Adam(module.parameters(), lr=0.02)
+        losses = []
+        for _ in range(30):
+            loss = (module(inputs)[0]["a"] - target).square().mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            losses.append(loss.item())
+        self.assertLess(losses[-1], 0.8 * losses[0])
+        with torch.no_grad():
+            alone, _ = module(inputs)
+        kept, _ = module(inputs)
+        torch.testing.assert_close(alone["a"], kept["a"].detach(), rtol=0, atol=0)
+        self.assertEqual((alone["a"].device, alone["penalty"].device), (inputs["u"].device, inputs["u"].device))
+
+    def test_graphs_are_freed(self):
+        module = bpm.torch.Module(self.other, seed=1).to(self.place)
+        inputs = self.tensors(drawn(self.model)[0])
+        outputs, _ = module(inputs)
+        tape = weakref.ref(outputs["a"].grad_fn.tape)
+        outputs["a"].sum().backward(retain_graph=True)
+        first = module.W.grad.clone()
+        outputs["a"].sum().backward()
+        torch.testing.assert_close(module.W.grad, 2 * first)
+        self.assertIsNone(tape(), "a tape that has been used is gone")
+        outputs, _ = module(inputs)
+        tape = weakref.ref(outputs["a"].grad_fn.tape)
+        del outputs, _
+        gc.collect()
+        self.assertIsNone(tape(), "nor does one live on that has not been used")
+
+    def test_device_arrays_are_tensors(self):
+        array = bpm.to_device(support.numbers(1, (2, 3), "f4"))
+        tensor = torch.from_dlpack(array)
+        self.assertEqual(tensor.device, torch.device(self.place))
+        tensor.mul_(2)
+        np.testing.assert_array_equal(array.numpy(), tensor.cpu().numpy())
+        del array
+        gc.collect()
+        self.assertTrue(torch.isfinite(tensor).all())
+        outputs, _ = self.other(self.other.init(1), self.tensors(drawn(self.model)[0]))
+        self.assertIsInstance(outputs["a"], bpm.DeviceArray)
+
+    def test_mistakes_are_named(self):
+        module = bpm.torch.Module(self.other, seed=1).to(self.place)
+        inputs = self.tensors(drawn(self.model)[0])
+        for change, words in [
+            (inputs["u"].double(), "tensor `u` has dtype float64"),
+            (inputs["u"].transpose(0, 1), "tensor `u` of shape"),
+            (inputs["u"][..., :2].contiguous(), "tensor `u` has shape"),
+            (inputs["u"].to("meta"), "tensor `u` is on meta, but the model is on"),
+        ]:
+            with self.assertRaisesRegex(ValueError, words):
+                module({**inputs, "u": change})
+
+    def test_a_module_follows_its_parameters(self):
+        """A model is asked for on the device of the parameters, once."""
+        asked = []
+
+        class Parameter(torch.Tensor):
+            """A tensor that says that it is on a device that is not here."""
+
+            device = torch.device("cuda", 1)
+
+        class Model:
+            device = "cpu"
+
+            def on(self, device):
+                asked.append(device)
+                return self
+
+        model = Model()
+        self.assertIs(bpm.torch._model_for(model, [torch.zeros(1)]), model)
+        self.assertEqual(asked, [])
+        bpm.torch._model_for(model, [Parameter()])
+        self.assertEqual(asked, ["cuda:1"])
+        # Tensors of the processor are the emulated device's.
+        if self.place == "cpu":
+            self.assertIs(bpm.torch._model_for(self.other, [torch.zeros(1)]), self.other)
+
+    def test_to_cuda(self):
+        if not torch.cuda.is_available() or self.place == "cpu":
+            print("NOT RUN: bpm.torch on CUDA tensors: BPM_TEST_DEVICE=cuda and a GPU are needed", file=sys.stderr)
+            self.skipTest("no GPU")
+        network = bpm.torch.Module(self.model, seed=1)
+        inputs = tensors(drawn(self.model)[0])
+        expected, _ = network(inputs)
+        network.to("cuda")
+        streams = torch.cuda.Stream()
+        with torch.cuda.stream(streams):
+            # What PyTorch has still to do comes first: the stream is busy when the network is called.
+            busy = torch.rand(4096, 4096, device="cuda")
+            for _ in range(20):
+                busy = busy @ busy / 4096
+            moved = {k: x.cuda() + 0 * busy.sum() for k, x in inputs.items()}
+            outputs, _ = network(moved)
+            loss = outputs["a"].sum()
+        loss.backward()
+        self.assertEqual(outputs["a"].device.type, "cuda")
+        self.assertLess(support.relative_error(outputs["a"].detach().cpu(), expected["a"].detach()), 2e-5)
+        with self.assertRaisesRegex(ValueError, "tensor `u` is on cpu, but the model is on cuda:0"):
+            network(inputs)
+        self.assertEqual(torch.cuda.current_device(), 0)
+        network.to("cpu")
+        torch.testing.assert_close(network(inputs)[0]["a"], expected["a"])
+
+
+@unittest.skipIf(torch is None, "PyTorch is not installed")
 class Documents(unittest.TestCase):
     def test_the_examples_of_the_document_run(self):
         text = (ROOT / "docs/python.md").read_text()
         blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
         self.assertGreaterEqual(len(blocks), 2)
         given = {"inputs": support.numbers(0, (50, 16, 3), "f4"), "cotangents": support.numbers(1, (50, 16, 2), "f4")}
+        missing = support.emulated()
         before = os.getcwd()
         os.chdir(ROOT)
         try:
             for block in blocks:
+                if "device=" in block and missing:
+                    continue
                 # What the first block calls `state` is a tensor that requires a gradient.
                 exec(block, given)
                 given["state"] = None
         finally:
             os.chdir(before)
         self.assertEqual(given["outputs"]["policy"].shape, (16, 2))
+        self.assertEqual(missing or given["policy"].shape, missing or (10, 16, 2))
 
 
 @unittest.skipIf(torch is None, "PyTorch is not installed")
@@ -254,7 +441,7 @@ class Mistakes(unittest.TestCase):
             (inputs["u"].bfloat16(), "tensor `u` has dtype bfloat16"),
             (inputs["u"].transpose(0, 1), "tensor `u` of shape"),
             (inputs["u"][..., :2].contiguous(), "tensor `u` has shape"),
-            (inputs["u"].to("meta"), "tensor `u` is on meta, but bpm computes on the processor"),
+            (inputs["u"].to("meta"), "tensor `u` is on meta, but the model is on cpu"),
             (inputs["u"].numpy(), "tensor `u` is a ndarray"),
             (inputs["u"].to_sparse(), "tensor `u` is not dense"),
         ]:
@@ -270,8 +457,9 @@ class Mistakes(unittest.TestCase):
             bpm.torch.Module(bpm.load(CELL.replace("wm", "forward"), axes=AXES))
 
     def test_tensors_are_read_where_they_lie(self):
+        module = bpm.torch.Module(bpm.load(CELL, axes=AXES))
         x = torch.rand(3)
-        self.assertEqual(bpm.torch._array("x", x).ctypes.data, x.data_ptr())
+        self.assertEqual(bpm.torch._array(module.model, "x", x).ctypes.data, x.data_ptr())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 use super::cache;
 use super::sequences::{self, Route, Whole};
-use super::{Address, Call, Device, Fault, Kernel, Module, Move, TapeArgs};
+use super::{Address, Call, Device, Fault, FaultKind, Kernel, Module, Move, TapeArgs};
 use crate::engine::Engine;
 use compiler::back::cuda::{Choice, HOISTED_THREADS, Source, Spec, StepKernel, Wish};
 use compiler::ir::{Shape, Sizes, Value};
@@ -132,6 +132,7 @@ pub(super) trait Plain: Copy {}
 impl Plain for f32 {}
 impl Plain for f64 {}
 impl Plain for c_int {}
+impl Plain for u8 {}
 
 /// Where packed numbers lie within a region.
 pub(super) struct Map {
@@ -360,6 +361,17 @@ impl Code {
         work().map_err(|fault| *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault)).ok()
     }
 
+    /// Whether all has gone well. Memory that was not there is forgiven when it has been said: a device that has too
+    /// little for one batch has enough for another.
+    pub(super) fn verdict(&self) -> Result<(), Fault> {
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = fault.clone();
+        if fault.as_ref().is_some_and(|f| f.kind == FaultKind::OutOfMemory) {
+            *fault = None;
+        }
+        said.map_or(Ok(()), Err)
+    }
+
     // ---------------------------------------------------------------- launches
 
     /// Launches a routine for one step of all rows.
@@ -435,10 +447,21 @@ impl Code {
         length: usize,
         grads: &Grads,
     ) -> Result<(), Fault> {
+        self.add_rows_to(from, rows, length, &grads.sums)
+    }
+
+    /// Adds rows of so many numbers to a sum in double precision, in their order.
+    pub(super) fn add_rows_to(
+        &self,
+        from: &Buffer,
+        rows: usize,
+        length: usize,
+        sum: &Buffer,
+    ) -> Result<(), Fault> {
         if length == 0 {
             return Ok(());
         }
-        let call = Call::AddRows(from.at(), [rows as c_int, length as c_int], grads.sums.at());
+        let call = Call::AddRows(from.at(), [rows as c_int, length as c_int], sum.at());
         let grid = [length.div_ceil(PLAIN_THREADS) as u32, 1];
         // SAFETY: both buffers have this length.
         unsafe { self.device.launch(self.add_rows, grid, PLAIN_THREADS as u32, &call) }

@@ -1,6 +1,11 @@
 //! A CUDA device: the driver, loaded when it is asked for, so that the same program runs where there is none.
 //!
-//! All work goes into one stream. Sequences are recorded as CUDA graphs by capturing that stream.
+//! All work goes into one stream. Sequences are recorded as CUDA graphs by capturing that stream, so nobody else may touch
+//! it: whoever lends an array makes another stream, the door, wait for what he has still to do, and work waits for the
+//! door when it is told to ([`Device::admit`]).
+//!
+//! The context is the primary one of the device, which all libraries of a process share: what they have allocated can
+//! be read here. A thread that comes in leaves with the context it came with, so that nobody's current device changes.
 
 use super::{
     About, Address, At, Blocks, Call, Device, Fault, FaultKind, Graph, Kernel, Memory, Module, nvrtc,
@@ -19,6 +24,9 @@ pub(super) struct Cuda {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    door: sys::CUstream,
+    /// Passes from the door to the stream.
+    event: sys::CUevent,
 }
 
 // SAFETY: contexts and streams may be used from any thread that makes the context current, as every call does.
@@ -162,25 +170,57 @@ impl Cuda {
         };
         // SAFETY: the device is there; the context is released when the device is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(lost("opening it"))?;
-        // SAFETY: the context is retained.
-        unsafe { result::ctx::set_current(context) }.map_err(lost("opening it"))?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
-        let stream = stream.map_err(lost("opening a stream"))?;
-        Ok(Cuda { about, device, context, stream })
+        let _visit = Visit::new(context)?;
+        let stream = || {
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(lost("opening a stream"))
+        };
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        let event = event.map_err(lost("opening a stream"))?;
+        Ok(Cuda { about, device, context, stream: stream()?, door: stream()?, event })
     }
 
-    /// Makes the context that of this thread.
-    fn enter(&self) -> Result<(), Fault> {
-        // SAFETY: the context is retained as long as this lives.
-        unsafe { result::ctx::set_current(self.context) }.map_err(lost("entering its context"))
+    /// Makes the context that of this thread, as long as the visit lives.
+    fn enter(&self) -> Result<Visit, Fault> {
+        Visit::new(self.context)
+    }
+}
+
+/// A thread in the context of a device; when it is dropped, the thread has the context that it had.
+struct Visit {
+    /// Null for none; nothing if it was the same.
+    before: Option<sys::CUcontext>,
+}
+
+impl Visit {
+    /// The context must be retained as long as this lives.
+    fn new(context: sys::CUcontext) -> Result<Visit, Fault> {
+        let before = result::ctx::get_current().map_err(lost("entering its context"))?;
+        let before = before.unwrap_or(std::ptr::null_mut());
+        if before == context {
+            return Ok(Visit { before: None });
+        }
+        // SAFETY: the context is retained.
+        unsafe { result::ctx::set_current(context) }.map_err(lost("entering its context"))?;
+        Ok(Visit { before: Some(before) })
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            // SAFETY: it was the context of this thread, or null.
+            let _ = unsafe { result::ctx::set_current(before) };
+        }
     }
 }
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        // SAFETY: both were made by `new`; nothing else uses them any more.
+        let _visit = self.enter();
+        // SAFETY: all were made by `new`; nothing else uses them any more.
         unsafe {
-            let _ = result::ctx::set_current(self.context);
+            let _ = result::event::destroy(self.event);
+            let _ = result::stream::destroy(self.door);
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);
         }
@@ -193,7 +233,7 @@ impl Device for Cuda {
     }
 
     fn memory(&self) -> Result<Memory, Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         let (free, total) = result::mem_get_info().map_err(lost("asking for its memory"))?;
         Ok(Memory { free: free as u64, total: total as u64 })
     }
@@ -203,7 +243,7 @@ impl Device for Cuda {
     }
 
     fn load(&self, image: &[u8]) -> Result<Module, Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         // SAFETY: the driver checks what it is given, and reads as far as the image says; images come from NVRTC
         // or from the cache, which has checked its hash.
         let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|e| {
@@ -214,13 +254,13 @@ impl Device for Cuda {
     }
 
     fn unload(&self, Module(module): Module) {
-        let _ = self.enter();
+        let _visit = self.enter();
         // SAFETY: `load` gave it, and its kernels are not used any more.
         let _ = unsafe { result::module::unload(module as sys::CUmodule) };
     }
 
     fn kernel(&self, Module(module): Module, name: &str) -> Result<Kernel, Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         let missing = || Fault::new(FaultKind::Image, format!("compiled kernels have no `{name}`"));
         let text = CString::new(name).map_err(|_| missing())?;
         // SAFETY: `load` gave the module.
@@ -229,20 +269,20 @@ impl Device for Cuda {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         // SAFETY: the memory is written before it is read.
         let at = unsafe { result::malloc_sync(bytes) }.map_err(lost("taking memory"))?;
         Ok(at as Address)
     }
 
     unsafe fn free(&self, at: Address) {
-        let _ = self.enter();
+        let _visit = self.enter();
         // SAFETY: `allocate` gave it; freeing waits for work under way.
         let _ = unsafe { result::free_sync(at as sys::CUdeviceptr) };
     }
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<(), Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         // SAFETY: the caller vouches for the place. The host's memory is pageable, so that the driver has copied it
         // when the call returns.
         unsafe { result::memcpy_htod_async(to as sys::CUdeviceptr, from, self.stream) }
@@ -250,7 +290,7 @@ impl Device for Cuda {
     }
 
     unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         // SAFETY: the caller vouches for the place, and the stream is waited for.
         unsafe {
             result::memcpy_dtoh_async(to, from as sys::CUdeviceptr, self.stream)
@@ -259,22 +299,42 @@ impl Device for Cuda {
         }
     }
 
+    fn wait(&self) -> Result<(), Fault> {
+        let _visit = self.enter()?;
+        // SAFETY: the stream lives.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(lost("running kernels"))
+    }
+
+    fn door(&self) -> Option<u64> {
+        Some(self.door as u64)
+    }
+
+    fn admit(&self) -> Result<(), Fault> {
+        let _visit = self.enter()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: streams and event live.
+        unsafe {
+            result::event::record(self.event, self.door).map_err(lost("waiting for others"))?;
+            result::stream::wait_event(self.stream, self.event, flags).map_err(lost("waiting for others"))
+        }
+    }
+
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         let (to, from) = (to as sys::CUdeviceptr, from as sys::CUdeviceptr);
         // SAFETY: the caller vouches for both places.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(lost("copying"))
     }
 
     unsafe fn clear(&self, at: Address, bytes: usize) -> Result<(), Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         // SAFETY: the caller vouches for the place.
         unsafe { result::memset_d8_async(at as sys::CUdeviceptr, 0, bytes, self.stream) }
             .map_err(lost("clearing"))
     }
 
     unsafe fn launch_blocks(&self, kernel: Kernel, blocks: &Blocks, call: &Call) -> Result<(), Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         let run = |arguments: &mut [*mut c_void]| {
             let mut cluster = cluster_of(blocks);
             let config = config(blocks, self.stream, &mut cluster);
@@ -300,7 +360,7 @@ impl Device for Cuda {
     }
 
     fn resident(&self, kernel: Kernel, blocks: &Blocks) -> Result<usize, Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         let kernel = kernel.0 as sys::CUfunction;
         let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: `kernel` gave it, and its module is loaded.
@@ -346,14 +406,14 @@ impl Device for Cuda {
     }
 
     fn record(&self) -> Result<(), Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(lost("recording"))
     }
 
     fn recorded(&self) -> Result<Graph, Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         // SAFETY: the stream is being captured; the graph is not used once it is instantiated.
         unsafe {
             let graph = result::stream::end_capture(self.stream).map_err(lost("recording"))?;
@@ -366,14 +426,14 @@ impl Device for Cuda {
     }
 
     unsafe fn replay(&self, Graph(graph): Graph) -> Result<(), Fault> {
-        self.enter()?;
+        let _visit = self.enter()?;
         // SAFETY: `recorded` gave it, and the caller vouches for what is in it.
         unsafe { result::graph::launch(graph as sys::CUgraphExec, self.stream) }
             .map_err(lost("running a recording"))
     }
 
     fn forget(&self, Graph(graph): Graph) {
-        let _ = self.enter();
+        let _visit = self.enter();
         // SAFETY: `recorded` gave it; the driver keeps what is still running.
         let _ = unsafe { result::graph::exec_destroy(graph as sys::CUgraphExec) };
     }

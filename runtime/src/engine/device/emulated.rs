@@ -324,6 +324,18 @@ impl Device for Emulated {
         Ok(())
     }
 
+    fn wait(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn door(&self) -> Option<u64> {
+        None
+    }
+
+    fn admit(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Fault> {
         self.work(Work::Copy(to, from, bytes))
     }

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! training         whole episodes, losses and the optimiser on the device
+//! lending          batches whose arrays lie on the device, and are somebody else's
 //! tape, backward   what runs when: steps, checkpoints, replay, gradients; knows no CUDA
 //! sequences        whether kernels take whole sequences, and those kernels
 //! regions, code    on which memory, with which kernels
@@ -52,6 +53,7 @@ mod code;
 mod cuda;
 mod emulated;
 mod fault;
+pub mod lending;
 mod nvrtc;
 mod open;
 mod regions;
@@ -299,6 +301,22 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// If the device fails, here or in work before.
     unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Fault>;
+
+    /// Returns when all work is done.
+    ///
+    /// # Errors
+    /// If the device fails, here or in work before.
+    fn wait(&self) -> Result<(), Fault>;
+
+    /// The stream, as the driver knows it, that others make wait for work of theirs which must come before ours; none where
+    /// there is nothing to wait for.
+    fn door(&self) -> Option<u64>;
+
+    /// From now on work comes after all that the door waits for.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn admit(&self) -> Result<(), Fault>;
 
     /// From place to place.
     ///

@@ -47,6 +47,19 @@ impl Shape {
     }
 }
 
+/// Steps that are to run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ahead {
+    first: usize,
+    steps: usize,
+    /// The first one's frame.
+    pub(super) frame: usize,
+    /// Whether the step before has left work for it.
+    pending: bool,
+    /// The number of the next checkpoint, if checkpoints are made.
+    pub(super) save: Option<usize>,
+}
+
 /// The memory of a batch.
 pub(in crate::engine) struct Tape {
     pub(super) code: Arc<Code>,
@@ -152,6 +165,12 @@ impl Tape {
 
     /// One start for each row.
     pub(in crate::engine) fn begin(&mut self, bound: &Bound<'_>, starts: &[Start<'_>]) {
+        self.rewind();
+        self.start(bound, 0, starts);
+    }
+
+    /// Forgets all steps.
+    pub(super) fn rewind(&mut self) {
         self.steps = 0;
         self.base = 0;
         self.pending = false;
@@ -163,7 +182,6 @@ impl Tape {
         self.host.penalties = 0;
         self.host.init_bars = None;
         self.stretches.clear();
-        self.start(bound, 0, starts);
     }
 
     pub(in crate::engine) fn reset(&mut self, bound: &Bound<'_>, starts: &[Start<'_>]) {
@@ -181,21 +199,8 @@ impl Tape {
     fn start(&mut self, bound: &Bound<'_>, boundary: usize, starts: &[Start<'_>]) {
         let own = starts.first().map_or(vec![], |s| s.own.clone());
         assert!(starts.len() == self.rows && starts.iter().all(|s| s.own == own), "rows that start alike");
-        self.stretches.push(Stretch { boundary, first: self.steps, own });
-        self.host.states = None;
-        self.reserve(bound, boundary + 1);
-        if self.keeps {
-            self.reserve_checkpoints(bound, 0);
-        }
+        self.open(bound, boundary, own);
         let p = &bound.engine.program;
-        let logs = if self.mode == Mode::Infer { 1 } else { self.stretches.len() };
-        while self.memory.as_ref().is_some_and(|m| m.logs.len() < logs) {
-            let more = self.work(bound, |w| Buffer::new(&w.code.device, 4 * p.log_len * w.rows));
-            match (more, &mut self.memory) {
-                (Some(more), Some(m)) => m.logs.push(more),
-                _ => return,
-            }
-        }
         // Rows that start with the same numbers get them from one place.
         let alike = |s: &Start<'_>| s.states.iter().zip(&starts[0].states).all(|(a, b)| std::ptr::eq(*a, *b));
         let count = if starts.iter().all(alike) { 1 } else { starts.len() };
@@ -236,6 +241,25 @@ impl Tape {
             })?;
             r.logs[w.stretch].clear()
         });
+    }
+
+    /// A stretch that begins with the coming step, and room for it; its states are to be placed.
+    pub(super) fn open(&mut self, bound: &Bound<'_>, boundary: usize, own: Vec<bool>) {
+        self.stretches.push(Stretch { boundary, first: self.steps, own });
+        self.host.states = None;
+        self.reserve(bound, boundary + 1);
+        if self.keeps {
+            self.reserve_checkpoints(bound, 0);
+        }
+        let logs = if self.mode == Mode::Infer { 1 } else { self.stretches.len() };
+        let log_len = bound.engine.program.log_len;
+        while self.memory.as_ref().is_some_and(|m| m.logs.len() < logs) {
+            let more = self.work(bound, |w| Buffer::new(&w.code.device, 4 * log_len * w.rows));
+            match (more, &mut self.memory) {
+                (Some(more), Some(m)) => m.logs.push(more),
+                _ => return,
+            }
+        }
     }
 
     /// The states of the selected row after the last step.
@@ -471,8 +495,9 @@ impl Tape {
         }
     }
 
-    fn sequence(&mut self, bound: &Bound<'_>, steps: usize, inputs: &[f32]) {
-        let (first, frame, rows) = (self.steps, self.next_frame(), self.rows);
+    /// Makes room for steps whose inputs are known.
+    pub(super) fn prepare(&mut self, bound: &Bound<'_>, steps: usize) -> Ahead {
+        let frame = self.next_frame();
         self.reserve(bound, frame + steps);
         self.reserve_checkpoints(bound, steps);
         if let Some(last) = steps.checked_sub(1) {
@@ -484,15 +509,25 @@ impl Tape {
             // Kernels of whole sequences begin with complete states.
             self.flush(bound);
         }
-        let save = self.due();
-        let pending = self.pending;
+        Ahead { first: self.steps, steps, frame, pending: self.pending, save: self.due() }
+    }
+
+    /// The kernels of these steps, whose inputs lie in their frames; outputs and penalties are complete afterwards.
+    pub(super) fn advance_all(&self, w: Work<'_>, ahead: Ahead) -> Result<(), Fault> {
+        self.advance_known(w, (ahead.first, ahead.steps), ahead.pending, ahead.save)
+    }
+
+    fn sequence(&mut self, bound: &Bound<'_>, steps: usize, inputs: &[f32]) {
+        let (first, rows) = (self.steps, self.rows);
+        let ahead = self.prepare(bound, steps);
+        let (frame, save) = (ahead.frame, ahead.save);
         let whole = first == 0 && self.stretches.len() == 1;
         let shape = whole.then(|| self.shape(bound, true, steps, vec![], 0.0));
         self.work(bound, |w| w.regions.staging.put(0, inputs));
         let launches = |w: Work<'_>| {
             let frames = (w.frame(frame), w.program.frame_len);
             w.scatter(&w.code.inputs, frames, w.regions.staging.at(), steps * rows)?;
-            self.advance_known(w, (first, steps), pending, save)?;
+            self.advance_all(w, ahead)?;
             w.gather(&w.code.outputs, frames, steps * rows)
         };
         let recorded = self.recorded(bound, shape, launches);

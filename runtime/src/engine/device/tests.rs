@@ -44,7 +44,7 @@ fn on_a_gpu() -> bool {
 }
 
 /// The device under test.
-fn device() -> Option<Arc<dyn Device>> {
+pub(super) fn device() -> Option<Arc<dyn Device>> {
     if on_a_gpu() {
         return Some(open(DeviceId::Cuda(0)).expect("BPM_TEST_DEVICE wants a CUDA device"));
     }
@@ -65,7 +65,7 @@ pub(super) struct Case {
 }
 
 impl Case {
-    fn of(path: &Path, events: Option<usize>) -> Vec<Case> {
+    pub(super) fn of(path: &Path, events: Option<usize>) -> Vec<Case> {
         Case::sized(path, events, 4)
     }
 
@@ -328,7 +328,7 @@ fn agree_as(case: &Case, device: &Arc<dyn Device>, how: How, options: &EngineOpt
     tiers
 }
 
-fn specs() -> Vec<PathBuf> {
+pub(super) fn specs() -> Vec<PathBuf> {
     let mut todo = vec![library()];
     let mut found = vec![];
     while let Some(path) = todo.pop() {
@@ -599,6 +599,15 @@ impl Device for Failing {
     unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Fault> {
         // SAFETY: as promised to this one.
         self.call().and_then(|()| unsafe { self.inner.download(from, to) })
+    }
+    fn wait(&self) -> Result<(), Fault> {
+        self.call().and_then(|()| self.inner.wait())
+    }
+    fn door(&self) -> Option<u64> {
+        self.inner.door()
+    }
+    fn admit(&self) -> Result<(), Fault> {
+        self.call().and_then(|()| self.inner.admit())
     }
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Fault> {
         // SAFETY: as promised to this one.

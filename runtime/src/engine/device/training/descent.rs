@@ -12,7 +12,7 @@ use std::ffi::c_int;
 use std::sync::Arc;
 
 /// Parameters.
-const SOURCE: &str = include_str!("descent.cu");
+pub(super) const SOURCE: &str = include_str!("descent.cu");
 
 /// What is known of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,28 +47,28 @@ pub struct Motion<'a> {
 /// `Tensor` in the source.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Tensor {
-    bar: Address,
-    low: f64,
-    high: f64,
-    first: i64,
-    count: i64,
-    learned: c_int,
-    range: c_int,
-    gradscale: f32,
-    unused: c_int,
+pub(super) struct Tensor {
+    pub(super) bar: Address,
+    pub(super) low: f64,
+    pub(super) high: f64,
+    pub(super) first: i64,
+    pub(super) count: i64,
+    pub(super) learned: c_int,
+    pub(super) range: c_int,
+    pub(super) gradscale: f32,
+    pub(super) unused: c_int,
 }
 
 /// `Packed` in the source.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Packed {
-    to: Address,
-    wide: Address,
-    narrow: Address,
-    count: i64,
-    pre: c_int,
-    stride: c_int,
+pub(super) struct Packed {
+    pub(super) to: Address,
+    pub(super) wide: Address,
+    pub(super) narrow: Address,
+    pub(super) count: i64,
+    pub(super) pre: c_int,
+    pub(super) stride: c_int,
 }
 
 /// `Piece` in the source.
@@ -81,31 +81,31 @@ struct Piece {
 
 /// `Descent` in the source.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Told {
-    update: Address,
-    results: Address,
-    code: Address,
-    tensors: Address,
-    packed: Address,
-    pieces: Address,
-    sums: Address,
-    verdict: Address,
-    raw: Address,
-    values: Address,
-    gradients: Address,
-    mean: Address,
-    square: Address,
-    clip: f64,
-    pieces_count: i64,
-    rows: c_int,
-    adam: c_int,
-    decay: f32,
-    epsilon: f32,
-    momentum: f32,
-    keep: f32,
-    add_mean: f32,
-    add_square: f32,
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Told {
+    pub(super) update: Address,
+    pub(super) results: Address,
+    pub(super) code: Address,
+    pub(super) tensors: Address,
+    pub(super) packed: Address,
+    pub(super) pieces: Address,
+    pub(super) sums: Address,
+    pub(super) verdict: Address,
+    pub(super) raw: Address,
+    pub(super) values: Address,
+    pub(super) gradients: Address,
+    pub(super) mean: Address,
+    pub(super) square: Address,
+    pub(super) clip: f64,
+    pub(super) pieces_count: i64,
+    pub(super) rows: c_int,
+    pub(super) adam: c_int,
+    pub(super) decay: f32,
+    pub(super) epsilon: f32,
+    pub(super) momentum: f32,
+    pub(super) keep: f32,
+    pub(super) add_mean: f32,
+    pub(super) add_square: f32,
 }
 
 impl Plain for Instruction {}
@@ -154,7 +154,7 @@ pub(super) struct Descent {
 }
 
 /// The first number of every tensor among all of them, and how many there are.
-fn firsts(lengths: &[usize]) -> (Vec<usize>, usize) {
+pub(super) fn firsts(lengths: &[usize]) -> (Vec<usize>, usize) {
     let mut total = 0;
     let first = |n: &usize| {
         total += n;
@@ -418,7 +418,7 @@ impl Parameter {
 }
 
 /// Where what the network's kernels read comes from.
-fn packed(
+pub(super) fn packed(
     engine: &Engine,
     unbatched: &Unbatched,
     (to, values): (Address, Address),

@@ -53,8 +53,10 @@ mod starts;
 #[cfg(test)]
 mod tests;
 mod unbatched;
+mod values;
 
 pub use descent::{Motion, Parameter};
+pub(super) use values::{Rules, Values};
 
 use super::code::{Buffer, Code, Map, Params, Plain};
 use super::{Address, Call, Fault, Kernel, Module, cache};
