@@ -18,8 +18,8 @@
 //!
 //! All of this is arithmetic on data sheets; nothing has been measured. Beside hand calculation for designs that
 //! were tuned further than these kernels (one launch per step and direction and no replay; messages in the place of barriers), both come out
-//! higher, by about as much, so that neither is favoured: retroactive, N = 128, batch 32, 34 µs of single steps
-//! against 8 to 10, 4.7 µs of sequences against 2.1; N = 256, batch 64, 118 against 56, and 37 against 9.6.
+//! higher, by about as much, so that neither is favoured: retroactive, N = 128, batch 32, 31 µs of single steps
+//! against 8 to 10, 4.7 µs of sequences against 2.1; N = 256, batch 64, 115 against 56, and 37 against 9.6.
 //! One published measurement on an H100 is near: an LSTM of 768 cells, batch 16, step by step in single precision (Haste, in the
 //! figures of FlashRNN, arXiv 2412.07752), 18 µs forward and 43 with backward; of single steps 20 and 59 are estimated.
 //!
