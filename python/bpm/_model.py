@@ -514,8 +514,8 @@ def load(path, spec=None, axes=None, backend="auto", threads=None, device="cpu",
         threads: at most so many threads for a batch; all of the machine if `None`. Results do not depend on it.
         device: `cpu`, or `cuda` and `cuda:N`: there all arrays lie on the device. Where `BPM_EMULATED_CUDA` is set, the
             emulated device is in the place of all others.
-        tier: on a device, as `--tier` of the commands: a kernel for each step (`1`), for a whole sequence (`2`), or for
-            a sequence where that fits (`auto`).
+        tier: on a device, as `--tier` of the commands: kernels for each step (`1`), one for a whole sequence (`2`), one
+            forward and the other backward (`1,2`, `2,1`), or what is estimated to take less time (`auto`).
 
     Raises:
         DeviceError: the device, its driver or its compiler is missing, or has failed.

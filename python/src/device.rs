@@ -331,10 +331,9 @@ impl DeviceTape {
 
 /// A tier of kernels by its name.
 pub(crate) fn tier(name: &str) -> PyResult<device::Tier> {
-    match name {
-        "auto" => Ok(device::Tier::Auto),
-        "1" => Ok(device::Tier::Steps),
-        "2" => Ok(device::Tier::Sequences),
-        _ => Err(PyValueError::new_err(format!("there is no tier {name:?}: take \"auto\", \"1\" or \"2\""))),
-    }
+    device::Tier::named(name).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "there is no tier {name:?}: take \"auto\", \"1\", \"2\", \"1,2\" or \"2,1\""
+        ))
+    })
 }

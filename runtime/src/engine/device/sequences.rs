@@ -34,6 +34,11 @@ pub enum Tier {
 }
 
 impl Tier {
+    /// By its name on the command line.
+    pub fn named(name: &str) -> Option<Tier> {
+        <Tier as clap::ValueEnum>::from_str(name, false).ok()
+    }
+
     /// What it asks for. `one_by_one`: whether steps come one by one, so that no sequence is known going forward.
     pub fn wish(self, one_by_one: bool) -> Wish {
         use cuda::Tier::{Sequences, Steps};
