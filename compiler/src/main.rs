@@ -231,7 +231,7 @@ fn emit(wanted: &[Stage], subject: &stages::Subject<'_>, as_written: &Model, arg
 
 /// CUDA source, mapped to the device and the batch, with the kernels that are asked for.
 fn cuda(subject: &stages::Subject<'_>, args: &Compile, tier: Tier) -> Result<String, Failure> {
-    let (grid, device) = places(args.arch, args.load.batch);
+    let (grid, device) = places(args.arch, &args.load);
     match (tier, tier.wish()) {
         (Tier::Steps, _) => Ok(stages::cuda_for(subject, grid)?.text),
         (_, wish) => match stages::cuda_chosen(subject, (grid, &device), wish)? {
@@ -246,9 +246,11 @@ fn cuda(subject: &stages::Subject<'_>, args: &Compile, tier: Tier) -> Result<Str
 }
 
 /// A kind of device as steps and sequences are mapped to it.
-fn places(arch: Arch, batch: usize) -> (Grid, Device) {
-    let grid = Grid { processors: arch.processors, batch, wanted: Wanted::default() };
-    (grid, Device::new(arch, batch))
+fn places(arch: Arch, load: &Load) -> (Grid, Device) {
+    let grid = Grid { processors: arch.processors, batch: load.batch, wanted: Wanted::default() };
+    // Who wants checkpoints has no states kept.
+    let steps = if load.checkpoint_every.is_some_and(|k| k > 1) { 0 } else { load.steps };
+    (grid, Device::new(arch, load.batch).for_steps(steps))
 }
 
 /// `NAME.step.txt`, `NAME.cu`
@@ -352,7 +354,7 @@ fn plan(args: &Plan, voice: Voice) -> Done {
     let plan = stages::planned_as(&loaded.subject(&usage), prefer(&args.load, Prefer::Auto))?;
     let chosen = match args.target {
         Target::Cuda => {
-            let (grid, device) = places(args.arch, args.load.batch);
+            let (grid, device) = places(args.arch, &args.load);
             let candidates = stages::cuda_candidates(&loaded.subject(&usage), grid, &device)?;
             let route =
                 candidates.choose(Wish::default()).map_err(|why| Failure::machine(why.to_string()))?;

@@ -36,7 +36,8 @@ fn line((file, spec, sizes, batch): Network) -> String {
     let subject = Subject { file, source: &source, model: &model, bound: &bound, usage: &usage };
     let arch = Arch::named("sm_90a").expect("it is known");
     let grid = Grid { processors: arch.processors, batch, wanted: Wanted::Fastest };
-    let candidates = stages::cuda_candidates(&subject, grid, &Device::new(arch, batch)).expect("sizes");
+    let candidates =
+        stages::cuda_candidates(&subject, grid, &Device::new(arch, batch).for_steps(steps)).expect("sizes");
     let route = candidates.choose(Wish::default()).expect("anything will do");
     let cells = route.directions.each_ref().map(|d| {
         let sequences = d.sequences.as_ref().map_or("—".to_owned(), |us| format!("{us:.1}"));

@@ -117,6 +117,7 @@ pub fn bench(spec: &Spec, job: &Job) -> Result<Report, Error> {
     let options = EngineOptions {
         input_bars: job.input_bars,
         batch: job.batch,
+        steps: job.steps,
         tier: job.tier,
         ..EngineOptions::default()
     };

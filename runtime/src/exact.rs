@@ -118,7 +118,7 @@ fn compute(
     dtype: Dtype,
 ) -> Result<Results, Error> {
     let text = Text { file: &spec.path, source: &spec.source };
-    let options = EngineOptions { batch: job.rows, tier, ..EngineOptions::default() };
+    let options = EngineOptions { batch: job.rows, steps: job.steps, tier, ..EngineOptions::default() };
     let engine = Engine::of_text(Arc::clone(model), sizes.clone(), backend, &options, text)?;
     need(&engine, job).check(available())?;
     match (backend, dtype) {

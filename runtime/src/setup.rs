@@ -59,6 +59,7 @@ pub fn trainer_on(spec: Spec, recipe: Recipe, machine: Machine, mode: Mode) -> R
         teams,
         chaining,
         batch,
+        steps: longest(&recipe),
         tier,
         one_by_one: one_by_one(&recipe) || mode == Mode::Infer,
         ..EngineOptions::default()
@@ -116,14 +117,15 @@ pub fn mapped(spec: &Spec, recipe: &Recipe, tier: Tier) -> Result<Mapped, Error>
     let (model, _, _) = in_form(&spec.model, &sizes, recipe, Backend::CRANELIFT)?;
     let (bound, batch) = (bound(&spec.model, &sizes), recipe.schedule.batch);
     let (file, source) = (spec.path.clone(), spec.source.clone());
-    let wish = tier.wish(one_by_one(recipe));
+    let (wish, steps) = (tier.wish(one_by_one(recipe)), longest(recipe));
     Ok(Box::new(move |arch| {
         let threads = 1;
         let usage =
             Use { batch, steps: 1, threads, tapes: Tapes::PerThread, checkpoint_every: None, memory: None };
         let subject = Subject { file: &file, source: &source, model: &model, bound: &bound, usage: &usage };
         let grid = Grid { processors: arch.processors, batch, wanted: Wanted::Fastest };
-        let candidates = stages::cuda_candidates(&subject, grid, &cuda::Device::new(*arch, batch)).ok()?;
+        let device = cuda::Device::new(*arch, batch).for_steps(steps);
+        let candidates = stages::cuda_candidates(&subject, grid, &device).ok()?;
         // What cannot be had is said when it is taken.
         let route = candidates.choose(wish).or_else(|_| candidates.choose(cuda::Wish::default())).ok()?;
         Some(route.directions.map(|d| d.microseconds()))

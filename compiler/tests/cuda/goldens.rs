@@ -25,7 +25,7 @@ fn text(name: &str) -> String {
 fn whole(name: &str, cluster: usize) -> String {
     let (text, model, bound) = spec(name);
     let arch = Arch::named("sm_90a").expect("it is known");
-    let device = Device { arch, batch: 2, wanted: Some((cluster, 64)), replay: Replay::Cheapest };
+    let device = Device { arch, batch: 2, steps: 0, wanted: Some((cluster, 64)), replay: Replay::Cheapest };
     let (source, _) = sequences(&text, &model, &bound, &device).expect("it fits");
     let all = without_lines(&source.text);
     let start = all.find("// All steps of a stretch").expect("the first of two kernels");

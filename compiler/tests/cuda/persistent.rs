@@ -18,6 +18,7 @@ fn on(wanted: Option<Mapping>) -> cuda::Device {
     cuda::Device {
         arch: Arch::named("sm_90a").expect("it is known"),
         batch: 2,
+        steps: 0,
         wanted,
         replay: Replay::Cheapest,
     }
@@ -95,7 +96,8 @@ fn it_does_not_matter_where_matrices_lie() {
     {
         let model = Arc::new(model);
         for (arch, wanted) in [(roomy, (1, 256)), (roomy, (1, 64)), (small, (1, 64)), (small, (2, 32))] {
-            let device = cuda::Device { arch, batch: 2, wanted: Some(wanted), replay: Replay::Cheapest };
+            let device =
+                cuda::Device { arch, batch: 2, steps: 0, wanted: Some(wanted), replay: Replay::Cheapest };
             let bound = sizes(&model, 58);
             let Ok((source, mapping)) = sequences(&text, &model, &bound, &device) else { continue };
             mapping.iter().for_each(|m| seen.push_str(&m.text(&arch)));

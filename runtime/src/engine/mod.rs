@@ -95,6 +95,8 @@ pub struct EngineOptions {
     pub one_by_one: bool,
     /// Rows of the batches that are expected on a device, for which it shares out its work: 0 if that is not known.
     pub batch: usize,
+    /// Steps of their sequences, for the estimates by which [`Tier::Auto`] chooses: 0 if that is not known.
+    pub steps: usize,
     /// How a device shares out the work of a step.
     pub mapping: Wanted,
 }
@@ -110,6 +112,7 @@ impl Default for EngineOptions {
             tier: Tier::Steps,
             one_by_one: false,
             batch: 0,
+            steps: 0,
             mapping: Wanted::Fastest,
         }
     }
@@ -393,7 +396,9 @@ impl Engine {
         let source = compiler::back::cuda::emit_for(&program, &spec, grid);
         let mut code = device::Code::new(device, &source, (model, sizes))?;
         if let Some(steps) = source.choice {
-            code.take_sequences(options.tier.wish(options.one_by_one), (&program, &spec), steps)?;
+            // Who wants checkpoints has no states kept.
+            let length = if options.checkpoint_every.is_some_and(|k| k > 1) { 0 } else { options.steps };
+            code.take_sequences(options.tier.wish(options.one_by_one), (&program, &spec), (steps, length))?;
         }
         let (kind, teams) = (Kind::Device(Arc::new(code)), vec![]);
         let (program, spare) = (source.program, Mutex::new(vec![]));

@@ -73,6 +73,8 @@ pub struct Candidates {
     pub sequences: [Result<Mapping, Refusal>; 2],
     /// Numbers of all matrix states of a row.
     pub states: usize,
+    /// Whether single steps find the states of every step kept ([`Device::keeps`](super::Device::keeps)).
+    pub keeps: bool,
 }
 
 /// Why a direction goes as it does.
@@ -118,7 +120,10 @@ impl Candidates {
     /// # Errors
     /// If a sequence is asked for and cannot be had.
     pub fn choose(&self, wish: Wish) -> Result<Route, Refusal> {
-        Ok(Route { directions: [self.direction(wish, false)?, self.direction(wish, true)?] })
+        let backward = self.direction(wish, true, self.keeps)?;
+        // Kernels of whole sequences go back from checkpoints.
+        let forward = self.direction(wish, false, self.keeps && backward.tier == Tier::Steps)?;
+        Ok(Route { directions: [forward, backward] })
     }
 
     /// The mappings of the directions that take sequences.
@@ -130,18 +135,21 @@ impl Candidates {
         [of(0), of(1)]
     }
 
-    /// Microseconds of a step of the batch by single steps, with what checkpoints take.
-    fn by_steps(&self, is_backward: bool) -> f64 {
+    /// Microseconds of a step of the batch by single steps, with what checkpoints and replay take.
+    fn by_steps(&self, is_backward: bool, keeps: bool) -> f64 {
         let [forward, replay, backward] = self.steps.times;
+        if keeps {
+            return if is_backward { backward } else { forward };
+        }
         let numbers = (self.states * self.steps.grid.batch) as f64;
         let copy = if 0.0 < numbers { LAUNCH + 8.0 * numbers / MEMORY } else { 0.0 };
         copy / CHECKPOINT_EVERY as f64 + if is_backward { replay + backward } else { forward }
     }
 
-    fn direction(&self, wish: Wish, is_backward: bool) -> Result<Direction, Refusal> {
+    fn direction(&self, wish: Wish, is_backward: bool, keeps: bool) -> Result<Direction, Refusal> {
         let which = usize::from(is_backward);
         let mapped = &self.sequences[which];
-        let steps = self.by_steps(is_backward);
+        let steps = self.by_steps(is_backward, keeps);
         let sequences = mapped.as_ref().map(Mapping::microseconds).map_err(Clone::clone);
         let one_by_one = wish.one_by_one && !is_backward;
         let (tier, reason) = match (wish.tiers.map(|t| t[which]), &sequences) {

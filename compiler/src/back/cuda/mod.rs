@@ -196,6 +196,7 @@ pub fn candidates(program: &Program, spec: &Spec<'_>, grid: Grid, device: &Devic
         steps: map_steps(program, spec, grid),
         sequences: map_sequences(program, spec, device),
         states: program.matrices_len,
+        keeps: device.keeps(program.matrices_len),
     }
 }
 

@@ -305,7 +305,7 @@ impl Code {
     }
 
     /// Takes kernels of whole sequences, as far as they are wished for and can be had, beside single steps that
-    /// are mapped so.
+    /// are mapped so, in sequences of so many steps if that is known.
     ///
     /// # Errors
     /// If they are demanded and cannot be had; if the device fails.
@@ -313,7 +313,7 @@ impl Code {
         &mut self,
         wish: Wish,
         of: (&Program, &Spec<'_>),
-        steps: Choice,
+        steps: (Choice, usize),
     ) -> Result<(), Fault> {
         let (whole, route) = sequences::choose(&self.device, wish, of, steps)?;
         (self.whole, self.route) = (whole, Some(route));

@@ -200,10 +200,11 @@ pub(super) fn arch(device: &Arc<dyn Device>) -> Result<Arch, Fault> {
         device.unload(module);
         asked?;
     }
-    Ok(Arch::of(&about.architecture, about.multiprocessors, about.shared, resident))
+    Ok(Arch::of(&about.architecture, about.multiprocessors, about.shared, device.memory()?.total, resident))
 }
 
-/// Decides which kernels run a batch whose single steps are mapped so; those of whole sequences are loaded.
+/// Decides which kernels run a batch whose single steps are mapped so, in sequences of so many steps if that is known;
+/// those of whole sequences are loaded.
 ///
 /// # Errors
 /// If sequences are demanded and cannot be had, with the reason; if the device fails.
@@ -211,17 +212,23 @@ pub(super) fn choose(
     device: &Arc<dyn Device>,
     wish: Wish,
     of: (&Program, &Spec<'_>),
-    steps: Choice,
+    (steps, length): (Choice, usize),
 ) -> Result<(Option<Whole>, Route), Fault> {
     let (program, spec) = of;
+    let target = cuda::Device::new(arch(device)?, steps.grid.batch).for_steps(length);
     let sequences = match wish.tiers {
         // Nobody asks the device for what is not wanted.
         Some([cuda::Tier::Steps, cuda::Tier::Steps]) => {
             [(); 2].map(|()| Err(Refusal("it was not asked for".to_owned())))
         }
-        _ => cuda::map_sequences(program, spec, &cuda::Device::new(arch(device)?, steps.grid.batch)),
+        _ => cuda::map_sequences(program, spec, &target),
     };
-    let mut candidates = Candidates { steps, sequences, states: program.matrices_len };
+    let mut candidates = Candidates {
+        steps,
+        sequences,
+        states: program.matrices_len,
+        keeps: target.keeps(program.matrices_len),
+    };
     loop {
         let route = candidates.choose(wish).map_err(|why| unmapped(spec, &why))?;
         let mapping = candidates.taken(&route);

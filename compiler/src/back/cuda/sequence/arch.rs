@@ -3,6 +3,8 @@
 //! The table is for plans without a device. Whoever has one asks it ([`Arch::of`]), so that plan and launch go
 //! through the same solver with the numbers that they have.
 
+use super::super::slabs::KEPT;
+
 /// The numbers of blocks that a cluster can have. More than eight are more than every device of an architecture with
 /// clusters has: a kernel must say that it takes them, and its device is asked.
 pub const CLUSTERS: [usize; 5] = [1, 2, 4, 8, 16];
@@ -16,6 +18,8 @@ pub struct Arch {
     pub processors: usize,
     /// Bytes of shared memory that a block can have.
     pub shared: usize,
+    /// Bytes of its memory.
+    pub memory: u64,
     /// Clusters that run at the same time, by [`CLUSTERS`], when each block has a multiprocessor of its own; none
     /// where a cluster cannot have so many blocks.
     pub resident: [usize; CLUSTERS.len()],
@@ -26,9 +30,21 @@ impl Arch {
     /// depends on how its multiprocessors are grouped (by 16 or 18, where all of a cluster lie in one group), and a
     /// device is asked.
     pub const ALL: [Arch; 3] = [
-        Arch { name: "sm_80", processors: 108, shared: 166_912, resident: [108, 0, 0, 0, 0] },
-        Arch { name: "sm_86", processors: 84, shared: 101_376, resident: [84, 0, 0, 0, 0] },
-        Arch { name: "sm_90a", processors: 132, shared: 232_448, resident: [132, 66, 33, 16, 8] },
+        Arch {
+            name: "sm_80",
+            processors: 108,
+            shared: 166_912,
+            memory: 80 << 30,
+            resident: [108, 0, 0, 0, 0],
+        },
+        Arch { name: "sm_86", processors: 84, shared: 101_376, memory: 24 << 30, resident: [84, 0, 0, 0, 0] },
+        Arch {
+            name: "sm_90a",
+            processors: 132,
+            shared: 232_448,
+            memory: 80 << 30,
+            resident: [132, 66, 33, 16, 8],
+        },
     ];
 
     /// The device with a name.
@@ -41,10 +57,11 @@ impl Arch {
         architecture: &str,
         processors: usize,
         shared: usize,
+        memory: u64,
         resident: [usize; CLUSTERS.len()],
     ) -> Arch {
         let known = Arch::ALL.into_iter().find(|a| a.name.trim_end_matches('a') == architecture);
-        Arch { name: known.map_or("this device", |a| a.name), processors, shared, resident }
+        Arch { name: known.map_or("this device", |a| a.name), processors, shared, memory, resident }
     }
 
     /// How many clusters of so many blocks run at the same time.
@@ -60,6 +77,8 @@ pub struct Device {
     pub arch: Arch,
     /// Rows of the batch.
     pub batch: usize,
+    /// Steps of a sequence whose matrix states may all be kept for the way back; 0 if that is not known, or not wanted.
+    pub steps: usize,
     /// Blocks of a cluster and threads of a block; the best if none.
     pub wanted: Option<(usize, usize)>,
     /// How states come back going backward.
@@ -69,7 +88,21 @@ pub struct Device {
 impl Device {
     /// The best mapping of so many rows to a kind of device.
     pub fn new(arch: Arch, batch: usize) -> Device {
-        Device { arch, batch, wanted: None, replay: Replay::Cheapest }
+        Device { arch, batch, steps: 0, wanted: None, replay: Replay::Cheapest }
+    }
+
+    /// The same for sequences of so many steps.
+    pub fn for_steps(self, steps: usize) -> Device {
+        Device { steps, ..self }
+    }
+
+    /// Whether it can be expected to have room for all matrix states of a sequence, `states` numbers per row, so that
+    /// single steps need neither checkpoints nor replay. What else lies in its memory is not known here, and has no part
+    /// in it: what follows is the same in every run.
+    pub fn keeps(&self, states: usize) -> bool {
+        let bytes =
+            4 * (states as u64).saturating_mul(self.batch as u64).saturating_mul(self.steps as u64 + 1);
+        0 < self.steps && bytes <= self.arch.memory / KEPT
     }
 }
 
