@@ -138,8 +138,11 @@ def training():
     source = ROOT / "runtime/src"
     folder = source / "engine/device/training"
     shared = (folder / "training.cuh").read_text()
-    for world in sorted((source / "task").glob("*.cu")):
-        yield f"episodes of {world.stem}", shared + world.read_text() + (folder / "episode.cu").read_text()
+    for world in sorted((source / "task").rglob("*.cu")):
+        text = world.read_text()
+        # Worlds whose inputs are known before the network has run show them; others answer actions.
+        kind = "known.cu" if "world_shown(" in text else "episode.cu"
+        yield f"episodes of {world.stem}", shared + text + (folder / kind).read_text()
     yield "descent", shared + (folder / "descent.cu").read_text()
     yield "moves", (source / "engine/device/moves.cu").read_text()
 
@@ -174,7 +177,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--tier", action="append")
     parser.add_argument("--training", action="store_true", help="only the kernels of training, of which no spec is part")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     nvrtc = library()
     architectures = arguments.arch or ["sm_80", "sm_90a"]
     # Those of training belong to all specs together.

@@ -8,8 +8,8 @@
 //! # What is compared
 //!
 //! Microseconds of a step of the batch: of single steps as [`super::slabs::solver`] estimates them, forward, and
-//! replay with backward; of sequences as `sequence::cost` does, at the clock of an H100. Both know the same device:
-//! bytes per second, latencies and what sums over vectors take are the same constants. To both come the checkpoints: a
+//! replay with backward unless the states of every step will be kept ([`Device::keeps`](super::Device::keeps)); of sequences as `sequence::cost` does, at the clock of an H100. Both know the same device:
+//! bytes per second, latencies and what sums over vectors take are the same constants. To both come the checkpoints, where there are any: a
 //! sequence writes them as it goes (its estimate says so), between single steps they are copied there and back, a
 //! launch and eight bytes for each number of the states. One every eighth step is counted, which is what sequences
 //! that rebuild states on the chip want; others use more distant ones, the square root of the steps, and
@@ -18,14 +18,15 @@
 //!
 //! All of this is arithmetic on data sheets; nothing has been measured. Beside hand calculation for designs that
 //! were tuned further than these kernels (one launch per step and direction and no replay; messages in the place of barriers), both come out
-//! higher, by about as much, so that neither is favoured: retroactive, N = 128, batch 32, 31 µs of single steps
-//! against 8 to 10, 4.7 µs of sequences against 2.1; N = 256, batch 64, 115 against 56, and 37 against 9.6.
+//! higher, by about as much, so that neither is favoured: retroactive, N = 128, batch 32, 25 µs of single steps
+//! against 8 to 10, 4.7 µs of sequences against 2.1; N = 256, batch 64, 87 against 56, and 37 against 9.6.
 //! One published measurement on an H100 is near: an LSTM of 768 cells, batch 16, step by step in single precision (Haste, in the
 //! figures of FlashRNN, arXiv 2412.07752), 18 µs forward and 43 with backward; of single steps 20 and 59 are estimated.
 //!
 //! # What it must not know
 //!
-//! Memory: the tape of either way is planned before anything is allocated, and refused if there is too little. Who
+//! How much memory is free: whether states can be expected to be kept follows from a device's whole memory, so that every
+//! run takes the same kernels. The tape of either way is planned before anything is allocated, and refused if there is too little. Who
 //! asks: `bpmc plan` and the engine go through [`Candidates::choose`] alike.
 
 use super::sequence::{CHECKPOINT_EVERY, Mapping, Refusal};
