@@ -121,10 +121,10 @@ impl Candidates {
     /// # Errors
     /// If a sequence is asked for and cannot be had.
     pub fn choose(&self, wish: Wish) -> Result<Route, Refusal> {
-        let backward = self.direction(wish, true, self.keeps)?;
+        let backward = self.direction(wish, true, self.keeps);
         // Kernels of whole sequences go back from checkpoints.
-        let forward = self.direction(wish, false, self.keeps && backward.tier == Tier::Steps)?;
-        Ok(Route { directions: [forward, backward] })
+        let keeps = self.keeps && backward.as_ref().is_ok_and(|d| d.tier == Tier::Steps);
+        Ok(Route { directions: [self.direction(wish, false, keeps)?, backward?] })
     }
 
     /// The mappings of the directions that take sequences.

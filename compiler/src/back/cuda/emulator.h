@@ -367,6 +367,7 @@ static inline float *dynamic_shared() {
 static inline float *of_block(float *own, int rank) { return emulator::in_block(own, rank); }
 static inline void copy_ahead(float *to, const float *from) { emulator::begin_copy(to, from); }
 static inline void pause() {}
+static inline int this_thread() { return (int)threadIdx.x; }
 static inline void wait_for_copies() { emulator::finish_copies(); }
 
 static inline float __shfl_sync(unsigned mask, float value, unsigned lane) {

@@ -28,6 +28,14 @@ pub(super) struct Kernel<'k> {
     pub(super) bundle: Bundle,
 }
 
+impl Kernel<'_> {
+    /// The number of a thread at the beginning of a nest. In a loop over time it is read anew, so that nothing that
+    /// follows from it is held in registers.
+    fn thread(&self) -> &'static str {
+        if self.homes.is_some() { "this_thread()" } else { "threadIdx.x" }
+    }
+}
+
 /// What a thread takes at a time, beside one element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bundle {
@@ -161,9 +169,10 @@ impl Writer<'_> {
 
     /// A loop of every thread over its columns, without barriers.
     fn column_loop(&mut self, n: usize) {
+        let thread = self.kernel.thread();
         match n > self.kernel.threads {
-            true => self.text.open(&format!("for (int j = threadIdx.x; j < {n}; j += THREADS) {{")),
-            false => self.text.open(&format!("if (const int j = threadIdx.x; j < {n}) {{")),
+            true => self.text.open(&format!("for (int j = {thread}; j < {n}; j += THREADS) {{")),
+            false => self.text.open(&format!("if (const int j = {thread}; j < {n}) {{")),
         }
     }
 
@@ -174,7 +183,7 @@ impl Writer<'_> {
             false => self.text.open("{"),
         }
         let first = if n > self.kernel.threads { "first + " } else { "" };
-        self.text.line(&format!("const int j = {first}threadIdx.x;"));
+        self.text.line(&format!("const int j = {first}{};", self.kernel.thread()));
     }
 
     // ---------------------------------------------------------------- matrices
@@ -426,9 +435,10 @@ impl Writer<'_> {
     }
 
     fn keep_terms(&mut self, terms: &[Term], row: &str) {
+        let thread = self.kernel.thread();
         for term in terms {
             let v = self.values.text(term.value).to_owned();
-            self.text.line(&format!("{}[{row}threadIdx.x] = {v};", term.name));
+            self.text.line(&format!("{}[{row}{thread}] = {v};", term.name));
         }
     }
 
@@ -439,29 +449,31 @@ impl Writer<'_> {
 
     /// Lanes behind the last column add zero.
     fn clear_padding(&mut self, n: usize, terms: &[Term]) {
+        let thread = self.kernel.thread();
         if n.is_multiple_of(LANES) {
             return;
         }
         self.text.open(&format!("if (j >= {n} && j < {}) {{", padded(n)));
         for term in terms {
             let value = if term.is_max { "-infinity()" } else { "0.0f" };
-            self.text.line(&format!("{}[threadIdx.x] = {value};", term.name));
+            self.text.line(&format!("{}[{thread}] = {value};", term.name));
         }
         self.text.close();
     }
 
     fn clear_padding_of_rows(&mut self, post: usize, rows: usize, terms: &[Term]) {
+        let thread = self.kernel.thread();
         if post.is_multiple_of(LANES) {
             return;
         }
         self.text.open(&format!("if (j >= {post} && j < {}) {{", padded(post)));
         for term in terms.iter().filter(|t| !t.by_row) {
-            self.text.line(&format!("{}[threadIdx.x] = 0.0f;", term.name));
+            self.text.line(&format!("{}[{thread}] = 0.0f;", term.name));
         }
         if terms.iter().any(|t| t.by_row) {
             self.text.open(&format!("for (int r = 0; r < {rows}; ++r) {{"));
             for term in terms.iter().filter(|t| t.by_row) {
-                self.text.line(&format!("{}[r * (THREADS + 8) + threadIdx.x] = 0.0f;", term.name));
+                self.text.line(&format!("{}[r * (THREADS + 8) + {thread}] = 0.0f;", term.name));
             }
             self.text.close();
         }
@@ -486,6 +498,7 @@ impl Writer<'_> {
 
     /// Eight threads add up for each sum.
     fn add_terms(&mut self, n: usize, terms: &[Term], totals: &[(usize, String)]) {
+        let thread = self.kernel.thread();
         let count = match n > self.kernel.threads {
             true => format!("min(THREADS, {} - first)", padded(n)),
             false => padded(n).to_string(),
@@ -500,12 +513,13 @@ impl Writer<'_> {
             let group = group(number, self.kernel.threads);
             self.text.from(
                 self.lines[*k],
-                &format!("if (threadIdx.x / 8 == {group}) {total} = {f}({total}, {operands}, {count});"),
+                &format!("if ({thread} / 8 == {group}) {total} = {f}({total}, {operands}, {count});"),
             );
         }
     }
 
     fn finish_totals(&mut self, totals: &[(usize, String)]) {
+        let thread = self.kernel.thread();
         for (number, (k, total)) in totals.iter().enumerate() {
             let lanes = match self.nest.effects[*k] {
                 Effect::MaxAll(..) => "max_lanes",
@@ -514,7 +528,7 @@ impl Writer<'_> {
             let target = self.target(Access::Scalar(self.nest.effects[*k].place()));
             let first = group(number, self.kernel.threads) * LANES;
             self.text.line(&format!("{total} = {lanes}({total});"));
-            self.text.from(self.lines[*k], &format!("if (threadIdx.x == {first}) {target} = {total};"));
+            self.text.from(self.lines[*k], &format!("if ({thread} == {first}) {target} = {total};"));
         }
     }
 

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 const LONGEST: usize = 64;
 
 /// Words that nests use.
-const LOCAL: [&str; 20] = [
+const LOCAL: [&str; 22] = [
     "slab",
     "column",
     "stretch",
@@ -34,6 +34,8 @@ const LOCAL: [&str; 20] = [
     "is_row",
     "shared",
     "threadIdx",
+    "thread",
+    "this_thread",
     "lane_row",
     "own_column",
     "row_group",

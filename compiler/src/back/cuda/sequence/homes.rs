@@ -128,7 +128,7 @@ impl Homes {
             return match &held.home {
                 Home::Registers(name) => Some(format!("{name}[r]")),
                 Home::Shared(_) => {
-                    Some(format!("held[held_at::{} + r * {} + threadIdx.x]", held.word, held.shape.threads()))
+                    Some(format!("held[held_at::{} + r * {} + thread]", held.word, held.shape.threads()))
                 }
                 Home::Memory => None,
                 Home::Local(name) => Some(format!("{name}[lane_row]")),

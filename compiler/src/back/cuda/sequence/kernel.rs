@@ -148,7 +148,7 @@ impl Writer<'_> {
     pub(super) fn own(held: &Held) -> String {
         match &held.home {
             Home::Registers(name) => format!("{name}[r]"),
-            _ => format!("held[held_at::{} + r * {} + threadIdx.x]", held.word, held.shape.threads()),
+            _ => format!("held[held_at::{} + r * {} + thread]", held.word, held.shape.threads()),
         }
     }
 
@@ -157,19 +157,20 @@ impl Writer<'_> {
         let Shape { post, pre, columns, groups, rows } = held.shape;
         self.text.open("{");
         let first = if self.homes.cluster > 1 { format!("rank * {columns} + ") } else { String::new() };
-        self.line(&format!("const int j = {first}threadIdx.x % {columns};"));
+        self.line("const int thread = this_thread();");
+        self.line(&format!("const int j = {first}thread % {columns};"));
         if matches!(held.home, Home::Registers(_)) {
             self.line("#pragma unroll");
         }
         self.text.open(&format!("for (int r = 0; r < {rows}; ++r) {{"));
-        self.line(&format!("const int i = r * {groups} + threadIdx.x / {columns};"));
-        let is_here = format!("threadIdx.x / {columns} < {groups} && i < {pre} && j < {post}");
+        self.line(&format!("const int i = r * {groups} + thread / {columns};"));
+        let is_here = format!("thread / {columns} < {groups} && i < {pre} && j < {post}");
         match is_write {
             true => self.line(&format!("if ({is_here}) {statement}")),
             false => {
                 self.line(&format!("const bool is_here = {is_here};"));
                 let own = match held.home {
-                    Home::Shared(_) => format!("if (threadIdx.x < {}) {statement}", held.shape.threads()),
+                    Home::Shared(_) => format!("if (thread < {}) {statement}", held.shape.threads()),
                     _ => statement.to_owned(),
                 };
                 self.line(&own);

@@ -113,7 +113,7 @@ impl Writer<'_> {
         self.line(&format!("float {};", arrays.join(", ")));
         let in_slot = |slot: &str, k: usize| {
             let first = at + k * shape.len();
-            format!("slots[{slot} * {slot_len} + {first} + r * {} + threadIdx.x]", shape.threads())
+            format!("slots[{slot} * {slot_len} + {first} + r * {} + thread]", shape.threads())
         };
         // From where the walk begins.
         if 0 < slots {

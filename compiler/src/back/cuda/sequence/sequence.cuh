@@ -46,6 +46,13 @@ __device__ static inline void copy_ahead(float *to, const float *from) {
 // What stands behind it reads memory no earlier: in a loop that is unrolled, a bound on the registers that
 // reads ahead would take.
 __device__ static inline void pause() { __syncwarp(); }
+// The number of this thread, of which the compiler does not know that it stays the same: what follows from it (places,
+// conditions) is computed where it is needed. Known, it would be computed before the loop over time and held in registers.
+__device__ static inline int this_thread() {
+  int number;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+  return number;
+}
 // This thread's copies have arrived.
 __device__ static inline void wait_for_copies() {
   asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");

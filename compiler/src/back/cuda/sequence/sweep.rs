@@ -127,7 +127,7 @@ impl Sweep<'_> {
         self.writer.text.close();
         // Eight lanes have a row each.
         let lanes = self.shape.columns.min(32);
-        self.line(&format!("const int r = top + threadIdx.x % 8, i = r * {groups} + row_group;"));
+        self.line(&format!("const int r = top + thread % 8, i = r * {groups} + row_group;"));
         let guard = self.guard(&format!("own_column % {lanes} < 8 && r < {rows} && "));
         let start = self.rows_start();
         let warps = self.shape.column_warps();
@@ -188,9 +188,9 @@ impl Sweep<'_> {
                 self.line(&format!("{sum} = {sum} + __shfl_xor_sync(0xffffffffu, {sum}, {step});"));
             }
             if parts > 1 {
-                let part = if columns < 32 { "threadIdx.x / 32" } else { "row_group" };
+                let part = if columns < 32 { "thread / 32" } else { "row_group" };
                 let guard = match (columns < 32, self.shape.threads() != self.homes.threads) {
-                    (true, _) => format!("if (threadIdx.x % 32 < {columns}) "),
+                    (true, _) => format!("if (thread % 32 < {columns}) "),
                     (false, true) => format!("if (row_group < {}) ", self.shape.groups),
                     (false, false) => String::new(),
                 };
@@ -210,7 +210,7 @@ impl Sweep<'_> {
             return;
         }
         let columns = self.shape.columns;
-        self.writer.text.open(&format!("if (threadIdx.x < {columns} && is_column) {{"));
+        self.writer.text.open(&format!("if (thread < {columns} && is_column) {{"));
         for (number, (k, sum)) in self.columns.clone().into_iter().enumerate() {
             let at = number * parts * columns;
             if parts > 1 {
@@ -240,7 +240,7 @@ impl Sweep<'_> {
         }
         let (pre, warps, start) = (self.shape.pre, self.shape.column_warps(), self.rows_start());
         let cluster = self.homes.cluster;
-        self.writer.text.open(&format!("for (int i = threadIdx.x; i < {pre}; i += THREADS) {{"));
+        self.writer.text.open(&format!("for (int i = thread; i < {pre}; i += THREADS) {{"));
         for (number, (k, _)) in self.rows.clone().into_iter().enumerate() {
             let at = start + number * warps * pre;
             let total = format!("total_{number}");
@@ -272,7 +272,7 @@ impl Sweep<'_> {
     fn finish_ranks(&mut self) {
         let (pre, cluster) = (self.shape.pre, self.homes.cluster);
         self.line("cluster_barrier();");
-        self.writer.text.open(&format!("for (int i = threadIdx.x; i < {pre}; i += THREADS) {{"));
+        self.writer.text.open(&format!("for (int i = thread; i < {pre}; i += THREADS) {{"));
         for (number, (k, _)) in self.rows.clone().into_iter().enumerate() {
             let (part, total) = (number * cluster * pre, format!("total_{number}"));
             self.line(&format!("float {total} = ranks[{part} + i];"));
@@ -291,7 +291,7 @@ impl Sweep<'_> {
 pub(super) fn who(text: &mut Text, shape: Shape, cluster: usize) {
     let Shape { post, columns, .. } = shape;
     text.line(&format!(
-        "const int own_column = threadIdx.x % {columns}, row_group = threadIdx.x / {columns};"
+        "const int thread = this_thread(), own_column = thread % {columns}, row_group = thread / {columns};"
     ));
     let first = if cluster > 1 { format!("rank * {columns} + ") } else { String::new() };
     text.line(&format!("const bool is_column = {first}own_column < {post};"));
