@@ -49,7 +49,7 @@ const PER_STREAM: usize = 6;
 /// More where some threads have no elements.
 const PER_IDLE: usize = 8;
 /// More for each further shape of matrices: elements are shared out in another way.
-const PER_SHAPE: usize = 14;
+const PER_SHAPE: usize = 16;
 /// Of what is held: hundredths that it takes, with copies.
 const PER_HELD: usize = 112;
 /// Rows of a thread whose loops are unrolled, at most.
